@@ -1,0 +1,61 @@
+"""What `make run` serves: `app`, a Streams made from settings in the environment.
+
+Each option of Streams is a variable, STREAMS_ and its name in capitals: an empty one is None,
+lists have commas. STREAMS_SOURCES are import strings. What cannot be is one line at start.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.config import Config
+from uvicorn.importer import ImportFromStringError, import_from_string
+
+from streams import Policy, Source, Streams
+
+BUILT_IN = ["streams.sources:counter", "streams.sources:tokens", "streams.sources:clock"]
+
+OPTIONS: dict[str, Any] = {
+    **{field.name: field.type for field in msgspec.structs.fields(Policy)},
+    "max_runs": int,
+    "max_bytes": int,
+    "max_body": int,
+    "origins": list[str],
+    "page": bool,
+    "sources": list[str],
+}
+
+
+def options(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The options of Streams that the environment sets. Raises SystemExit naming a wrong one."""
+    config = Config(environ=environ, env_prefix="STREAMS_")
+    given: dict[str, Any] = {}
+    for name, type_ in OPTIONS.items():
+        text = config(name.upper(), default=None)
+        if text is not None:
+            given[name] = _parsed(name, text, type_)
+    given["sources"] = [_imported(name) for name in given.get("sources", BUILT_IN)]
+    return given
+
+
+def _parsed(name: str, text: str, type_: Any) -> Any:
+    has_commas = getattr(type_, "__origin__", None) in (list, tuple)
+    value = [part.strip() for part in text.split(",") if part.strip()] if has_commas else text
+    try:
+        return msgspec.convert(value or None, type_, strict=False)
+    except msgspec.ValidationError as error:
+        raise SystemExit(f"STREAMS_{name.upper()}={text!r} cannot be: {error}") from None
+
+
+def _imported(name: str) -> Source:
+    try:
+        source = import_from_string(name)
+    except ImportFromStringError as error:
+        raise SystemExit(f"STREAMS_SOURCES: {error}") from None
+    if not isinstance(source, Source):
+        raise SystemExit(f"STREAMS_SOURCES: {name} is not a source: decorate it with @source")
+    return source
+
+
+app = Streams(**options(os.environ))

@@ -1,0 +1,9 @@
+"""Write an async generator; get an HTTP endpoint that streams it, correctly, to anything."""
+
+from streams.asgi import Streams
+from streams.errors import StreamError
+from streams.event import Event
+from streams.log import EventLog, MemoryLog
+from streams.source import Policy, Source, source
+
+__all__ = ["Event", "EventLog", "MemoryLog", "Policy", "Source", "StreamError", "Streams", "source"]

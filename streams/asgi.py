@@ -1,0 +1,425 @@
+"""Streams, the mountable ASGI app: a thin route table over runs.
+
+The law of this file: all that comes from outside is checked here, and every refusal is a problem
+response (RFC 9457) that says what to do; nothing here knows how events are kept or written.
+"""
+
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import lru_cache, partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Mount, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from streams.errors import (
+    BodyTooLarge,
+    CrossSite,
+    NotAcceptable,
+    StoreFull,
+    StreamError,
+    UnknownSource,
+    UnsupportedMediaType,
+)
+from streams.event import encode_json
+from streams.log import EventLog, MemoryLog, RunLog
+from streams.response import EventStreamResponse, event_stream_headers, gap_frame
+from streams.run import EventId, Opener, Place, Runs
+from streams.source import EVENT_ID_PARAMETERS, Policy, Source, iterate
+
+PAGE = Path(__file__).parent / "page"
+
+EVENT_STREAM = "text/event-stream"
+JSON = "application/json"
+
+
+class Streams:
+    """Serves sources as event streams; an ASGI app of its own, or mounted in another.
+
+    `log` keeps the runs (default: a MemoryLog of `max_runs` runs and `max_bytes` bytes). Pages
+    of `origins` ("*": all) may start runs from another site, with CORS. `max_body` limits a POST
+    body, in bytes. `page` serves the playground at the root. Other keywords are the policy for
+    all sources: see Policy. Raises TypeError for a source or policy that cannot be.
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[Source] = (),
+        *,
+        log: EventLog | None = None,
+        max_runs: int = 10_000,
+        max_bytes: int = 256 * 2**20,
+        max_body: int = 2**20,
+        origins: Sequence[str] = (),
+        page: bool = True,
+        **policy: Any,
+    ) -> None:
+        self.sources: dict[str, Source] = {}
+        for source in sources:
+            if not isinstance(source, Source):
+                raise TypeError(f"{source!r} is not a source: decorate it with @source")
+            if source.name in self.sources:
+                raise TypeError(f"two sources are named {source.name!r}")
+            self.sources[source.name] = source
+        self.policy = Policy().but(policy)
+        self._policies = {s.name: self.policy.but(s.policy) for s in self.sources.values()}
+        self.log = log or MemoryLog(max_runs=max_runs, max_bytes=max_bytes)
+        self.runs = Runs(self.log)
+        self._max_body = max_body
+        self._origins = frozenset(origins)
+        routes = [
+            Route("/streams", self._list),
+            Route("/streams/{source}", self._stream, methods=["GET", "POST"]),
+            Route("/runs/{run}", self._run, methods=["GET", "DELETE"]),
+            Route("/health", self._health),
+        ]
+        if page:
+            routes += [Route("/", _page), Route("/page/{file}", _page)]
+        self._router = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
+        self._app: ASGIApp = self._answer_http
+        if origins:
+            self._app = CORSMiddleware(
+                self._app,
+                allow_origins=list(origins),
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["Content-Type", "Last-Event-ID"],
+                allow_credentials=True,
+                expose_headers=["Content-Location", "Retry-After"],
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app if scope["type"] == "http" else self._router
+        await app(scope, receive, send)
+
+    async def _answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope = {"app": self, **scope}
+        root = scope.get("root_path", "").rstrip("/")
+        path = scope["path"].rstrip("/")  # /streams/x/ is /streams/x: a redirect would lead
+        scope["path"] = f"{root}/" if path in ("", root) else path  # out of some mounts
+        try:
+            await self._router(scope, receive, send)
+        except StreamError as error:
+            await problem(error)(scope, receive, send)
+        except HTTPException as error:
+            headers = dict(error.headers or {})
+            detail = f"there is nothing at {scope['path']!r}"
+            if allowed := headers.get("Allow"):
+                detail = f"{scope['method']} does not work here, {allowed} do"
+            refusal = StreamError(detail, status=error.status_code)
+            await problem(refusal, headers)(scope, receive, send)
+
+    def response(
+        self,
+        request: Request,
+        events: AsyncIterable[Any] | Iterable[Any],
+        *,
+        name: str | None = None,
+        **policy: Any,
+    ) -> Response:
+        """A response, for an endpoint of your own, that streams what `events` yields.
+
+        On a reconnect the run that it started goes on, and `events` is closed unstarted. `name`
+        (default: the generator's) is the source's name; a run resumes only under the same one.
+        Other keywords are exceptions from the policy. Raises TypeError for what is no iterable.
+        """
+        if name is None:
+            name = re.sub(r"\W", "", getattr(events, "__name__", type(events).__name__))
+        changed = self.policy.but(policy) if policy else self.policy
+        return _Response(self, request, name, events, changed)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+        yield
+        await self.runs.aclose()
+
+    async def _list(self, request: Request) -> Response:
+        return _json(
+            {
+                "sources": [
+                    {
+                        "name": source.name,
+                        "description": source.description,
+                        "parameters": source.schema,
+                        "shared": source.shared,
+                        "restartable": source.restartable,
+                        "url": f"{_base(request)}/streams/{source.name}",
+                    }
+                    for source in self.sources.values()
+                ]
+            }
+        )
+
+    async def _health(self, request: Request) -> Response:
+        return _json(self.runs.health())
+
+    async def _stream(self, request: Request) -> Response:
+        name = request.path_params["source"]
+        source = self.sources.get(name)
+        if source is None:
+            known = ", ".join(self.sources)
+            raise UnknownSource(f"there is no source {name!r}; there are: {known}")
+        _check_accepts(request, EVENT_STREAM)
+        if request.method == "POST":
+            arguments = source.from_json(await self._body(request))
+        else:
+            arguments = source.from_query(request.query_params)
+        if request.method == "HEAD":
+            return _head()
+        policy = self._policies[name]
+        opener = partial(source.open, arguments, request)
+        return await self.answer(request, source, policy, opener, arguments, _base(request))
+
+    async def answer(
+        self,
+        request: Request,
+        source: Source,
+        policy: Policy,
+        opener: Opener,
+        arguments: dict[str, Any],
+        base: str | None,
+    ) -> Response:
+        """The stream that a request asks of a source: a new run, a shared one, or one resumed.
+
+        `base` is the path under which /runs is; None if it is nowhere.
+        """
+        last = _last_event_id(request)
+        owner = _identity(request.scope)
+        place: Place | None
+        try:
+            if source.shared and not (last and await self.runs.knows(last.run)):
+                self._check_site(request)
+                place = await self.runs.join(source, policy, opener, arguments)
+                if last:
+                    self.runs.gaps += 1
+                    place = place._replace(head=gap_frame(None) + place.head)
+            elif last:
+                place = await self.runs.resume(last, source, policy, opener, owner)
+            else:
+                self._check_site(request)
+                place = Place(await self.runs.start(source, policy, opener, owner), -1)
+        except StoreFull as error:
+            if _is_event_source(request):
+                return _come_back(error)
+            raise
+        return self._reading(place, policy, base)
+
+    def _reading(self, place: Place | None, policy: Policy, base: str | None) -> Response:
+        if place is None:
+            return Response(status_code=204, headers={"Cache-Control": "no-store"})
+        return EventStreamResponse(self.runs, place, policy, _location(base, place.log))
+
+    async def _run(self, request: Request) -> Response:
+        log = await self.runs.find(request.path_params["run"], _identity(request.scope))
+        if request.method == "DELETE":
+            await self.runs.cancel(log)
+            return Response(status_code=204)
+        if not _accepts(request, EVENT_STREAM) and _accepts(request, JSON):
+            return _json(_state(log))
+        _check_accepts(request, EVENT_STREAM)
+        if request.method == "HEAD":
+            return _head(_location(_base(request), log))
+        policy = self._policies.get(log.info.source, self.policy)
+        place = self.runs.place(log, _last_event_id(request))
+        return self._reading(place, policy, _base(request))
+
+    async def _body(self, request: Request) -> bytes:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self._max_body:
+                raise BodyTooLarge(f"the body has more than {self._max_body} bytes")
+        kind = request.headers.get("content-type", JSON if not body else "nothing")
+        media_type = kind.partition(";")[0].strip().lower()
+        if media_type != JSON and not media_type.endswith("+json"):
+            raise UnsupportedMediaType(f"the body is {kind}: send a JSON object as {JSON}")
+        return bytes(body)
+
+    def _check_site(self, request: Request) -> None:
+        """Opening a stream costs; a page of another site must not do it to a visitor's server."""
+        origin = request.headers.get("origin")
+        if (
+            request.headers.get("sec-fetch-site") == "cross-site"
+            and origin not in self._origins
+            and "*" not in self._origins
+        ):
+            raise CrossSite(f"a page of {origin or 'another site'} may not start runs: see origins")
+
+    def base_in(self, scope: Scope) -> str | None:
+        """The path under which the app of `scope` mounts this; None if it does not."""
+        mounted = _mounted_at(self, getattr(scope.get("app"), "routes", ()))
+        root = scope.get("app_root_path", scope.get("root_path", ""))
+        return None if mounted is None else root + mounted
+
+
+class _Response(Response):
+    """Finds out when it is called, as only then it may wait, what to answer, and answers that."""
+
+    def __init__(
+        self, streams: Streams, request: Request, name: str, events: Any, policy: Policy
+    ) -> None:
+        super().__init__()
+        self._streams = streams
+        self._request = request
+        self._events = events
+        self._iterator = iterate(events)
+        self._source = _unlisted(name)
+        self._policy = policy
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await self._answer()
+        except StreamError as error:
+            response = problem(error)
+        finally:
+            if not self._started:
+                await self._close()
+        await response(scope, receive, send)
+
+    async def _answer(self) -> Response:
+        if self._request.method == "HEAD":
+            return _head()
+        base = self._streams.base_in(self._request.scope)
+        return await self._streams.answer(
+            self._request, self._source, self._policy, self._open, {}, base
+        )
+
+    async def _open(self, after: int) -> AsyncIterator[Any]:
+        self._started = True
+        return self._iterator
+
+    async def _close(self) -> None:
+        if (aclose := getattr(self._events, "aclose", None)) is not None:
+            await aclose()
+        elif (close := getattr(self._events, "close", None)) is not None:
+            close()
+
+
+@lru_cache
+def _unlisted(name: str) -> Source:
+    """What stands for the events given to Streams.response, which opens them itself."""
+
+    async def given() -> None: ...
+
+    return Source(given, name=name)
+
+
+def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
+    for route in routes:
+        if isinstance(route, Mount):
+            if route.app is app:
+                return route.path
+            if (inner := _mounted_at(app, route.routes)) is not None:
+                return route.path + inner
+    return None
+
+
+def _base(request: Request) -> str:
+    return str(request.scope.get("root_path", "")).rstrip("/")
+
+
+def _location(base: str | None, log: RunLog) -> str | None:
+    return None if base is None else f"{base}/runs/{log.info.run}"
+
+
+def problem(error: StreamError, headers: Mapping[str, str] | None = None) -> Response:
+    """An error as application/problem+json (RFC 9457)."""
+    headers = {"Cache-Control": "no-store", **(headers or {})}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    title = HTTPStatus(error.status).phrase
+    body = {"type": "about:blank", "title": title, "status": error.status, "detail": str(error)}
+    return Response(
+        encode_json({**body, **error.members}),
+        status_code=error.status,
+        headers=headers,
+        media_type="application/problem+json",
+    )
+
+
+def _json(value: Any) -> Response:
+    return Response(encode_json(value), media_type=JSON, headers={"Cache-Control": "no-store"})
+
+
+def _head(location: str | None = None) -> Response:
+    response = Response(headers=event_stream_headers(location), media_type=EVENT_STREAM)
+    del response.headers["content-length"]
+    return response
+
+
+async def _page(request: Request) -> Response:
+    files = {path.name: path for path in PAGE.iterdir()}
+    path = files.get(request.path_params.get("file", "index.html"))
+    if path is None:
+        raise StreamError(f"the page has no file {request.path_params['file']!r}", status=404)
+    policy = "default-src 'self'; base-uri 'none'; frame-ancestors 'self'; form-action 'self'"
+    headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}
+    return FileResponse(path, headers=headers)
+
+
+def _state(log: RunLog) -> dict[str, Any]:
+    return {
+        "run": log.info.run,
+        "source": log.info.source,
+        "status": log.status,
+        "started": log.info.started,
+        "first_event": log.first,
+        "last_event": log.last,
+        "readers": log.readers,
+    }
+
+
+def _accepts(request: Request, media_type: str) -> bool:
+    """Whether the Accept header takes a media type (RFC 9110, section 12.5.1)."""
+    kinds = {media_type, media_type.partition("/")[0] + "/*", "*/*"}
+    for range_ in request.headers.get("accept", "*/*").split(","):
+        kind, *parameters = (part.strip().lower() for part in range_.split(";"))
+        refused = any(part.replace(" ", "") in ("q=0", "q=0.0") for part in parameters)
+        if kind in kinds and not refused:
+            return True
+    return False
+
+
+def _check_accepts(request: Request, media_type: str) -> None:
+    if not _accepts(request, media_type):
+        accept = request.headers["accept"]
+        raise NotAcceptable(f"this is {media_type}, which Accept: {accept} leaves out")
+
+
+def _last_event_id(request: Request) -> EventId | None:
+    query = request.query_params
+    given = (query.get(name) for name in EVENT_ID_PARAMETERS)
+    text = request.headers.get("last-event-id") or next(filter(None, given), None)
+    return EventId.parse(text) if text else None
+
+
+def _identity(scope: Scope) -> str | None:
+    """Who the app's authentication says this is; None without one, or for a stranger."""
+    user = scope.get("user")
+    if user is None or not getattr(user, "is_authenticated", False):
+        return None
+    try:
+        return str(user.identity)
+    except (AttributeError, NotImplementedError):
+        return str(user.display_name)
+
+
+def _is_event_source(request: Request) -> bool:
+    """Whether this is an EventSource: the two headers that the specification gives it."""
+    return (
+        request.headers.get("accept") == EVENT_STREAM
+        and request.headers.get("cache-control") == "no-cache"
+    )
+
+
+def _come_back(error: StoreFull) -> Response:
+    """An EventSource gives up for good on any status but 200; an end it answers by coming back."""
+    body = b"retry: %d\n" % (1000 * (error.retry_after or 1))
+    return Response(body, media_type=EVENT_STREAM, headers=event_stream_headers(None))

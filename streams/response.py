@@ -1,0 +1,122 @@
+"""One reader of a run, as an HTTP response.
+
+The law of this file: what goes out is the log's frames, from the reader's place to the end, and
+a reader never sees a hole that is not announced. sse-starlette starts the response, sends the
+heartbeat, and notices a disconnect and the server's shutdown; the frames are written with ASGI's
+`send` from inside its content iterator, many in one write. asgi.py makes these.
+"""
+
+import logging
+import random
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import anyio
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from streams.errors import LostHistory
+from streams.event import encode_json
+from streams.log import Reader
+from streams.run import Place, Runs, start_frame
+from streams.source import Policy
+
+logger = logging.getLogger("streams")
+
+# How long readers get to end their bodies at shutdown; they need one turn of the loop.
+SHUTDOWN_SECONDS = 1.0
+
+
+class Heartbeat(ServerSentEvent):
+    """A comment line with no blank line behind it.
+
+    With one, httpx-sse and fetch-event-source make an empty event of it, and openai's client
+    fails. An event stream's comment needs none (WHATWG HTML, section 9.2.6).
+    """
+
+    def encode(self) -> bytes:
+        return b":\n"
+
+
+class _Shutdown:
+    """Takes the place of sse-starlette's shutdown event: what it sets is a reader's stop()."""
+
+    def __init__(self) -> None:
+        self.reader: Reader | None = None
+
+    def set(self) -> None:
+        if self.reader is not None:
+            self.reader.stop()
+
+
+def event_stream_headers(location: str | None) -> dict[str, str]:
+    """The headers of every event stream; `location` is the URL of its run."""
+    headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+    if location is not None:
+        headers["Content-Location"] = location
+    return headers
+
+
+class EventStreamResponse(EventSourceResponse):
+    """Sends a run's events from `place` to the end, or until the client or the server goes."""
+
+    def __init__(self, runs: Runs, place: Place, policy: Policy, location: str | None) -> None:
+        self._runs = runs
+        self._place = place
+        self._policy = policy
+        self._shutdown = _Shutdown()
+        super().__init__(
+            iter(()),  # see __call__
+            headers=event_stream_headers(location),
+            ping=policy.heartbeat,
+            ping_message_factory=Heartbeat,
+            send_timeout=policy.send_timeout,
+            shutdown_event=cast(anyio.Event, self._shutdown),
+            shutdown_grace_period=SHUTDOWN_SECONDS,
+        )
+        del self.headers["Connection"]  # illegal in HTTP/2 (RFC 9113, section 8.2.2)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body_iterator = self._write(send)
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.warning(
+                "run %s: a reader took nothing for %g s and is disconnected",
+                self._place.log.info.run,
+                self._policy.send_timeout,
+            )
+
+    async def _write(self, send: Send) -> AsyncIterator[Any]:
+        log, after, head = self._place
+        low, high = self._policy.retry
+        head = b"retry: %d\n" % (1000 * random.uniform(low, high)) + head
+        try:
+            await self._read(send, after, head)
+        except LostHistory as lost:
+            # `start` is no event of the source's: it is sent anew rather than missed
+            first = start_frame(log.info) if after < 0 else b""
+            missed = lost.missed - 1 if after < 0 else lost.missed
+            self._runs.gaps += 1
+            gap = gap_frame(missed, f"{log.info.run}.{lost.first - 1}")
+            await self._read(send, lost.first - 1, head + first + gap)
+        return
+        yield  # what makes this a generator: sse-starlette wants one
+
+    async def _read(self, send: Send, after: int, head: bytes) -> None:
+        with self._runs.reading(self._place.log, after) as reader:
+            self._shutdown.reader = reader
+            if not reader.ready:
+                await send({"type": "http.response.body", "body": head, "more_body": True})
+                head = b""
+            async for frames in reader:
+                await send({"type": "http.response.body", "body": head + frames, "more_body": True})
+                head = b""
+
+
+def gap_frame(missed: int | None, event_id: str | None = None) -> bytes:
+    """The event that says that history was lost; `missed` is null where nobody can know it."""
+    return ServerSentEvent(
+        encode_json({"missed": missed}).decode(), event="gap", id=event_id, sep="\n"
+    ).encode()
