@@ -1,0 +1,173 @@
+"""An event log of the tests' own, as plain as can be: what the protocols ask for, and no more.
+
+It keeps every frame in a list and wakes everybody through one condition. That the contract suite
+and whole streams run on it shows that nothing but the protocols is needed.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from streams.errors import LogClosed, LostHistory, StoreFull, UnknownRun
+from streams.event import frame
+from streams.log import RunInfo, Status
+
+
+class ListLog:
+    def __init__(self, *, max_runs: int = 100, max_bytes: int = 2**20) -> None:
+        self.events = 0
+        self.bytes = 0
+        self.max_runs = max_runs
+        self.max_bytes = max_bytes
+        self.runs: dict[str, ListRun] = {}
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    async def create(
+        self, info: RunInfo, *, after: int = -1, window: int, drops_oldest: bool = False
+    ) -> "ListRun":
+        if info.run in self.runs:
+            raise ValueError(info.run)
+        for run, log in list(self.runs.items()):
+            crowded = len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes
+            if crowded and log.status != "running" and not log.readers:
+                await self.discard(run)
+        if len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes:
+            raise StoreFull("full")
+        self.runs[info.run] = ListRun(self, info, after, window, drops_oldest)
+        return self.runs[info.run]
+
+    async def find(self, run: str) -> "ListRun":
+        if run not in self.runs:
+            raise UnknownRun(run)
+        return self.runs[run]
+
+    async def discard(self, run: str) -> None:
+        if log := self.runs.pop(run, None):
+            log.status = "cancelled" if log.status == "running" else log.status
+            self.bytes -= log.size
+            log.changed()
+
+
+class ListRun:
+    def __init__(
+        self, store: ListLog, info: RunInfo, after: int, window: int, drops_oldest: bool
+    ) -> None:
+        self.info = info
+        self.status: Status = "running"
+        self.restarted = after >= 0
+        self.first = after + 1
+        self.store = store
+        self.window = window
+        self.drops_oldest = drops_oldest
+        self.frames: list[bytes] = []
+        self.attached: set[ListReader] = set()
+        self.waiters: set[asyncio.Event] = set()
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.frames) - 1
+
+    @property
+    def readers(self) -> int:
+        return len(self.attached)
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.frames))
+
+    def changed(self) -> None:
+        for waiter in self.waiters:
+            waiter.set()
+
+    async def change(self) -> None:
+        waiter = asyncio.Event()
+        self.waiters.add(waiter)
+        try:
+            await waiter.wait()
+        finally:
+            self.waiters.discard(waiter)
+
+    def append(self, name: bytes | None, data: bytes) -> bool:
+        if self.status != "running":
+            raise LogClosed(self.info.run)
+        self.frames.append(frame(self.info.run.encode(), self.last + 1, name, data))
+        self.store.events += 1
+        self.store.bytes += len(self.frames[-1])
+        had = min(
+            (reader.after for reader in self.attached),
+            default=self.last if self.drops_oldest else -1,
+        )
+        while self.size > self.limit and self.first <= had:
+            self.store.bytes -= len(self.frames.pop(0))
+            self.first += 1
+        woke = any(not waiter.is_set() for waiter in self.waiters)
+        self.changed()
+        return woke
+
+    @property
+    def limit(self) -> int:
+        return self.window if self.store.bytes < self.store.max_bytes else 0
+
+    @property
+    def full(self) -> bool:
+        if not self.attached and self.drops_oldest:
+            return False
+        had = min((reader.after for reader in self.attached), default=self.first - 1)
+        ahead = sum(map(len, self.frames[had + 1 - self.first :]))
+        return ahead > 0 and ahead >= self.limit
+
+    async def room(self) -> None:
+        while self.full and self.status == "running":
+            await self.change()
+
+    def close(self, status: Status, data: bytes, retain: float) -> None:
+        self.append(b"end", data)
+        self.status = status
+        self.changed()
+        loop = asyncio.get_running_loop()
+        loop.call_later(retain, lambda: loop.create_task(self.store.discard(self.info.run)))
+
+    @contextmanager
+    def read(self, after: int) -> Iterator["ListReader"]:
+        if after < self.first - 1:
+            raise LostHistory(self.first - 1 - after, self.first)
+        reader = ListReader(self, after)
+        self.attached.add(reader)
+        self.changed()
+        try:
+            yield reader
+        finally:
+            self.attached.discard(reader)
+            self.changed()
+
+
+class ListReader:
+    def __init__(self, log: ListRun, after: int) -> None:
+        self.log = log
+        self.after = after
+        self.given = after
+        self.stopped = False
+
+    def __aiter__(self) -> "ListReader":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self.given > self.after:
+            self.after = self.given
+            self.log.changed()
+        while self.after >= self.log.last and self.log.status == "running" and not self.stopped:
+            await self.log.change()
+        if self.stopped or self.after >= self.log.last:
+            raise StopAsyncIteration
+        self.given = self.after + 1
+        return self.log.frames[self.given - self.log.first]
+
+    @property
+    def ready(self) -> bool:
+        return self.given < self.log.last or self.log.status != "running"
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.log.changed()

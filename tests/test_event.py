@@ -1,0 +1,111 @@
+"""event.py: what a source may yield, and the bytes that it becomes."""
+
+import dataclasses
+import enum
+import json
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sse_starlette import ServerSentEvent
+
+from streams import Event
+from streams.errors import UnencodableValue
+from streams.event import RESERVED_NAMES, frame, payload
+
+RUN = b"AAAAAAAAAAAAAAAAAAAAAA"
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+
+class Line(msgspec.Struct):
+    y: int
+
+
+@pytest.mark.parametrize(
+    ("value", "data"),
+    [
+        ({"a": [1, None, True]}, b'{"a":[1,null,true]}'),
+        ("text is quoted", b'"text is quoted"'),
+        (1.5, b"1.5"),
+        (None, b"null"),
+        (float("nan"), b"null"),
+        ({1}, b"[1]"),
+        (Point(1), b'{"x":1}'),
+        (Line(2), b'{"y":2}'),
+        (Colour.RED, b'"red"'),
+        (datetime(2026, 1, 2, tzinfo=UTC), b'"2026-01-02T00:00:00Z"'),
+        (uuid.UUID(int=0), b'"00000000-0000-0000-0000-000000000000"'),
+        (2**70, b"1180591620717411303424"),
+    ],
+)
+def test_any_value_that_json_can_hold_becomes_the_data(value: Any, data: bytes) -> None:
+    assert payload(value) == (None, data)
+    assert payload(Event(value)) == (None, data)
+
+
+def test_an_event_has_a_name_and_text_goes_out_as_it_is() -> None:
+    assert payload(Event({"a": 1}, event="progress")) == (b"progress", b'{"a":1}')
+    assert payload(Event(text="a\nb")) == (None, b"a\nb")
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_what_some_clients_take_for_a_line_end_is_escaped(separator: str) -> None:
+    _, data = payload({"text": f"é{separator}1"})
+    assert len(data.decode().splitlines()) == 1
+    assert json.loads(data) == {"text": f"é{separator}1"}
+
+
+@pytest.mark.parametrize("value", [object(), {"a": {"b": object}}, "\ud800", {(1, 2): 3}])
+def test_what_json_cannot_hold_is_refused_with_its_type(value: Any) -> None:
+    with pytest.raises(UnencodableValue, match=type(value).__name__):
+        payload(value)
+
+
+def test_a_value_that_holds_itself_is_refused() -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(UnencodableValue):
+        payload(value)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\0b", "", "\ud800", *sorted(RESERVED_NAMES)])
+def test_an_impossible_event_name_is_refused_when_the_event_is_made(name: str) -> None:
+    with pytest.raises(ValueError, match="event name"):
+        Event(1, event=name)
+
+
+def test_an_event_takes_either_data_or_text() -> None:
+    with pytest.raises(ValueError, match="one of them only"):
+        Event(1, text="1")
+    with pytest.raises(ValueError, match="one of them only"):
+        Event(event="name")
+    with pytest.raises(ValueError, match="text cannot be UTF-8"):
+        Event(text="\ud800")
+
+
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), min_size=1)
+
+
+@given(
+    st.integers(0, 10**16),
+    st.none() | names,
+    st.text(st.sampled_from("ab\r\n :é\u2028") | st.characters(exclude_categories=["Cs"])),
+)
+def test_a_frame_is_what_sse_starlette_makes_byte_for_byte(
+    number: int, name: str | None, data: str
+) -> None:
+    encoded = None if name is None else name.encode()
+    expected = ServerSentEvent(data, event=name, id=f"{RUN.decode()}.{number}", sep="\n")
+    assert frame(RUN, number, encoded, data.encode()) == expected.encode()

@@ -1,0 +1,231 @@
+"""source.py: a signature is a contract, checked whole before anything is called."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Meta
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+
+from streams import Policy, Source, source
+from streams.errors import InvalidBody, InvalidParameters
+from streams.source import iterate
+
+
+class Box(msgspec.Struct):
+    side: int
+
+
+@source
+async def everything(
+    count: Annotated[int, Meta(ge=0, le=10, description="How many")],
+    names: list[str] = [],  # noqa: B006
+    colour: Literal["red", "blue"] = "red",
+    box: Box | None = None,
+    precise: bool = False,
+    *,
+    request: Request,
+    after: int = 0,
+) -> AsyncIterator[Any]:
+    """The first line.
+
+    The second.
+    """
+    yield count, names, colour, precise, request["path"], after
+
+
+def request(path: str = "/") -> Request:
+    return Request({"type": "http", "path": path})
+
+
+async def test_a_source_gets_its_arguments_the_request_and_where_to_go_on() -> None:
+    arguments = everything.from_query(QueryParams("count=3&names=a&names=b&precise=true"))
+    events = await everything.open(arguments, request("/x"), after=7)
+    assert [event async for event in events] == [(3, ["a", "b"], "red", True, "/x", 7)]
+
+
+def test_a_query_and_a_body_give_the_same_arguments() -> None:
+    query = everything.from_query(QueryParams("count=3&names=a&colour=blue"))
+    assert query == {"count": 3, "names": ["a"], "colour": "blue"}
+    assert query == everything.from_json(b'{"count":3,"names":["a"],"colour":"blue"}')
+    assert everything.from_json(b'{"count":1,"box":{"side":2}}') == {"count": 1, "box": Box(2)}
+
+
+def test_the_last_event_id_is_no_parameter() -> None:
+    query = QueryParams("count=3&last_event_id=x&lastEventId=y")
+    assert everything.from_query(query) == {"count": 3}
+
+
+@pytest.mark.parametrize(
+    ("query", "faults"),
+    [
+        ("", {"count": "is required"}),
+        ("count=11", {"count": "expected `int` <= 10, given '11'"}),
+        ("count=1&count=2", {"count": "expected `int`, got `array`, given ['1', '2']"}),
+        (
+            "count=ten&colour=green&speed=3",
+            {
+                "count": "expected `int`, got `str`, given 'ten'",
+                "colour": "invalid enum value 'green', given 'green'",
+                "speed": "is no parameter of this source, which has: "
+                "count, names, colour, box, precise",
+            },
+        ),
+        (
+            "count=1&after=3",
+            {
+                "after": "is no parameter of this source, which has: "
+                "count, names, colour, box, precise"
+            },
+        ),
+    ],
+)
+def test_all_faults_are_told_at_once(query: str, faults: dict[str, str]) -> None:
+    with pytest.raises(InvalidParameters) as caught:
+        everything.from_query(QueryParams(query))
+    errors = caught.value.members["errors"]
+    assert {error["name"]: error["detail"] for error in errors} == faults
+    assert all(f"{name}: {fault}" in str(caught.value) for name, fault in faults.items())
+
+
+def test_a_long_value_is_shortened_in_the_message() -> None:
+    with pytest.raises(InvalidParameters, match=r"… \(10002 characters\)$"):
+        everything.from_query(QueryParams({"count": "x" * 10_000}))
+
+
+def test_json_is_not_coerced() -> None:
+    with pytest.raises(InvalidParameters, match="count: expected `int`, got `str`, given '3'"):
+        everything.from_json(b'{"count":"3"}')
+
+
+@pytest.mark.parametrize("body", [b"[]", b"3", b"{", b"\xff", b'{"a":"\\ud800"}', b"[" * 10**5])
+def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidBody, match="the body has to be a JSON object"):
+        everything.from_json(body)
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_no_query_whatever_makes_anything_but_arguments_or_a_refusal(query: dict[str, str]) -> None:
+    try:
+        assert everything.from_query(QueryParams(query)).keys() <= {*everything.schema}
+    except InvalidParameters as error:
+        assert error.members["errors"]
+
+
+def test_the_signature_is_published_as_json_schema() -> None:
+    schema = everything.schema
+    assert schema["required"] == ["count"]
+    assert schema["additionalProperties"] is False
+    properties = schema["properties"]
+    assert properties["count"] == {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 10,
+        "description": "How many",
+    }
+    assert properties["precise"] == {"type": "boolean", "default": False}
+    assert list(properties) == ["count", "names", "colour", "box", "precise"]
+    assert schema["$defs"]["Box"]["properties"] == {"side": {"type": "integer"}}
+
+
+def test_a_source_says_what_it_is() -> None:
+    assert (everything.name, everything.description) == ("everything", "The first line.")
+    assert everything.restartable
+    assert not everything.shared
+    assert repr(everything) == "<Source everything>"
+
+    @source(name="other", shared=True, linger=None)
+    async def original() -> AsyncIterator[int]:
+        yield 1
+
+    assert (original.name, original.shared, original.restartable) == ("other", True, False)
+    assert Policy().but(original.policy).linger is None
+
+
+async def test_a_source_is_still_the_function_it_was() -> None:
+    events = everything(1, request=request())
+    assert [event async for event in events] == [(1, [], "red", False, "/", 0)]
+
+
+def test_an_after_that_is_not_keyword_only_is_a_parameter() -> None:
+    @source
+    async def page(after: int = 0) -> AsyncIterator[int]:
+        yield after
+
+    assert not page.restartable
+    assert page.from_query(QueryParams("after=3")) == {"after": 3}
+
+
+async def test_an_async_function_may_return_the_iterator() -> None:
+    @source
+    async def opened(n: int) -> AsyncIterator[int]:
+        return iterate(range(n))
+
+    events = await opened.open({"n": 2}, request())
+    assert [event async for event in events] == [0, 1]
+
+
+async def test_a_generator_function_runs_in_a_thread_and_is_closed() -> None:
+    steps = []
+
+    @source
+    def numbers() -> Iterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            steps.append("closed")
+
+    events: Any = await numbers.open({}, request())
+    assert await anext(events) == 1
+    await events.aclose()
+    assert steps == ["closed"]
+
+
+def test_what_cannot_be_iterated_is_refused_with_its_type() -> None:
+    with pytest.raises(TypeError, match="not a int"):
+        iterate(3)
+
+
+async def _fine() -> AsyncIterator[int]:
+    yield 1
+
+
+async def _star(*numbers: int) -> AsyncIterator[int]:
+    yield 1
+
+
+async def _positional(number: int, /) -> AsyncIterator[int]:
+    yield 1
+
+
+async def _untyped(number) -> AsyncIterator[int]:  # type: ignore[no-untyped-def]
+    yield 1
+
+
+async def _taken(last_event_id: str) -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (lambda: None, {}, "does not fit into a URL"),
+        (lambda: None, {"name": "x"}, "has to be an async generator function"),
+        (_star, {}, r"\*numbers cannot be published"),
+        (_positional, {}, "must not be positional-only"),
+        (_untyped, {}, "'number' needs a type annotation"),
+        (_taken, {}, "'last_event_id' is taken"),
+        (_fine, {"heartbeat": 0}, r"policy: Expected `float` >= 0.01 - at `\$.heartbeat`"),
+        (_fine, {"speed": 3}, "policy: Object contains unknown field `speed`"),
+    ],
+)
+def test_a_function_that_cannot_be_a_source_is_refused_with_the_reason(
+    function: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        Source(function, **options)
