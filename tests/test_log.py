@@ -141,13 +141,16 @@ async def test_the_producer_is_held_a_window_ahead_of_the_slowest_reader(make_lo
         room = asyncio.ensure_future(log.room())
         while quick.ready:
             await anext(quick)
+        ahead = asyncio.ensure_future(drained(quick))  # asks for more: it has had what it got
         await asyncio.sleep(0)
         assert not room.done(), "the slow one has had nothing"
         assert (await anext(slow)).startswith(b"id: r.0\n"), "and nothing of it is dropped"
         rest = asyncio.ensure_future(drained(slow))
         await asyncio.wait_for(room, 5)
         log.close("completed", b"{}", 300)
-        assert (await asyncio.wait_for(rest, 5)).endswith(await read_all(log, log.last - 1))
+        end = await read_all(log, log.last - 1)
+        assert (await asyncio.wait_for(rest, 5)).endswith(end)
+        assert await asyncio.wait_for(ahead, 5) == end
 
 
 async def drained(reader: Reader) -> bytes:
@@ -235,9 +238,8 @@ async def test_a_finished_run_that_is_being_read_is_not_forgotten(make_log: Make
     store = make_log(max_runs=1)
     log = await new(store, "a")
     log.close("completed", b"{}", 300)
-    with log.read(-1):
-        with pytest.raises(StoreFull):
-            await new(store, "b")
+    with log.read(-1), pytest.raises(StoreFull):
+        await new(store, "b")
     await new(store, "b")
 
 

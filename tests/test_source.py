@@ -1,6 +1,7 @@
 """source.py: a signature is a contract, checked whole before anything is called."""
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -110,10 +111,10 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
 
 @given(st.dictionaries(st.text(), st.text()))
 def test_no_query_whatever_makes_anything_but_arguments_or_a_refusal(query: dict[str, str]) -> None:
-    try:
-        assert everything.from_query(QueryParams(query)).keys() <= {*everything.schema}
-    except InvalidParameters as error:
-        assert error.members["errors"]
+    with suppress(InvalidParameters):
+        assert everything.from_query(QueryParams(query)).keys() <= {
+            *everything.schema["properties"]
+        }
 
 
 def test_the_signature_is_published_as_json_schema() -> None:
