@@ -148,6 +148,7 @@ class Run:
             self._abandon_after(0)
 
     def _abandon_after(self, at_least: float) -> None:
+        self._disarm()
         if self._policy.linger is not None:
             delay = max(self._policy.linger, at_least)
             self._timer = self._loop.call_later(delay, self.cancel, "no reader")
@@ -296,16 +297,16 @@ class Runs:
     def reading(self, log: RunLog, after: int) -> Iterator[Reader]:
         """A reader of the log that keeps the run alive. Raises LostHistory when entered."""
         run = self._producing.get(log.info.run)
-        with log.read(after) as reader:
-            self.readers += 1
-            if run is not None:
-                run.attached()
-            try:
+        self.readers += 1
+        try:
+            with log.read(after) as reader:
+                if run is not None:
+                    run.attached()
                 yield reader
-            finally:
-                self.readers -= 1
-        if run is not None:
-            run.detached()
+        finally:
+            self.readers -= 1
+            if run is not None:
+                run.detached()
 
     async def aclose(self) -> None:
         """Cancels every run and waits until their sources are closed."""

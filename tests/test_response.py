@@ -1,0 +1,303 @@
+"""response.py: the bytes of a stream, over real sockets."""
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import httpx
+import httpx_sse
+import pytest
+from starlette.types import Message
+
+from streams import Event, Streams, source
+from streams.sources import clock, counter
+from tests.servers import client_of, connection, every_event, serving, until
+
+
+def gated(gate: asyncio.Event) -> Any:
+    @source
+    async def gated() -> AsyncIterator[Any]:
+        """Waits before its second event."""
+        yield 1
+        await gate.wait()
+        yield 2
+
+    return gated
+
+
+async def test_the_wire_byte_for_byte() -> None:
+    @source
+    async def both() -> AsyncIterator[Any]:
+        yield {"number": 0}
+        yield Event("é", event="name")
+        yield Event(text="two\nlines")
+
+    async with serving(Streams([both])) as url, connection(url, "/streams/both") as stream:
+        await stream.until(lambda stream: stream.terminated)
+        run = stream.run
+        first, _, rest = stream.body.decode().partition("\n")
+    assert re.fullmatch(r"retry: [123]\d\d\d", first)
+    assert rest == (
+        f'id: {run}.0\nevent: start\ndata: {{"run":"{run}","source":"both"}}\n\n'
+        f'id: {run}.1\ndata: {{"number":0}}\n\n'
+        f'id: {run}.2\nevent: name\ndata: "é"\n\n'
+        f"id: {run}.3\ndata: two\ndata: lines\n\n"
+        f'id: {run}.4\nevent: end\ndata: {{"status":"completed"}}\n\n'
+    )
+
+
+async def test_the_headers() -> None:
+    async with serving(Streams([counter])) as url, connection(url, "/streams/counter") as stream:
+        await stream.until(lambda stream: stream.body)
+        names = [line.partition(":")[0] for line in stream.head.splitlines()[1:]]
+        assert stream.head.startswith("http/1.1 200")
+        assert "cache-control: no-store, no-transform" in stream.head
+        assert "x-accel-buffering: no" in stream.head
+        assert "content-type: text/event-stream; charset=utf-8" in stream.head
+        assert f"content-location: /runs/{stream.run.lower()}" in stream.head
+        assert "connection" not in names
+
+
+async def test_the_start_event_is_there_before_the_source_has_anything() -> None:
+    @source
+    async def silent() -> AsyncIterator[Any]:
+        await anyio.sleep_forever()
+        yield
+
+    async with serving(Streams([silent])) as url, connection(url, "/streams/silent") as stream:
+        await stream.until(lambda stream: stream.body.endswith(b'"source":"silent"}\n\n'))
+        assert re.match(rb"retry: \d+\nid: [\w-]+\.0\nevent: start\ndata: ", stream.body)
+
+
+async def test_the_retry_is_another_one_for_each_connection_within_its_range() -> None:
+    async with client_of(Streams([counter], retry=(2, 5))) as client:
+        responses = [await client.get("/streams/counter?count=0") for _ in range(20)]
+    times = [int(response.text.splitlines()[0].removeprefix("retry: ")) for response in responses]
+    assert len(set(times)) > 10
+    assert all(2000 <= time <= 5000 for time in times)
+
+
+async def test_a_heartbeat_is_a_lone_comment_line_and_no_empty_event() -> None:
+    gate = asyncio.Event()
+    async with (
+        serving(Streams([gated(gate)], heartbeat=0.01)) as url,
+        connection(url, "/streams/gated") as stream,
+    ):
+        await stream.until(lambda stream: stream.body.endswith(b"\n\n:\n:\n:\n"))
+        gate.set()
+        await stream.until(lambda stream: stream.terminated)
+        events = list(httpx_sse.EventSource(oracle(stream.body)).iter_sse())
+    assert [event.data for event in events][1:] == ["1", "2", '{"status":"completed"}']
+
+
+def oracle(body: bytes) -> httpx.Response:
+    return httpx.Response(200, content=body, headers={"Content-Type": "text/event-stream"})
+
+
+async def test_an_independent_parser_sees_what_the_source_yielded() -> None:
+    async with client_of(Streams([counter])) as client:
+        events = await every_event(client, "/streams/counter?count=300&interval=0")
+    assert [event.event for event in events] == ["start", *["message"] * 300, "end"]
+    assert [event.json() for event in events[1:-1]] == [{"number": n} for n in range(300)]
+    run = events[0].json()["run"]
+    assert [event.id for event in events] == [f"{run}.{n}" for n in range(302)]
+    assert events[-1].json() == {"status": "completed"}
+
+
+async def test_200_viewers_of_a_shared_run_get_the_same_bytes_and_none_is_held_up() -> None:
+    gate = asyncio.Event()
+
+    @source(shared=True, window=200_000)
+    async def feed() -> AsyncIterator[Any]:
+        await gate.wait()
+        for number in range(100):
+            yield {"number": number, "filler": "x" * 1000}
+            await anyio.sleep(0)
+
+    streams = Streams([feed])
+    async with (
+        serving(streams) as url,
+        connection(url, "/streams/feed", receive_buffer=4096) as stalled,
+        anyio.create_task_group() as group,
+    ):
+        bodies: list[bytes] = []
+
+        async def view() -> None:
+            async with connection(url, "/streams/feed") as stream:
+                await stream.until(lambda stream: stream.terminated, 30)
+                bodies.append(stream.body.partition(b"\n")[2])
+
+        for _ in range(199):
+            group.start_soon(view)
+        await until(lambda: streams.runs.readers == 200, 20)
+        gate.set()
+        await until(lambda: len(bodies) == 199, 30)
+        assert len(set(bodies)) == 1
+        assert bodies[0].count(b"\ndata: ") == 102
+        assert streams.log.events == 102, "one run, framed once"
+        await stalled.until(lambda stream: stream.terminated, 20)
+        assert stalled.body.partition(b"\n")[2] == bodies[0]
+
+
+async def test_who_joins_a_shared_run_gets_its_newest_event_and_what_follows() -> None:
+    streams = Streams([clock])
+    async with serving(streams) as url, connection(url, "/streams/clock?interval=0.02") as first:
+        await first.until(lambda stream: b".10\n" in stream.body)
+        async with connection(url, "/streams/clock?interval=0.02") as second:
+            await second.until(lambda stream: stream.body.count(b"\ndata: ") >= 4)
+            await first.until(lambda stream: stream.body.count(b"\ndata: ") >= 20)
+            ids = [int(n) for n in re.findall(rb"id: [\w-]+\.(\d+)\n", second.body)]
+            assert ids[0] == 0
+            assert ids[1] >= 9
+            assert ids[1:] == list(range(ids[1], ids[1] + len(ids) - 1))
+            assert first.run == second.run
+
+
+async def test_a_client_that_never_reads_pauses_the_source_and_is_disconnected() -> None:
+    produced = 0
+
+    @source(window=300_000, send_timeout=0.2, heartbeat=0.05)
+    async def flood() -> AsyncIterator[str]:
+        nonlocal produced
+        while True:
+            produced += 1
+            yield "x" * 1000
+
+    streams = Streams([flood])
+    async with (
+        serving(streams) as url,
+        connection(url, "/streams/flood", receive_buffer=4096) as stream,
+    ):
+        await until(lambda: streams.runs.readers == 1)
+        await until(lambda: not streams.runs.readers, 10)
+        held = produced
+        assert held < 10_000, "the source was held; sockets' buffers took the rest"
+        assert streams.log.bytes <= 320_000
+        # until it comes back, here on another connection, with nothing lost
+        await stream.to_the_end(10)
+        assert not stream.terminated
+        last = re.findall(rb"id: ([\w-]+\.\d+)\n(?:data: .*\n\n)", stream.body)[-1].decode()
+        number = int(last.partition(".")[2])
+        async with connection(url, "/streams/flood", headers=f"Last-Event-ID: {last}\r\n") as again:
+            await again.until(lambda stream: b"\ndata: " in stream.body)
+            assert re.match(rb"retry: \d+\nid: [\w-]+\.%d\n" % (number + 1), again.body)
+
+
+async def test_lost_history_is_announced_before_what_follows() -> None:
+    @source(window=10_000)
+    async def numbers() -> AsyncIterator[Any]:
+        for number in range(200):
+            yield {"number": number, "filler": "x" * 900}
+
+    streams = Streams([numbers])
+    async with client_of(streams) as client:
+        events = await every_event(client, "/streams/numbers")
+        run = events[0].json()["run"]
+        assert len(events) == 202
+        again = await every_event(client, "/streams/numbers", f"{run}.3")
+        first = int(again[1].id.partition(".")[2])
+        assert again[0].event == "gap"
+        assert again[0].json() == {"missed": first - 4}
+        assert again[0].id == f"{run}.{first - 1}", "a drop behind the gap goes on behind it"
+        assert [event.data for event in again[1:]] == [event.data for event in events[first:]]
+        assert again[-1].json() == {"status": "completed"}
+        whole = await every_event(client, f"/runs/{run}")
+        assert [event.event for event in whole[:2]] == ["start", "gap"]
+        assert whole[0].data == events[0].data
+        assert whole[1].json() == {"missed": first - 1}
+        health = (await client.get("/health")).json()
+        assert health["gaps"] == 2
+
+
+async def test_an_idle_stream_ends_cleanly_when_the_server_goes() -> None:
+    gate = asyncio.Event()
+    async with serving(Streams([gated(gate)])) as url:
+        stream = connection(url, "/streams/gated")
+        reading = await stream.__aenter__()
+        await reading.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+    await reading.until(lambda stream: stream.terminated)
+    assert b"event: end" not in reading.body
+    await stream.__aexit__(None, None, None)
+
+
+async def test_500_connects_and_aborts_leave_nothing_behind() -> None:
+    @source(linger=0.05)
+    async def silent() -> AsyncIterator[Any]:
+        yield 1
+        await anyio.sleep_forever()
+
+    streams = Streams([silent], retain=0.05)
+    async with serving(streams) as url:
+        await until(lambda: True)
+        before = len(asyncio.all_tasks())
+        for _ in range(10):
+            async with anyio.create_task_group() as group:
+                for _ in range(50):
+                    group.start_soon(connect_and_abort, url)
+        await until(lambda: not streams.runs.readers, 10)
+        await until(lambda: not len(streams.log), 10)
+        await until(lambda: len(asyncio.all_tasks()) <= before + 1, 10)  # sse-starlette's watcher
+    assert streams.log.bytes == 0
+    assert streams.log.events == 1500
+
+
+async def connect_and_abort(url: str) -> None:
+    async with connection(url, "/streams/silent") as stream:
+        await stream.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+        stream.writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+        )
+
+
+async def test_a_disconnect_frees_the_reader_at_once_and_not_the_run() -> None:
+    gate = asyncio.Event()
+    streams = Streams([gated(gate)])
+    async with serving(streams) as url:
+        async with connection(url, "/streams/gated") as stream:
+            await stream.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+            run = stream.run
+        await until(lambda: not streams.runs.readers, 1)
+        gate.set()
+        async with httpx.AsyncClient(base_url=url) as client:
+            events = await every_event(client, f"/runs/{run}")
+    assert [event.data for event in events[1:3]] == ["1", "2"]
+
+
+async def test_a_response_that_is_called_without_a_server_sends_the_same() -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/streams/counter",
+        "query_string": b"count=2&interval=0",
+        "headers": [],
+    }
+    with anyio.fail_after(5):
+        await Streams([counter])(scope, receive, send)
+    assert sent[0]["status"] == 200
+    body = b"".join(message["body"] for message in sent[1:])
+    events = list(httpx_sse.EventSource(oracle(body)).iter_sse())
+    assert [json.loads(event.data) for event in events[1:]] == [
+        {"number": 0},
+        {"number": 1},
+        {"status": "completed"},
+    ]
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+async def test_a_stream_is_the_same_from_either_of_uvicorns_parsers(http: str) -> None:
+    async with client_of(Streams([counter]), http=http) as client:
+        events = await every_event(client, "/streams/counter?count=3&interval=0")
+    assert len(events) == 5
