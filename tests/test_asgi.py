@@ -1,0 +1,584 @@
+"""asgi.py: routes, what they refuse and how, and being at home in other apps."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi import Request as FastAPIRequest
+from starlette.applications import Starlette
+from starlette.authentication import (
+    AuthCredentials,
+    AuthenticationBackend,
+    BaseUser,
+    SimpleUser,
+    UnauthenticatedUser,
+)
+from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
+
+from streams import Streams, source
+from streams.sources import clock, counter, tokens
+from tests.servers import client_of, connection, every_event, serving, until
+
+UNKNOWN = "AAAAAAAAAAAAAAAAAAAAAA"
+EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
+
+
+def problem(response: httpx.Response, status: int) -> str:
+    """The detail of a problem response, checked for form."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status
+    assert body["type"] == "about:blank"
+    assert body["title"]
+    return str(body["detail"])
+
+
+async def test_the_list_of_sources_says_all_that_a_client_needs() -> None:
+    async with client_of(Streams([counter, clock])) as client:
+        for path in ("/streams", "/streams/"):
+            first, second = (await client.get(path)).json()["sources"]
+    assert first["name"] == "counter"
+    assert first["description"] == "Counts, with a pause between two numbers."
+    assert first["parameters"]["properties"]["count"]["maximum"] == 10**9
+    assert (first["shared"], first["restartable"], first["url"]) == (
+        False,
+        True,
+        "/streams/counter",
+    )
+    assert (second["shared"], second["restartable"]) == (True, False)
+
+
+async def test_a_query_and_a_json_body_start_the_same_stream() -> None:
+    async with client_of(Streams([counter])) as client:
+        query = await every_event(client, "/streams/counter/?start=5&count=2&interval=0")
+        body = await every_event(
+            client, "/streams/counter", method="POST", json={"start": 5, "count": 2, "interval": 0}
+        )
+        empty = await client.post("/streams/counter")
+    assert [event.data for event in query[1:]] == [event.data for event in body[1:]]
+    assert query[1].json() == {"number": 5}
+    assert empty.text.count('"number"') == 10
+
+
+async def test_unknown_sources_runs_and_paths_are_404() -> None:
+    async with client_of(Streams([counter, tokens])) as client:
+        detail = problem(await client.get("/streams/nope"), 404)
+        assert "'nope'" in detail
+        assert "counter, tokens" in detail
+        for method in ("GET", "DELETE"):
+            assert UNKNOWN in problem(await client.request(method, f"/runs/{UNKNOWN}"), 404)
+        assert "'/nowhere'" in problem(await client.get("/nowhere"), 404)
+        assert "'nope.js'" in problem(await client.get("/page/nope.js"), 404)
+        problem(await client.get("/page/..%2fasgi.py"), 404)
+
+
+async def test_a_method_that_does_not_work_is_405_and_says_which_do() -> None:
+    async with client_of(Streams([counter])) as client:
+        response = await client.put("/streams/counter")
+        assert "PUT does not work here" in problem(response, 405)
+        assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
+        response = await client.post(f"/runs/{UNKNOWN}")
+        assert set(response.headers["allow"].split(", ")) == {"DELETE", "GET", "HEAD"}
+
+
+async def test_wrong_parameters_are_all_told_at_once() -> None:
+    async with client_of(Streams([counter])) as client:
+        response = await client.get("/streams/counter?count=ten&interval=-1&speed=3")
+        detail = problem(response, 422)
+        assert all(name in detail for name in ("count", "'ten'", "interval", "'-1'", "speed"))
+        names = [error["name"] for error in response.json()["errors"]]
+        assert names == ["count", "interval", "speed"]
+        again = await client.post("/streams/counter", json={"count": "ten", "interval": -1})
+        assert [error["name"] for error in again.json()["errors"]] == ["count", "interval"]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (b"{", "application/json", 422),
+        (b"[1]", "application/json", 422),
+        (b"count=3", "application/x-www-form-urlencoded", 415),
+        (b"{}", "text/plain", 415),
+        (b"{}", None, 415),
+        (b'{"prompt":"%s"}' % (b"x" * 500), "application/json", 413),
+        (b'{"count":0}', "application/json; charset=utf-8", 200),
+        (b'{"count":0}', "application/merge-patch+json", 200),
+        (b'{"count":0, "interval":%s1}' % (b" " * 475), "application/json", 200),
+        (b'{"count":0, "interval":%s1}' % (b" " * 476), "application/json", 413),
+    ],
+)
+async def test_a_body_is_a_json_object_of_limited_size(
+    body: bytes, content_type: str | None, status: int
+) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    async with client_of(Streams([counter], max_body=500)) as client:
+        response = await client.post("/streams/counter", content=body, headers=headers)
+        if status == 200:
+            assert response.status_code == 200
+        else:
+            assert problem(response, status)
+
+
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [
+        ("image/png", 406),
+        ("application/json", 406),
+        ("text/event-stream;q=0", 406),
+        ("text/event-stream", 200),
+        ("text/html, text/*;q=0.5", 200),
+        ("*/*", 200),
+    ],
+)
+async def test_a_client_that_takes_no_event_stream_is_told(accept: str, status: int) -> None:
+    async with client_of(Streams([counter])) as client:
+        response = await client.get("/streams/counter?count=0", headers={"Accept": accept})
+        assert response.status_code == status
+        if status == 406:
+            assert accept in problem(response, 406)
+
+
+@pytest.mark.parametrize(
+    ("last", "status"),
+    [
+        ("nonsense", 422),
+        (f"{UNKNOWN}.-1", 422),
+        (f"{UNKNOWN}.01", 422),
+        (f"{UNKNOWN}.99999999999999999999", 422),
+        (f"{UNKNOWN}.1é", 422),
+        ("x" * 10_000, 422),
+        (f"{UNKNOWN}.1", 410),
+        ("{run}.7", 410),
+        ("{other}.1", 410),
+    ],
+)
+async def test_a_last_event_id_that_cannot_be_is_refused(last: str, status: int) -> None:
+    gate = asyncio.Event()
+
+    @source
+    async def slow() -> AsyncIterator[int]:
+        yield 1
+        await gate.wait()
+
+    streams = Streams([slow, counter])
+    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
+        other = (await every_event(client, "/streams/counter?count=1"))[0].json()["run"]
+        async with connection(url, "/streams/slow") as stream:
+            await stream.until(lambda stream: stream.body)
+            last = last.replace("{run}", stream.run).replace("{other}", other)
+            headers = {"Last-Event-ID": last.encode()}
+            assert problem(await client.get("/streams/slow", headers=headers), status)
+            if status == 422:
+                assert problem(await client.get(f"/runs/{stream.run}", headers=headers), 422)
+                query = {"last_event_id": last}
+                assert problem(await client.get("/streams/slow", params=query), 422)
+        assert problem(
+            await client.get(f"/runs/{stream.run}", headers={"Last-Event-ID": f"{other}.1"}), 422
+        )
+        gate.set()
+
+
+async def test_an_empty_last_event_id_is_none() -> None:
+    async with client_of(Streams([counter])) as client:
+        events = await every_event(client, "/streams/counter?count=0&last_event_id=")
+        assert events[0].event == "start"
+
+
+async def test_the_state_of_a_run_as_json() -> None:
+    gate = asyncio.Event()
+
+    @source
+    async def slow() -> AsyncIterator[int]:
+        yield 1
+        await gate.wait()
+
+    async with serving(Streams([slow])) as url, httpx.AsyncClient(base_url=url) as client:
+        headers = {"Accept": "application/json"}
+        async with connection(url, "/streams/slow") as stream:
+            await stream.until(lambda stream: stream.body)
+            state = (await client.get(f"/runs/{stream.run}", headers=headers)).json()
+            assert re.match(r"20\d\d-\d\d-\d\dT", state.pop("started"))
+            assert state == {
+                "run": stream.run,
+                "source": "slow",
+                "status": "running",
+                "first_event": 0,
+                "last_event": 1,
+                "readers": 1,
+            }
+            gate.set()
+            await stream.until(lambda stream: stream.terminated)
+        state = (await client.get(f"/runs/{stream.run}", headers=headers)).json()
+        assert (state["status"], state["last_event"], state["readers"]) == ("completed", 2, 0)
+        browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+        response = await client.get(f"/runs/{stream.run}", headers=browser)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert problem(
+            await client.get(f"/runs/{stream.run}", headers={"Accept": "image/png"}), 406
+        )
+
+
+async def test_health_counts() -> None:
+    async with serving(Streams([counter])) as url, httpx.AsyncClient(base_url=url) as client:
+        await every_event(client, "/streams/counter?count=3&interval=0")
+        async with connection(url, "/streams/counter?count=3&interval=60") as stream:
+            await stream.until(lambda stream: stream.body.count(b"\n\n") == 2)
+            health = (await client.get("/health")).json()
+    assert health["since"].startswith("20")
+    assert health["bytes"] > 300
+    assert {name: health[name] for name in ("runs", "running", "readers", "events")} == {
+        "runs": 2, "running": 1, "readers": 1, "events": 7,
+    }  # fmt: skip
+    assert (health["restarts"], health["gaps"]) == (0, 0)
+
+
+async def test_head_gives_the_headers_and_starts_nothing() -> None:
+    streams = Streams([counter, clock])
+    async with client_of(streams) as client:
+        for path in ("/streams/counter", "/streams/clock"):
+            response = await client.head(path)
+            assert response.status_code == 200
+            assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+            assert response.headers["cache-control"] == "no-store, no-transform"
+            assert "content-location" not in response.headers
+        assert (await client.head("/streams/counter?count=x")).status_code == 422
+        assert (await client.head("/streams")).status_code == 200
+        assert (await client.head("/health")).status_code == 200
+        assert len(streams.log) == 0
+        run = (await every_event(client, "/streams/counter?count=0"))[0].json()["run"]
+        response = await client.head(f"/runs/{run}")
+        assert response.headers["content-location"] == f"/runs/{run}"
+        assert (await client.head(f"/runs/{UNKNOWN}")).status_code == 404
+
+
+async def test_a_trailing_slash_makes_no_difference_and_no_redirect() -> None:
+    for app in (
+        Streams([counter]),
+        Starlette(routes=[Mount("/live", Streams([counter]))]),
+    ):
+        prefix = "" if isinstance(app, Streams) else "/live"
+        async with client_of(app) as client:
+            for path in ("/streams", "/streams/counter", "/health"):
+                for slash in ("", "/"):
+                    response = await client.get(
+                        f"{prefix}{path}{slash}?count=0"
+                        if "counter" in path
+                        else f"{prefix}{path}{slash}"
+                    )
+                    assert response.status_code == 200, (prefix, path, slash)
+            run = response.json()["runs"]
+            assert run == 2
+
+
+async def test_urls_are_right_under_mounts_and_a_root_path() -> None:
+    deep = Starlette(routes=[Mount("/a", routes=[Mount("/b", Streams([counter]))])])
+    for app, root, prefix in (
+        (Streams([counter]), "", ""),
+        (deep, "", "/a/b"),
+        (Streams([counter]), "/proxy", "/proxy"),
+        (deep, "/proxy", "/proxy/a/b"),
+    ):
+        path = prefix.removeprefix(root)
+        async with client_of(app, root_path=root) as client:
+            response = await client.get(f"{path}/streams/counter?count=0")
+            run = re.findall(r'"run":"(.+?)"', response.text)[0]
+            assert response.headers["content-location"] == f"{prefix}/runs/{run}"
+            sources = (await client.get(f"{path}/streams")).json()["sources"]
+            assert sources[0]["url"] == f"{prefix}/streams/counter"
+            assert (await client.get(f"{path}/runs/{run}")).status_code == 200
+            assert (await client.get(f"{path}/")).status_code == 200
+
+
+async def test_a_server_that_strips_the_prefix_is_understood() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    for path in ("", "/"):
+        scope = {"type": "http", "method": "GET", "root_path": "/live", "path": path, "headers": []}
+        await Streams([counter])(scope, anyio.sleep_forever, send)  # type: ignore[arg-type]
+        assert sent.pop(0)["status"] == 200
+        sent.clear()
+
+
+async def test_the_page_is_served_and_can_be_left_out() -> None:
+    async with client_of(Streams([counter])) as client:
+        response = await client.get("/")
+        assert response.headers["content-type"].startswith("text/html")
+        assert response.headers["content-security-policy"].startswith("default-src 'self'")
+        assert (await client.get("/page/index.html")).text == response.text
+    async with client_of(Streams([counter], page=False)) as client:
+        assert problem(await client.get("/"), 404)
+        assert problem(await client.get("/page/index.html"), 404)
+
+
+async def test_a_websocket_is_refused() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/streams/counter", "headers": []}
+    await Streams([counter])(scope, anyio.sleep_forever, send)  # type: ignore[arg-type]
+    assert sent[0]["type"] == "websocket.close"
+
+
+async def test_at_the_limit_of_runs_new_ones_are_told_to_come_back() -> None:
+    streams = Streams([counter], max_runs=1)
+    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
+        async with connection(url, "/streams/counter?interval=60") as stream:
+            await stream.until(lambda stream: stream.body)
+            response = await client.get("/streams/counter")
+            assert "1 runs (of 1)" in problem(response, 503)
+            assert response.headers["retry-after"] == "10"
+            response = await client.get("/streams/counter", headers=EVENT_SOURCE)
+            assert (response.status_code, response.text) == (200, "retry: 10000\n")
+            assert response.headers["content-type"].startswith("text/event-stream")
+            await client.delete(f"/runs/{stream.run}")
+        assert (await client.get("/streams/counter?count=0")).status_code == 200
+
+
+async def test_at_the_limit_of_bytes_a_source_pauses_and_new_runs_are_refused() -> None:
+    @source
+    async def big() -> AsyncIterator[str]:
+        while True:
+            yield "x" * 1000
+
+    streams = Streams([big, counter], max_bytes=100_000)
+    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
+        async with connection(url, "/streams/big", receive_buffer=4096) as stream:
+            await stream.until(lambda stream: stream.body)
+            await until(lambda: streams.log.bytes >= 100_000)
+            assert (await client.get("/streams/counter")).status_code == 503
+            assert streams.log.bytes < 110_000
+            await client.delete(f"/runs/{stream.run}")
+        await until(lambda: not streams.runs.readers)
+        assert (await client.get("/streams/counter?count=0")).status_code == 200
+
+
+CROSS = {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example"}
+
+
+async def test_another_sites_page_starts_nothing_unless_its_origin_is_allowed() -> None:
+    streams = Streams([counter, clock])
+    async with client_of(streams) as client:
+        for headers in (CROSS, {"Sec-Fetch-Site": "cross-site"}):
+            assert "origins" in problem(await client.get("/streams/counter", headers=headers), 403)
+            problem(await client.post("/streams/counter", headers=headers), 403)
+            problem(await client.get("/streams/clock", headers=headers), 403)
+        assert len(streams.log) == 0
+        same = {"Sec-Fetch-Site": "same-origin"}
+        assert (await client.get("/streams/counter?count=0", headers=same)).status_code == 200
+    for origins in (["https://other.example"], ["*"]):
+        async with client_of(Streams([counter], origins=origins)) as client:
+            response = await client.get("/streams/counter?count=0", headers=CROSS)
+            assert response.status_code == 200
+            assert response.headers["access-control-allow-credentials"] == "true"
+            assert "Content-Location" in response.headers["access-control-expose-headers"]
+            refused = await client.get("/streams/nope", headers=CROSS)
+            assert refused.status_code == 404
+            assert "access-control-allow-origin" in refused.headers, "a refusal can be read, too"
+            preflight = await client.options(
+                "/streams/counter",
+                headers={
+                    **CROSS,
+                    "Access-Control-Request-Method": "GET",
+                    "Access-Control-Request-Headers": "last-event-id",
+                },
+            )
+            assert preflight.status_code == 200
+
+
+class ByHeader(AuthenticationBackend):
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
+        name = conn.headers.get("x-user")
+        if name == "nameless":
+            return AuthCredentials(), Nameless()
+        return (AuthCredentials(), SimpleUser(name)) if name else None
+
+
+class Nameless(UnauthenticatedUser):
+    @property
+    def is_authenticated(self) -> bool:
+        return True
+
+    @property
+    def display_name(self) -> str:
+        return "ann"
+
+    @property
+    def identity(self) -> str:
+        raise NotImplementedError
+
+
+async def test_a_run_belongs_to_the_user_who_started_it() -> None:
+    app = Starlette(
+        routes=[Mount("/", Streams([counter]))],
+        middleware=[Middleware(AuthenticationMiddleware, backend=ByHeader())],
+    )
+    async with client_of(app) as client:
+        ann, bob = {"X-User": "ann"}, {"X-User": "bob"}
+        response = await client.get("/streams/counter?count=1", headers=ann)
+        path = response.headers["content-location"]
+        run = path.rpartition("/")[2]
+        assert (await client.get(path, headers=ann)).status_code == 200
+        assert (await client.get(path, headers={"X-User": "nameless"})).status_code == 200
+        for stranger in (bob, {}):
+            assert run in problem(await client.get(path, headers=stranger), 404)
+            problem(await client.delete(path, headers=stranger), 404)
+            last = {**stranger, "Last-Event-ID": f"{run}.0"}
+            problem(await client.get("/streams/counter", headers=last), 410)
+        open_ = await client.get("/streams/counter?count=1")
+        path = open_.headers["content-location"]
+        assert (await client.get(path, headers=bob)).status_code == 200, "a stranger's is anyone's"
+
+
+async def test_an_endpoint_of_ones_own_resumes_the_same_way() -> None:
+    streams = Streams()
+    started: list[str] = []
+    closed: list[str] = []
+
+    async def answer(prompt: str) -> AsyncIterator[dict[str, str]]:
+        started.append(prompt)
+        for word in prompt.split():
+            yield {"word": word}
+
+    class Watched:
+        """A generator that tells when it is closed."""
+
+        __name__ = "answer"
+
+        def __init__(self, prompt: str) -> None:
+            self.events = answer(prompt)
+
+        def __aiter__(self) -> AsyncIterator[dict[str, str]]:
+            return self.events
+
+        async def aclose(self) -> None:
+            closed.append("closed")
+            await self.events.aclose()  # type: ignore[attr-defined]
+
+    async def ask(request: Request) -> Response:
+        return streams.response(request, Watched(request.query_params["prompt"]), linger=None)
+
+    app = Starlette(routes=[Route("/ask", ask), Mount("/live", streams)])
+    async with client_of(app) as client:
+        url = "/ask?prompt=one two three"
+        response = await client.get(url)
+        events = await every_event(client, url)
+        run = events[0].json()["run"]
+        assert events[0].json()["source"] == "answer"
+        again = await every_event(client, url, f"{run}.1")
+        assert [event.data for event in again] == [event.data for event in events[2:]]
+        assert started == ["one two three"] * 2
+        assert closed == ["closed"], "of the third generator, unstarted"
+        assert response.headers["content-location"].startswith("/live/runs/")
+        assert (await client.get(f"/live/runs/{run}")).status_code == 200
+        gone = await client.get(url, headers={"Last-Event-ID": f"{UNKNOWN}.1"})
+        assert problem(gone, 410)
+        head = await client.head(url)
+        assert head.headers["content-type"].startswith("text/event-stream")
+        assert started == ["one two three"] * 2
+        assert len(closed) == 3
+
+
+async def test_an_endpoint_in_fastapi_with_its_validation() -> None:
+    streams = Streams()
+    app = FastAPI()
+    app.mount("/live", streams)
+
+    async def count(n: int) -> AsyncIterator[int]:
+        for number in range(n):
+            yield number
+
+    @app.get("/count")
+    async def endpoint(request: FastAPIRequest, n: int) -> Response:
+        return streams.response(request, count(n))
+
+    async with client_of(app) as client:
+        events = await every_event(client, "/count?n=3")
+        assert [event.data for event in events[1:-1]] == ["0", "1", "2"]
+        assert (await client.get("/count?n=three")).status_code == 422
+        again = await every_event(client, "/count?n=3", f"{events[0].json()['run']}.2")
+        assert [event.data for event in again] == ["2", '{"status":"completed"}']
+
+
+async def test_a_response_takes_plain_generators_and_needs_no_mount() -> None:
+    streams = Streams()
+    closed = []
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from range(3)
+        finally:
+            closed.append(True)
+
+    async def endpoint(request: Request) -> Response:
+        return streams.response(request, numbers(), name="numbers")
+
+    async def listed(request: Request) -> Response:
+        return streams.response(request, [1, 2])
+
+    async def wrong(request: Request) -> Response:
+        try:
+            return streams.response(request, 3)  # type: ignore[arg-type]
+        except TypeError as error:
+            return PlainTextResponse(str(error))
+
+    app = Starlette(routes=[Route("/n", endpoint), Route("/l", listed), Route("/w", wrong)])
+    async with client_of(app) as client:
+        response = await client.get("/n")
+        assert "content-location" not in response.headers
+        assert closed == [True]
+        run = re.findall(r'"run":"(.+?)"', response.text)[0]
+        again = await every_event(client, "/n", f"{run}.2")
+        assert [event.data for event in again] == ["2", '{"status":"completed"}']
+        assert (await every_event(client, "/l"))[0].json()["source"] == "list"
+        assert (await client.head("/l")).status_code == 200
+        assert "not a int" in (await client.get("/w")).text
+
+
+async def test_two_streams_in_one_process_do_not_meet() -> None:
+    one, other = Streams([counter]), Streams([counter])
+    app = Starlette(routes=[Mount("/one", one), Mount("/other", other)])
+    async with client_of(app) as client:
+        response = await client.get("/one/streams/counter?count=0")
+        path = response.headers["content-location"]
+        assert (await client.get(path)).status_code == 200
+        assert (await client.get(path.replace("one", "other"))).status_code == 404
+        assert len(other.log) == 0
+
+
+async def test_a_source_gets_the_request_that_started_it() -> None:
+    @source
+    async def who(request: Request) -> AsyncIterator[str]:
+        yield request.headers["x-who"]
+
+    async with client_of(Streams([who])) as client:
+        response = await client.get("/streams/who", headers={"X-Who": "me"})
+    assert 'data: "me"' in response.text
+
+
+def test_what_streams_cannot_be_made_of_is_refused_at_once() -> None:
+    async def plain() -> AsyncIterator[int]:
+        yield 1
+
+    with pytest.raises(TypeError, match="is not a source: decorate it with @source"):
+        Streams([plain])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="two sources are named 'counter'"):
+        Streams([counter, counter])
+    with pytest.raises(TypeError, match="unknown field `speed`"):
+        Streams([counter], speed=3)
+    with pytest.raises(TypeError, match=r"retry"):
+        Streams([counter], retry=3)
