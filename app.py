@@ -6,9 +6,10 @@ lists have commas. STREAMS_SOURCES are import strings. What cannot be is one lin
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from starlette.config import Config
 from uvicorn.importer import ImportFromStringError, import_from_string
 
@@ -18,9 +19,9 @@ BUILT_IN = ["streams.sources:counter", "streams.sources:tokens", "streams.source
 
 OPTIONS: dict[str, Any] = {
     **{field.name: field.type for field in msgspec.structs.fields(Policy)},
-    "max_runs": int,
-    "max_bytes": int,
-    "max_body": int,
+    "max_runs": Annotated[int, Meta(ge=1)],
+    "max_bytes": Annotated[int, Meta(ge=1)],
+    "max_body": Annotated[int, Meta(ge=0)],
     "origins": list[str],
     "page": bool,
     "sources": list[str],
@@ -43,7 +44,7 @@ def _parsed(name: str, text: str, type_: Any) -> Any:
     has_commas = getattr(type_, "__origin__", None) in (list, tuple)
     value = [part.strip() for part in text.split(",") if part.strip()] if has_commas else text
     try:
-        return msgspec.convert(value or None, type_, strict=False)
+        return msgspec.convert(value if has_commas else value or None, type_, strict=False)
     except msgspec.ValidationError as error:
         raise SystemExit(f"STREAMS_{name.upper()}={text!r} cannot be: {error}") from None
 

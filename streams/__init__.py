@@ -3,7 +3,8 @@
 from streams.asgi import Streams
 from streams.errors import StreamError
 from streams.event import Event
-from streams.log import EventLog, MemoryLog
+from streams.log import EventLog
+from streams.memory_log import MemoryLog
 from streams.source import Policy, Source, source
 
 __all__ = ["Event", "EventLog", "MemoryLog", "Policy", "Source", "StreamError", "Streams", "source"]

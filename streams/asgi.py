@@ -5,10 +5,9 @@ response (RFC 9457) that says what to do; nothing here knows how events are kept
 """
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,26 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streams.errors import (
-    BodyTooLarge,
-    CrossSite,
-    NotAcceptable,
-    StoreFull,
-    StreamError,
-    UnknownSource,
-    UnsupportedMediaType,
-)
+from streams.errors import StoreFull, StreamError, UnknownSource, problem
 from streams.event import encode_json
-from streams.log import EventLog, MemoryLog, RunLog
+from streams.log import EventLog, RunLog
+from streams.memory_log import MemoryLog
+from streams.request import (
+    EVENT_STREAM,
+    JSON,
+    accepts,
+    check_accepts,
+    check_site,
+    identity,
+    is_event_source,
+    last_event_id,
+    read_json,
+)
 from streams.response import EventStreamResponse, event_stream_headers, gap_frame
-from streams.run import EventId, Opener, Place, Runs
-from streams.source import EVENT_ID_PARAMETERS, Policy, Source, iterate
+from streams.run import Opener, Place, Runs
+from streams.source import Policy, Source, iterate
 
 PAGE = Path(__file__).parent / "page"
-
-EVENT_STREAM = "text/event-stream"
-JSON = "application/json"
 
 
 class Streams:
@@ -165,9 +165,9 @@ class Streams:
         if source is None:
             known = ", ".join(self.sources)
             raise UnknownSource(f"there is no source {name!r}; there are: {known}")
-        _check_accepts(request, EVENT_STREAM)
+        check_accepts(request, EVENT_STREAM)
         if request.method == "POST":
-            arguments = source.from_json(await self._body(request))
+            arguments = source.from_json(await read_json(request, self._max_body))
         else:
             arguments = source.from_query(request.query_params)
         if request.method == "HEAD":
@@ -189,12 +189,12 @@ class Streams:
 
         `base` is the path under which /runs is; None if it is nowhere.
         """
-        last = _last_event_id(request)
-        owner = _identity(request.scope)
+        last = last_event_id(request)
+        owner = identity(request.scope)
         place: Place | None
         try:
             if source.shared and not (last and await self.runs.knows(last.run)):
-                self._check_site(request)
+                check_site(request, self._origins)
                 place = await self.runs.join(source, policy, opener, arguments)
                 if last:
                     self.runs.gaps += 1
@@ -202,10 +202,10 @@ class Streams:
             elif last:
                 place = await self.runs.resume(last, source, policy, opener, owner)
             else:
-                self._check_site(request)
+                check_site(request, self._origins)
                 place = Place(await self.runs.start(source, policy, opener, owner), -1)
         except StoreFull as error:
-            if _is_event_source(request):
+            if is_event_source(request):
                 return _come_back(error)
             raise
         return self._reading(place, policy, base)
@@ -216,40 +216,18 @@ class Streams:
         return EventStreamResponse(self.runs, place, policy, _location(base, place.log))
 
     async def _run(self, request: Request) -> Response:
-        log = await self.runs.find(request.path_params["run"], _identity(request.scope))
+        log = await self.runs.find(request.path_params["run"], identity(request.scope))
         if request.method == "DELETE":
             await self.runs.cancel(log)
             return Response(status_code=204)
-        if not _accepts(request, EVENT_STREAM) and _accepts(request, JSON):
+        if not accepts(request, EVENT_STREAM) and accepts(request, JSON):
             return _json(_state(log))
-        _check_accepts(request, EVENT_STREAM)
+        check_accepts(request, EVENT_STREAM)
         if request.method == "HEAD":
             return _head(_location(_base(request), log))
         policy = self._policies.get(log.info.source, self.policy)
-        place = self.runs.place(log, _last_event_id(request))
+        place = self.runs.place(log, last_event_id(request))
         return self._reading(place, policy, _base(request))
-
-    async def _body(self, request: Request) -> bytes:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body:
-                raise BodyTooLarge(f"the body has more than {self._max_body} bytes")
-        kind = request.headers.get("content-type", JSON if not body else "nothing")
-        media_type = kind.partition(";")[0].strip().lower()
-        if media_type != JSON and not media_type.endswith("+json"):
-            raise UnsupportedMediaType(f"the body is {kind}: send a JSON object as {JSON}")
-        return bytes(body)
-
-    def _check_site(self, request: Request) -> None:
-        """Opening a stream costs; a page of another site must not do it to a visitor's server."""
-        origin = request.headers.get("origin")
-        if (
-            request.headers.get("sec-fetch-site") == "cross-site"
-            and origin not in self._origins
-            and "*" not in self._origins
-        ):
-            raise CrossSite(f"a page of {origin or 'another site'} may not start runs: see origins")
 
     def base_in(self, scope: Scope) -> str | None:
         """The path under which the app of `scope` mounts this; None if it does not."""
@@ -329,21 +307,6 @@ def _location(base: str | None, log: RunLog) -> str | None:
     return None if base is None else f"{base}/runs/{log.info.run}"
 
 
-def problem(error: StreamError, headers: Mapping[str, str] | None = None) -> Response:
-    """An error as application/problem+json (RFC 9457)."""
-    headers = {"Cache-Control": "no-store", **(headers or {})}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
-    title = HTTPStatus(error.status).phrase
-    body = {"type": "about:blank", "title": title, "status": error.status, "detail": str(error)}
-    return Response(
-        encode_json({**body, **error.members}),
-        status_code=error.status,
-        headers=headers,
-        media_type="application/problem+json",
-    )
-
-
 def _json(value: Any) -> Response:
     return Response(encode_json(value), media_type=JSON, headers={"Cache-Control": "no-store"})
 
@@ -374,49 +337,6 @@ def _state(log: RunLog) -> dict[str, Any]:
         "last_event": log.last,
         "readers": log.readers,
     }
-
-
-def _accepts(request: Request, media_type: str) -> bool:
-    """Whether the Accept header takes a media type (RFC 9110, section 12.5.1)."""
-    kinds = {media_type, media_type.partition("/")[0] + "/*", "*/*"}
-    for range_ in request.headers.get("accept", "*/*").split(","):
-        kind, *parameters = (part.strip().lower() for part in range_.split(";"))
-        refused = any(part.replace(" ", "") in ("q=0", "q=0.0") for part in parameters)
-        if kind in kinds and not refused:
-            return True
-    return False
-
-
-def _check_accepts(request: Request, media_type: str) -> None:
-    if not _accepts(request, media_type):
-        accept = request.headers["accept"]
-        raise NotAcceptable(f"this is {media_type}, which Accept: {accept} leaves out")
-
-
-def _last_event_id(request: Request) -> EventId | None:
-    query = request.query_params
-    given = (query.get(name) for name in EVENT_ID_PARAMETERS)
-    text = request.headers.get("last-event-id") or next(filter(None, given), None)
-    return EventId.parse(text) if text else None
-
-
-def _identity(scope: Scope) -> str | None:
-    """Who the app's authentication says this is; None without one, or for a stranger."""
-    user = scope.get("user")
-    if user is None or not getattr(user, "is_authenticated", False):
-        return None
-    try:
-        return str(user.identity)
-    except (AttributeError, NotImplementedError):
-        return str(user.display_name)
-
-
-def _is_event_source(request: Request) -> bool:
-    """Whether this is an EventSource: the two headers that the specification gives it."""
-    return (
-        request.headers.get("accept") == EVENT_STREAM
-        and request.headers.get("cache-control") == "no-cache"
-    )
 
 
 def _come_back(error: StoreFull) -> Response:

@@ -17,7 +17,12 @@ StreamError                500  raise it in a source: message and status are for
 └── LostHistory            410  what was asked for is trimmed; a reader is told by a `gap` event
 """
 
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
+
+import msgspec
+from starlette.responses import Response
 
 
 class StreamError(Exception):
@@ -111,3 +116,18 @@ class LostHistory(StreamError):
         super().__init__(f"{missed} events are not held any more, the oldest here is {first}")
         self.missed = missed
         self.first = first
+
+
+def problem(error: StreamError, headers: Mapping[str, str] | None = None) -> Response:
+    """An error as application/problem+json (RFC 9457)."""
+    headers = {"Cache-Control": "no-store", **(headers or {})}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    title = HTTPStatus(error.status).phrase
+    body = {"type": "about:blank", "title": title, "status": error.status, "detail": str(error)}
+    return Response(
+        msgspec.json.encode({**body, **error.members}),
+        status_code=error.status,
+        headers=headers,
+        media_type="application/problem+json",
+    )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from streams.errors import LogClosed, LostHistory, StoreFull, UnknownRun
 from streams.event import frame
-from streams.log import RunInfo, Status
+from streams.log import RunInfo, RunLog, Status
 
 
 class ListLog:
@@ -26,7 +26,7 @@ class ListLog:
 
     async def create(
         self, info: RunInfo, *, after: int = -1, window: int, drops_oldest: bool = False
-    ) -> "ListRun":
+    ) -> RunLog:
         if info.run in self.runs:
             raise ValueError(info.run)
         for run, log in list(self.runs.items()):
@@ -38,7 +38,7 @@ class ListLog:
         self.runs[info.run] = ListRun(self, info, after, window, drops_oldest)
         return self.runs[info.run]
 
-    async def find(self, run: str) -> "ListRun":
+    async def find(self, run: str) -> RunLog:
         if run not in self.runs:
             raise UnknownRun(run)
         return self.runs[run]

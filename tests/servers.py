@@ -161,14 +161,14 @@ def server_process(
         text=True,
     )
     assert process.stderr is not None
-    log = ""
-    for line in process.stderr:
-        log += line
-        if "Uvicorn running" in line:
-            break
-    else:
-        raise AssertionError(f"the server did not start:\n{log}")
     try:
+        log = ""
+        for line in process.stderr:
+            log += line
+            if "Uvicorn running" in line:
+                break
+        else:
+            raise AssertionError(f"the server did not start:\n{log}")
         yield process
     finally:
         process.send_signal(signal.SIGKILL)

@@ -176,7 +176,7 @@ async def test_a_last_event_id_that_cannot_be_is_refused(last: str, status: int)
         async with connection(url, "/streams/slow") as stream:
             await stream.until(lambda stream: stream.body)
             last = last.replace("{run}", stream.run).replace("{other}", other)
-            headers = {"Last-Event-ID": last.encode()}
+            headers = {b"Last-Event-ID": last.encode()}
             assert problem(await client.get("/streams/slow", headers=headers), status)
             if status == 422:
                 assert problem(await client.get(f"/runs/{stream.run}", headers=headers), 422)
@@ -306,7 +306,13 @@ async def test_a_server_that_strips_the_prefix_is_understood() -> None:
         sent.append(message)
 
     for path in ("", "/"):
-        scope = {"type": "http", "method": "GET", "root_path": "/live", "path": path, "headers": []}
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "GET",
+            "root_path": "/live",
+            "path": path,
+            "headers": [],
+        }
         await Streams([counter])(scope, anyio.sleep_forever, send)  # type: ignore[arg-type]
         assert sent.pop(0)["status"] == 200
         sent.clear()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from streams import EventLog, MemoryLog
 from streams.errors import LogClosed, LostHistory, StoreFull, UnknownRun
 from streams.event import frame
-from streams.log import CHUNK, Reader, RunInfo, RunLog
+from streams.log import Reader, RunInfo, RunLog
+from streams.memory_log import CHUNK
 from tests.list_log import ListLog
 from tests.servers import until
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import httpx_sse
 import pytest
@@ -116,7 +117,7 @@ async def test_200_viewers_of_a_shared_run_get_the_same_bytes_and_none_is_held_u
         await gate.wait()
         for number in range(100):
             yield {"number": number, "filler": "x" * 1000}
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
 
     streams = Streams([feed])
     async with (

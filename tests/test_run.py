@@ -5,14 +5,16 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
+from httpx_sse import ServerSentEvent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from httpx_sse import ServerSentEvent
 
 from streams import StreamError, Streams, source
 from streams.errors import InvalidEventId
@@ -30,7 +32,7 @@ async def mortal(count: int = 10) -> AsyncIterator[dict[str, int]]:
     """A counter that is not restartable."""
     for number in range(count):
         yield {"number": number}
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
 
 
 async def read_until_cut(client: httpx.AsyncClient, url: str, last: str | None, cut: int) -> bytes:
@@ -316,7 +318,7 @@ async def test_what_a_source_raises_later_ends_the_run_after_all_it_had_yielded(
     @source
     async def breaks() -> AsyncIterator[int]:
         yield 1
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         raise ValueError("the password is secret")
 
     async with client_of(Streams([breaks])) as client:
@@ -353,7 +355,7 @@ async def test_what_json_cannot_hold_fails_the_run_naming_the_type(value: Any) -
     @source
     async def odd() -> AsyncIterator[Any]:
         try:
-            yield {1, 1}
+            yield {1}
             yield float("nan")
             yield value
         finally:
@@ -593,10 +595,8 @@ async def test_a_finished_run_is_forgotten_after_retain() -> None:
 
 @given(st.text() | st.from_regex(r"[A-Za-z0-9_-]{22}\.[0-9]{1,20}", fullmatch=True))
 def test_an_event_id_is_parsed_or_refused(text: str) -> None:
-    try:
+    with suppress(InvalidEventId):
         assert "{}.{}".format(*EventId.parse(text)) == text
-    except InvalidEventId as error:
-        assert error.status == 422
 
 
 async def test_the_same_stream_runs_on_a_log_of_somebody_elses() -> None:

@@ -1,0 +1,69 @@
+"""app.py: Streams from the environment."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+import app
+from streams import Streams, source
+
+
+@source
+async def ticks() -> AsyncIterator[int]:
+    """A source that test_process.py plugs in."""
+    yield 1
+
+
+def test_without_settings_the_built_in_sources_are_served() -> None:
+    assert list(app.app.sources) == ["counter", "tokens", "clock"]
+    assert [source.name for source in app.options({})["sources"]] == ["counter", "tokens", "clock"]
+
+
+def test_every_option_is_a_variable() -> None:
+    options = app.options(
+        {
+            "STREAMS_SOURCES": "tests.test_app:ticks,streams.sources:clock",
+            "STREAMS_HEARTBEAT": "5",
+            "STREAMS_RETRY": "0.5,2",
+            "STREAMS_LINGER": "",
+            "STREAMS_RETAIN": "60",
+            "STREAMS_WINDOW": "4096",
+            "STREAMS_SEND_TIMEOUT": "3",
+            "STREAMS_MAX_RUNS": "7",
+            "STREAMS_MAX_BYTES": "100000",
+            "STREAMS_MAX_BODY": "500",
+            "STREAMS_ORIGINS": "https://a.example, https://b.example",
+            "STREAMS_PAGE": "false",
+        }
+    )
+    assert set(options) == set(app.OPTIONS)
+    assert options["retry"] == (0.5, 2)
+    assert options["linger"] is None
+    assert options["origins"] == ["https://a.example", "https://b.example"]
+    assert options["page"] is False
+    streams = Streams(**options)
+    assert list(streams.sources) == ["ticks", "clock"]
+    assert (streams.policy.heartbeat, streams.policy.linger) == (5, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("HEARTBEAT", "0", "STREAMS_HEARTBEAT='0' cannot be: Expected `float` >= 0.01"),
+        ("HEARTBEAT", "", "STREAMS_HEARTBEAT='' cannot be: Expected `float`, got `null`"),
+        ("RETRY", "3", "STREAMS_RETRY='3' cannot be: Expected `array` of length 2, got 1"),
+        ("MAX_RUNS", "many", "STREAMS_MAX_RUNS='many' cannot be: Expected `int`, got `str`"),
+        ("MAX_RUNS", "0", "STREAMS_MAX_RUNS='0' cannot be: Expected `int` >= 1"),
+        ("SOURCES", "nope:x", 'STREAMS_SOURCES: Could not import module "nope".'),
+        ("SOURCES", "app", 'STREAMS_SOURCES: Import string "app" must be in format'),
+        ("SOURCES", "app:OPTIONS", "STREAMS_SOURCES: app:OPTIONS is not a source"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(name: str, value: str, message: str) -> None:
+    with pytest.raises(SystemExit) as exited:
+        app.options({f"STREAMS_{name}": value})
+    assert str(exited.value).startswith(message)
+
+
+def test_an_empty_list_is_an_empty_list() -> None:
+    assert app.options({"STREAMS_ORIGINS": ""})["origins"] == []

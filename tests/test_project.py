@@ -1,0 +1,98 @@
+"""What the project promises about itself: its layout, its names, and that its README is true."""
+
+import ast
+import asyncio
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import streams
+
+ROOT = Path(__file__).parent.parent
+
+# Imports run one way: a file imports what stands to its right.
+ORDER = [
+    "app",
+    "asgi",
+    "response",
+    "request",
+    "run",
+    "memory_log",
+    "log",
+    "source",
+    "event",
+    "errors",
+]
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("module", ORDER[1:])
+def test_imports_run_one_way(module: str) -> None:
+    ours = {name for name in imported(ROOT / f"streams/{module}.py") if name.startswith("streams")}
+    assert ours <= {f"streams.{name}" for name in ORDER[ORDER.index(module) + 1 :]}
+
+
+def test_a_source_imports_only_what_a_plugins_author_has_too() -> None:
+    for path in [*(ROOT / "streams/sources").glob("*.py"), ROOT / "app.py"]:
+        ours = {name for name in imported(path) if name.startswith("streams")}
+        assert ours <= {"streams"} or path.name == "__init__.py"
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    for path in [ROOT / "app.py", *(ROOT / "streams").rglob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_every_file_says_what_lives_in_it() -> None:
+    for path in [
+        ROOT / "app.py",
+        *(ROOT / "streams").rglob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
+    ]:
+        text = path.read_text()
+        assert not text or ast.get_docstring(ast.parse(text)), path
+
+
+def test_the_public_names() -> None:
+    assert streams.__all__ == sorted(streams.__all__)
+    assert set(streams.__all__) == {
+        "Event",
+        "EventLog",
+        "MemoryLog",
+        "Policy",
+        "Source",
+        "StreamError",
+        "Streams",
+        "source",
+    }
+    assert all(getattr(streams, name).__doc__ for name in streams.__all__)
+
+
+def test_make_alone_prints_its_targets() -> None:
+    printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"run", "test", "check"} <= set(targets)
+    assert all(f"make {target} " in printed for target in targets)
+
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+async def test_every_python_block_of_the_readme_runs(number: int) -> None:
+    namespace: dict[str, Any] = {"__name__": f"readme_{number}"}
+    exec(compile(BLOCKS[number], f"README.md, block {number}", "exec"), namespace)
+    if checked := namespace.get("check"):
+        await asyncio.wait_for(checked(), 20)
