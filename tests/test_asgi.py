@@ -306,13 +306,8 @@ async def test_a_server_that_strips_the_prefix_is_understood() -> None:
         sent.append(message)
 
     for path in ("", "/"):
-        scope: dict[str, Any] = {
-            "type": "http",
-            "method": "GET",
-            "root_path": "/live",
-            "path": path,
-            "headers": [],
-        }
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "headers": []}
+        scope["root_path"] = "/live"
         await Streams([counter])(scope, anyio.sleep_forever, send)  # type: ignore[arg-type]
         assert sent.pop(0)["status"] == 200
         sent.clear()
