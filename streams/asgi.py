@@ -189,12 +189,12 @@ class Streams:
 
         `base` is the path under which /runs is; None if it is nowhere.
         """
+        check_site(request, self._origins)
         last = last_event_id(request)
         owner = identity(request.scope)
         place: Place | None
         try:
             if source.shared and not (last and await self.runs.knows(last.run)):
-                check_site(request, self._origins)
                 place = await self.runs.join(source, policy, opener, arguments)
                 if last:
                     self.runs.gaps += 1
@@ -202,7 +202,6 @@ class Streams:
             elif last:
                 place = await self.runs.resume(last, source, policy, opener, owner)
             else:
-                check_site(request, self._origins)
                 place = Place(await self.runs.start(source, policy, opener, owner), -1)
         except StoreFull as error:
             if is_event_source(request):

@@ -378,6 +378,8 @@ async def test_another_sites_page_starts_nothing_unless_its_origin_is_allowed() 
             assert "origins" in problem(await client.get("/streams/counter", headers=headers), 403)
             problem(await client.post("/streams/counter", headers=headers), 403)
             problem(await client.get("/streams/clock", headers=headers), 403)
+            again = {**headers, "Last-Event-ID": f"{UNKNOWN}.0"}
+            problem(await client.get("/streams/counter", headers=again), 403)
         assert len(streams.log) == 0
         same = {"Sec-Fetch-Site": "same-origin"}
         assert (await client.get("/streams/counter?count=0", headers=same)).status_code == 200
