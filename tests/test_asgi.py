@@ -24,7 +24,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from streams import Streams, source
+from streams import StreamError, Streams, source
 from streams.sources import clock, counter, tokens
 from tests.servers import client_of, connection, every_event, serving, until
 
@@ -546,6 +546,7 @@ async def test_a_response_takes_plain_generators_and_needs_no_mount() -> None:
         assert closed == [True]
         run = re.findall(r'"run":"(.+?)"', response.text)[0]
         again = await every_event(client, "/n", f"{run}.2")
+        assert closed == [True], "an unstarted generator has no finally to run"
         assert [event.data for event in again] == ["2", '{"status":"completed"}']
         assert (await every_event(client, "/l"))[0].json()["source"] == "list"
         assert (await client.head("/l")).status_code == 200
@@ -583,5 +584,7 @@ def test_what_streams_cannot_be_made_of_is_refused_at_once() -> None:
         Streams([counter, counter])
     with pytest.raises(TypeError, match="unknown field `speed`"):
         Streams([counter], speed=3)
+    with pytest.raises(ValueError, match="status 200 is not an error"):
+        StreamError("fine", status=200)
     with pytest.raises(TypeError, match=r"retry"):
         Streams([counter], retry=3)
