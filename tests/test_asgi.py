@@ -299,6 +299,23 @@ async def test_urls_are_right_under_mounts_and_a_root_path() -> None:
             assert (await client.get(f"{path}/")).status_code == 200
 
 
+async def test_a_mount_under_a_parameter_gives_urls_that_are_urls() -> None:
+    streams = Streams([counter])
+
+    async def endpoint(request: Request) -> Response:
+        return streams.response(request, [1])
+
+    app = Starlette(routes=[Route("/own", endpoint), Mount("/{tenant}", streams)])
+    async with client_of(app) as client:
+        response = await client.get("/%E6%97%A5%0D%0AX: y/streams/counter?count=0")
+        assert response.headers["content-location"].startswith("/%E6%97%A5%0D%0AX%3A%20y/runs/")
+        assert "x" not in response.headers
+        assert (await client.get(response.headers["content-location"])).status_code == 200
+        sources = (await client.get("/%E6%97%A5/streams")).json()["sources"]
+        assert sources[0]["url"] == "/%E6%97%A5/streams/counter"
+        assert "content-location" not in (await client.get("/own")).headers
+
+
 async def test_a_server_that_strips_the_prefix_is_understood() -> None:
     sent: list[Any] = []
 
