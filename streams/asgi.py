@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -101,8 +101,8 @@ class Streams:
 
     async def _answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope = {"app": self, **scope}
-        root = scope.get("root_path", "").rstrip("/")
-        path = scope["path"].rstrip("/")  # /streams/x/ is /streams/x: a redirect would lead
+        root, path = _whole_path(scope)  # /streams/x/ is /streams/x: a redirect would lead
+        scope["root_path"] = root
         scope["path"] = f"{root}/" if path in ("", root) else path  # out of some mounts
         try:
             await self._router(scope, receive, send)
@@ -300,8 +300,20 @@ def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
     return None
 
 
+def _whole_path(scope: Scope) -> tuple[str, str]:
+    """The root path and the path that begins with it, neither with a slash at the end.
+
+    Some hosts cut the prefix off and do not say so (Litestar): the raw path still has it.
+    """
+    root, path = scope.get("root_path", "").rstrip("/"), scope["path"].rstrip("/")
+    whole = unquote((scope.get("raw_path") or b"").decode("latin-1")).rstrip("/")
+    if whole != path and whole.endswith(path):
+        return whole.removesuffix(path), whole
+    return root, path
+
+
 def _base(request: Request) -> str:
-    return str(request.scope.get("root_path", "")).rstrip("/")
+    return str(request.scope.get("root_path", ""))
 
 
 def _location(base: str | None, log: RunLog) -> str | None:

@@ -330,6 +330,26 @@ async def test_a_server_that_strips_the_prefix_is_understood() -> None:
         sent.clear()
 
 
+@pytest.mark.parametrize("prefix", ["/live", "/streams", "/a b"])
+async def test_a_host_that_cuts_the_prefix_off_and_does_not_say_so_is_understood(
+    prefix: str,
+) -> None:
+    streams = Streams([counter])
+
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        path = scope["path"].removeprefix(prefix).rstrip("/") + "/"
+        await streams({**scope, "path": path}, receive, send)
+
+    async with client_of(host) as client:
+        response = await client.get(f"{prefix}/streams/counter?count=1")
+        run = re.findall(r'"run":"(.+?)"', response.text)[0]
+        assert response.headers["content-location"] == f"{prefix}/runs/{run}"
+        sources = (await client.get(f"{prefix}/streams")).json()["sources"]
+        assert sources[0]["url"] == f"{prefix}/streams/counter"
+        for path in ("", "/", f"/runs/{run}"):
+            assert (await client.get(f"{prefix}{path}")).status_code == 200
+
+
 async def test_the_page_is_served_and_can_be_left_out() -> None:
     async with client_of(Streams([counter])) as client:
         response = await client.get("/")

@@ -16,7 +16,18 @@ from tests.servers import connection, serving
 ROOT = Path(__file__).parent.parent
 
 # Imports run one way: a file imports what stands to its right.
-ORDER = ["asgi", "response", "request", "run", "memory_log", "log", "source", "event", "errors"]
+ORDER = [
+    "asgi",
+    "response",
+    "request",
+    "run",
+    "memory_log",
+    "log",
+    "source",
+    "shutdown",
+    "event",
+    "errors",
+]
 
 
 def imported(path: Path) -> set[str]:
