@@ -335,6 +335,7 @@ async def test_a_host_that_cuts_the_prefix_off_and_does_not_say_so_is_understood
     prefix: str,
 ) -> None:
     streams = Streams([counter])
+    quoted = prefix.replace(" ", "%20")
 
     async def host(scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"].removeprefix(prefix).rstrip("/") + "/"
@@ -343,9 +344,9 @@ async def test_a_host_that_cuts_the_prefix_off_and_does_not_say_so_is_understood
     async with client_of(host) as client:
         response = await client.get(f"{prefix}/streams/counter?count=1")
         run = re.findall(r'"run":"(.+?)"', response.text)[0]
-        assert response.headers["content-location"] == f"{prefix}/runs/{run}"
+        assert response.headers["content-location"] == f"{quoted}/runs/{run}"
         sources = (await client.get(f"{prefix}/streams")).json()["sources"]
-        assert sources[0]["url"] == f"{prefix}/streams/counter"
+        assert sources[0]["url"] == f"{quoted}/streams/counter"
         for path in ("", "/", f"/runs/{run}"):
             assert (await client.get(f"{prefix}{path}")).status_code == 200
 
