@@ -62,32 +62,31 @@ export class EventStream extends EventTarget {
 
   /** Stops the run itself, for all who read it: its source is closed, and `end` ends the loop. */
   async stop() {
-    this.#stopping = true;
-    if (!this.run) return; // it is stopped as soon as the server has named it
-    const request = { ...this.options, method: "DELETE", body: undefined, signal: undefined };
-    const response = await fetch(this.run, request);
+    this.#stopping = !this.run;
+    if (this.#stopping) return; // it is stopped as soon as the server has named it
+    const response = await this.#fetch(this.run, undefined, { method: "DELETE", signal: null });
     if (!response.ok && response.status !== 404) throw await problem(response);
   }
 
   /** A response to read, or one that asks to come back later. @param {AbortSignal} signal */
   async #request(signal) {
-    let response = this.run ? await this.#fetch(this.run, undefined, signal) : undefined;
+    let response = this.run && (await this.#fetch(this.run, undefined, { signal }));
     // A server that was killed has forgotten the run, but may restart its source where it was.
     if (!response || (this.lastEventId && [404, 410].includes(response.status)))
-      response = await this.#fetch(this.url, this.options.body, signal);
+      response = await this.#fetch(this.url, this.options.body, { signal });
     const isPassing = retryAfter(response) !== undefined || (this.run && response.status >= 500);
     if (response.ok || isPassing) return response;
     throw await problem(response);
   }
 
-  /** @param {string | URL} url @param {unknown} body @param {AbortSignal} signal */
-  #fetch(url, body, signal) {
+  /** @param {string | URL} url @param {unknown} body @param {RequestInit} init */
+  #fetch(url, body, init) {
     const headers = new Headers(this.options.headers);
     headers.set("Accept", "text/event-stream, application/problem+json");
     if (this.lastEventId) headers.set("Last-Event-ID", this.lastEventId);
     if (body !== undefined) headers.set("Content-Type", "application/json");
-    const request = { method: body === undefined ? "GET" : "POST", body: JSON.stringify(body) };
-    return fetch(url, { cache: "no-store", ...this.options, ...request, headers, signal });
+    const post = { method: body === undefined ? "GET" : "POST", body: JSON.stringify(body) };
+    return fetch(url, { cache: "no-store", ...this.options, ...post, headers, ...init });
   }
 
   /** @param {Response} response @param {AbortSignal} signal */
@@ -194,6 +193,7 @@ async function problem(response) {
 /** @param {number} milliseconds @param {AbortSignal} signal @returns {Promise<void>} */
 const sleep = (milliseconds, signal) =>
   new Promise((resolve, reject) => {
-    setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1));
-    signal.addEventListener("abort", () => reject(signal.reason));
+    const timer = setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1));
+    const leave = () => (clearTimeout(timer), reject(signal.reason));
+    signal.aborted ? leave() : signal.addEventListener("abort", leave);
   });
