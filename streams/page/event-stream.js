@@ -2,13 +2,11 @@
  * Reads server-sent events with fetch: an EventSource that can POST, stop, and say what went wrong.
  *
  * The law of this file: nothing is yielded twice, and nothing is missed without a `gap` event. A
- * response that stops without the server's `end` event is a break, however it stopped; its run is
- * then read on from behind the last event.
+ * response that stops without the server's `end` event is a break: its run is then read on.
  * An event's `data` is the parsed JSON, or the text where that is none; `text` is what was sent.
  * @typedef {{ type: string, data: any, text: string, id: string }} StreamEvent
- * The options are those of fetch, but `body` is sent as JSON, with POST (without one it is a GET);
- * `lastEventId` begins behind that event; `control` yields the server's `start` and `end` too. A
- * `signal` leaves at once, and the loop throws its reason.
+ * The options are fetch's, but a `body` is sent as JSON with POST, and a `signal` throws its reason
+ * in the loop. `lastEventId`: begin behind it. `control`: yield the server's `start` and `end` too.
  * @typedef {{ body?: unknown, lastEventId?: string, control?: boolean }} Own
  * @typedef {Omit<RequestInit, "body" | "method"> & Own} Options
  */
@@ -30,7 +28,6 @@ export class EventStream extends EventTarget {
     this.lastEventId = options.lastEventId ?? "";
   }
 
-  /** @returns {AsyncGenerator<StreamEvent, void>} */
   async *[Symbol.asyncIterator]() {
     const leaving = new AbortController();
     const signal = AbortSignal.any([leaving.signal, this.options.signal ?? leaving.signal]);
@@ -38,8 +35,7 @@ export class EventStream extends EventTarget {
       for (let breaks = 0; ; breaks++) {
         this.#become("connecting");
         const response = await this.#request(signal).catch((error) => {
-          // Before the run has a name, a second try could start, and pay for, a second run.
-          if (signal.aborted || !this.run || !(error instanceof TypeError)) throw error;
+          if (signal.aborted || !this.#canResume || !(error instanceof TypeError)) throw error;
         });
         if (response?.status === 204) return;
         for await (const event of response?.ok ? this.#read(response, signal) : []) {
@@ -49,6 +45,7 @@ export class EventStream extends EventTarget {
           if (type === "end" && data?.error) throw failure(data.error.type, data.error.message);
           if (type === "end") return;
         }
+        if (response?.ok && !this.#canResume) throw failure("Broken", "it broke off at once");
         this.#become("waiting");
         // The server's own pause first, then longer ones, no two clients' alike.
         const growth = breaks ? 2 ** Math.min(breaks, 4) * (0.5 + Math.random() / 2) : 1;
@@ -59,6 +56,9 @@ export class EventStream extends EventTarget {
       this.#become("closed");
     }
   }
+
+  /** If not, a second try could start, and pay for, a second run. */
+  get #canResume() { return this.run !== "" || this.lastEventId !== ""; }
 
   /** Stops the run itself, for all who read it: its source is closed, and `end` ends the loop. */
   async stop() {
@@ -74,8 +74,8 @@ export class EventStream extends EventTarget {
     // A server that was killed has forgotten the run, but may restart its source where it was.
     if (!response || (this.lastEventId && [404, 410].includes(response.status)))
       response = await this.#fetch(this.url, this.options.body, { signal });
-    const isPassing = retryAfter(response) !== undefined || (this.run && response.status >= 500);
-    if (response.ok || isPassing) return response;
+    const isPassing = this.#canResume && response.status >= 500;
+    if (response.ok || isPassing || retryAfter(response) !== undefined) return response;
     throw await problem(response);
   }
 
@@ -174,7 +174,7 @@ function parsed(text) {
   try { return JSON.parse(text); } catch { return text; }
 }
 
-/** The milliseconds that a refusal asks for (RFC 9110, 10.2.3). @param {Response | void} response */
+/** The milliseconds a refusal asks for (RFC 9110, 10.2.3). @param {Response | void} response */
 function retryAfter(response) {
   const value = response?.ok ? undefined : response?.headers.get("Retry-After");
   if (value) return Math.max(0, Number(value) * 1_000 || Date.parse(value) - Date.now() || 0);
