@@ -37,7 +37,7 @@ async def hostile() -> AsyncIterator[Any]:
 
 @source
 async def kinds(
-    word: Annotated[str, Meta(max_length=10)],
+    word: Annotated[str, Meta(max_length=40)],
     size: Literal["small", "large"] = "small",
     loud: bool = False,
     ratio: float | None = None,

@@ -421,6 +421,24 @@ def test_nobody_there_at_the_first_request_is_an_error() -> None:
     assert told.of("state") == ["connecting", "closed"]
 
 
+def test_a_server_that_names_no_run_is_asked_again_with_the_last_event_id() -> None:
+    plain = {"Content-Type": "text/event-stream"}
+    first = f"retry: 10\n{START}{frame(1)}"
+    with script((200, plain, first), (502, {}, ""), (200, plain, end(2))) as server:
+        told = read(server.url, options={"body": {}})
+    assert told.data == [1]
+    assert told.of("done")
+    assert server.requests[2] == ("POST", "/streams/s", "r.1", "{}")
+
+
+def test_without_a_run_or_an_id_a_break_is_an_error() -> None:
+    with script((200, {"Content-Type": "text/event-stream"}, "data: 1\n\n")) as server:
+        told = read(server.url, options={"body": {}})
+    assert told.data == [1]
+    assert told.of("error")[0]["name"] == "Broken"
+    assert len(server.requests) == 1
+
+
 def test_what_is_no_event_stream_is_an_error() -> None:
     with script((200, {"Content-Type": "text/html"}, "<h1>Login</h1>")) as server:
         [error] = read(server.url).of("error")

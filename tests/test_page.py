@@ -1,5 +1,6 @@
 """The playground in a real browser, over a real server."""
 
+import json
 import os
 import re
 import subprocess
@@ -74,7 +75,10 @@ def fill(page: Page, source: str, transport: str = "fetch", **parameters: Any) -
     page.locator("#source").select_option(source)
     choose(page, transport)
     for name, value in parameters.items():
-        page.locator(f"#field-{name}").fill(str(value))
+        field = page.locator(f"#field-{name}")
+        if not field.is_visible():
+            page.get_by_text("More", exact=True).click()
+        field.fill(str(value))
 
 
 def choose(page: Page, transport: str) -> None:
@@ -127,6 +131,8 @@ def test_the_form_is_made_of_the_published_schema(page: Page) -> None:
 
 
 def test_every_kind_of_parameter_has_its_field(page: Page) -> None:
+    page.locator("#source").select_option("kinds")
+    expect(page.locator("#field-ratio")).to_be_hidden()
     fill(page, "kinds", word="hello", ratio=0.5, tags='["a", "b"]')
     expect(page.locator("#field-word")).to_have_attribute("required", "")
     page.locator("#field-size").select_option("large")
@@ -149,6 +155,12 @@ def test_a_refused_parameter_is_shown_at_its_field(page: Page, transport: str) -
     start(page, "counter", transport, count=3, interval=0)
     expect_state(page, "completed")
     expect(page.locator("#fault-count")).to_be_empty()
+
+
+def test_a_fault_in_a_folded_field_unfolds_it(page: Page) -> None:
+    start(page, "tokens", status=200)
+    expect(page.locator("#fault-status")).to_contain_text(">= 400")
+    expect(page.locator("#field-status")).to_be_focused()
 
 
 def test_what_is_no_number_is_a_fault_of_its_field(page: Page) -> None:
@@ -360,17 +372,24 @@ def test_the_code_shown_is_the_code_copied(page: Page, context: BrowserContext) 
 PROMPT = 'it\'s "$HOME" `x` \\ é'
 
 
+def fill_with_all_kinds(page: Page) -> None:
+    fill(page, "kinds", word=PROMPT, ratio=0.5, tags='["a", "b"]')
+    page.locator("#field-loud").check()
+
+
 def test_the_curl_and_the_python_code_run(page: Page) -> None:
-    fill(page, "tokens", prompt=PROMPT, tokens_per_second=2000, first_token=0)
+    fill_with_all_kinds(page)
+    sent = {"word": PROMPT, "size": "small", "loud": True, "ratio": 0.5, "tags": ["a", "b"]}
     for command in (["sh", "-c", code(page, "curl")], [sys.executable, "-c", code(page, "Python")]):
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        text = "".join(re.findall(r"[\"']content[\"']: ?\"(.*?)\"[,}]", done.stdout))
         assert "completed" in done.stdout
-        assert "$HOME" in done.stdout, text
+        assert json.dumps(sent, ensure_ascii=False, separators=(",", ":")) in done.stdout or (
+            str(sent) in done.stdout
+        )
 
 
 def test_the_code_for_browsers_runs(page: Page) -> None:
-    fill(page, "tokens", prompt=PROMPT, tokens_per_second=2000, first_token=0)
+    fill_with_all_kinds(page)
     fetching = re.sub(
         r"import (.*) from (.*);", r"const \1 = await import(\2);", code(page, "event-stream.js")
     )
