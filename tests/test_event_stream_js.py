@@ -376,6 +376,14 @@ def test_pauses_grow_while_no_event_comes() -> None:
         assert pause >= least * 0.99
 
 
+def test_pauses_do_not_grow_while_events_come() -> None:
+    retry = "retry: 100\n"
+    answers = [stream(START, retry), *[stream(retry, frame(n)) for n in range(1, 6)]]
+    with script(*answers, stream(end(6))) as server:
+        assert read(server.url).data == [1, 2, 3, 4, 5]
+    assert server.times[-1] - server.times[-2] < 0.8  # the least that it would have grown to
+
+
 def test_an_abort_leaves_at_once_in_the_midst_of_a_chunk() -> None:
     with script(stream(START, frame(1), frame(2), end(3))) as server:
         told = read(server.url, abortAt="r.1")
