@@ -14,7 +14,7 @@ import streams
 ROOT = Path(__file__).parent.parent
 
 # Imports run one way: a file imports what stands to its right.
-ORDER = "app asgi response request run memory_log log source event errors".split()
+ORDER = "app asgi openai response request run completion memory_log log source event errors".split()
 
 
 def imported(path: Path) -> set[str]:
