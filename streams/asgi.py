@@ -5,7 +5,7 @@ response (RFC 9457) that says what to do; nothing here knows how events are kept
 """
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from streams.errors import StoreFull, StreamError, UnknownSource, problem
 from streams.event import encode_json
 from streams.log import EventLog, RunLog
 from streams.memory_log import MemoryLog
+from streams.openai import Completions
 from streams.request import (
     EVENT_STREAM,
     JSON,
@@ -43,6 +44,7 @@ PAGE = Path(__file__).parent / "page"
 class Streams:
     """Serves sources as event streams; an ASGI app of its own, or mounted in another.
 
+    `models`, a source for each name, are served at /v1/chat/completions in OpenAI's wire format.
     `log` keeps the runs (default: a MemoryLog of `max_runs` runs and `max_bytes` bytes). Pages
     of `origins` ("*": all) may start runs from another site, with CORS. `max_body` limits a POST
     body, in bytes. `page` serves the playground at the root. Other keywords are the policy for
@@ -53,6 +55,7 @@ class Streams:
         self,
         sources: Iterable[Source] = (),
         *,
+        models: Mapping[str, Source] | None = None,
         log: EventLog | None = None,
         max_runs: int = 10_000,
         max_bytes: int = 256 * 2**20,
@@ -80,6 +83,8 @@ class Streams:
             Route("/runs/{run}", self._run, methods=["GET", "DELETE"]),
             Route("/health", self._health),
         ]
+        if models:
+            routes += Completions(models, self.runs, self.policy, max_body, self._origins).routes
         if page:
             routes += [Route("/", _page), Route("/page/{file}", _page)]
         self._router = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
