@@ -14,6 +14,7 @@ from starlette.config import Config
 from uvicorn.importer import ImportFromStringError, import_from_string
 
 from streams import Policy, Source, Streams
+from streams.sources import tokens
 
 BUILT_IN = ["streams.sources:counter", "streams.sources:tokens", "streams.sources:clock"]
 
@@ -59,4 +60,4 @@ def _imported(name: str) -> Source:
     return source
 
 
-app = Streams(**options(os.environ))
+app = Streams(**options(os.environ), models={"mock": tokens})

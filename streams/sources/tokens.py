@@ -121,8 +121,8 @@ def pieces(text: str) -> Iterator[str]:
     follows it, and nothing torn that is one character to a reader.
     """
     space = ""
-    for kind, run in groupby(characters(text), key=_kind):
-        run = list(run)
+    for kind, group in groupby(characters(text), key=_kind):
+        run = list(group)
         longest = LONGEST.get(kind, 1)
         parts = -(-len(run) // longest)
         for part in range(parts):
