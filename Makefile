@@ -8,7 +8,7 @@ WORKERS ?= 1
 
 BIN := .venv/bin
 
-.PHONY: help install run test check lint format clean
+.PHONY: help install run test check lint format lowest clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +34,16 @@ format: .venv/installed-dev ## format the code and order the imports
 
 check: lint test ## what CI runs: lint, then test
 
+lowest: ## run the tests with the lowest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-lowest
+	sed -n '/^dependencies/,/^]/s/^ *"\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
+	    > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
+	.venv-lowest/bin/pip install --quiet --editable . --group dev -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pytest
+
 clean: ## remove all that the other targets made
-	rm -rf .venv build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -38,7 +39,7 @@ from streams.response import EventStreamResponse, event_stream_headers, gap_fram
 from streams.run import Opener, Place, Runs
 from streams.source import Policy, Source, iterate
 
-PAGE = Path(__file__).parent / "page"
+PAGE = {path.name: path for path in (Path(__file__).parent / "page").iterdir()}
 
 
 class Streams:
@@ -105,8 +106,8 @@ class Streams:
 
     async def _answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope = {"app": self, **scope}
-        root = scope.get("root_path", "").rstrip("/")
-        path = scope["path"].rstrip("/")  # /streams/x/ is /streams/x: a redirect would lead
+        root, path = _whole_path(scope)  # /streams/x/ is /streams/x: a redirect would lead
+        scope["root_path"] = root
         scope["path"] = f"{root}/" if path in ("", root) else path  # out of some mounts
         try:
             await self._router(scope, receive, send)
@@ -154,7 +155,7 @@ class Streams:
                         "parameters": source.schema,
                         "shared": source.shared,
                         "restartable": source.restartable,
-                        "url": f"{_base(request)}/streams/{source.name}",
+                        "url": f"{quote(_base(request))}/streams/{source.name}",
                     }
                     for source in self.sources.values()
                 ]
@@ -194,12 +195,12 @@ class Streams:
 
         `base` is the path under which /runs is; None if it is nowhere.
         """
+        check_site(request, self._origins)
         last = last_event_id(request)
         owner = identity(request.scope)
         place: Place | None
         try:
             if source.shared and not (last and await self.runs.knows(last.run)):
-                check_site(request, self._origins)
                 place = await self.runs.join(source, policy, opener, arguments)
                 if last:
                     self.runs.gaps += 1
@@ -207,7 +208,6 @@ class Streams:
             elif last:
                 place = await self.runs.resume(last, source, policy, opener, owner)
             else:
-                check_site(request, self._origins)
                 place = Place(await self.runs.start(source, policy, opener, owner), -1)
         except StoreFull as error:
             if is_event_source(request):
@@ -235,10 +235,11 @@ class Streams:
         return self._reading(place, policy, _base(request))
 
     def base_in(self, scope: Scope) -> str | None:
-        """The path under which the app of `scope` mounts this; None if it does not."""
+        """The path under which the app of `scope` mounts this; None if it does not, or under a
+        path with parameters, whose values only a request to the mount has."""
         mounted = _mounted_at(self, getattr(scope.get("app"), "routes", ()))
         root = scope.get("app_root_path", scope.get("root_path", ""))
-        return None if mounted is None else root + mounted
+        return None if mounted is None or "{" in mounted else root + mounted
 
 
 class _Response(Response):
@@ -304,12 +305,24 @@ def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
     return None
 
 
+def _whole_path(scope: Scope) -> tuple[str, str]:
+    """The root path and the path that begins with it, neither with a slash at the end.
+
+    Some hosts cut the prefix off and do not say so (Litestar): the raw path still has it.
+    """
+    root, path = scope.get("root_path", "").rstrip("/"), scope["path"].rstrip("/")
+    whole = unquote((scope.get("raw_path") or b"").decode("latin-1")).rstrip("/")
+    if whole != path and whole.endswith(path):
+        return whole.removesuffix(path), whole
+    return root, path
+
+
 def _base(request: Request) -> str:
-    return str(request.scope.get("root_path", "")).rstrip("/")
+    return str(request.scope.get("root_path", ""))
 
 
 def _location(base: str | None, log: RunLog) -> str | None:
-    return None if base is None else f"{base}/runs/{log.info.run}"
+    return None if base is None else f"{quote(base)}/runs/{log.info.run}"
 
 
 def _json(value: Any) -> Response:
@@ -323,8 +336,7 @@ def _head(location: str | None = None) -> Response:
 
 
 async def _page(request: Request) -> Response:
-    files = {path.name: path for path in PAGE.iterdir()}
-    path = files.get(request.path_params.get("file", "index.html"))
+    path = PAGE.get(request.path_params.get("file", "index.html"))
     if path is None:
         raise StreamError(f"the page has no file {request.path_params['file']!r}", status=404)
     policy = "default-src 'self'; base-uri 'none'; frame-ancestors 'self'; form-action 'self'"

@@ -6,6 +6,7 @@ heartbeat, and notices a disconnect and the server's shutdown; the frames are wr
 `send` from inside its content iterator, many in one write. asgi.py makes these.
 """
 
+import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from streams.errors import LostHistory
 from streams.event import encode_json
 from streams.log import Reader
 from streams.run import Place, Runs, start_frame
+from streams.shutdown import stopped_with_the_server
 from streams.source import Policy
 
 logger = logging.getLogger("streams")
@@ -94,7 +96,8 @@ class EventStreamResponse(EventSourceResponse):
         drop_after = scope.get("state", {}).get("drop_after")
         self.body_iterator = self._write(send, drop_after)
         try:
-            await super().__call__(scope, receive, send)
+            with stopped_with_the_server(self._shutdown.set):
+                await super().__call__(scope, receive, send)
         except Dropped:
             pass  # a response that is not completed is one that the server cuts
         except SendTimeoutError:
@@ -103,6 +106,12 @@ class EventStreamResponse(EventSourceResponse):
                 self._place.log.info.run,
                 self._policy.send_timeout,
             )
+        except asyncio.CancelledError:
+            # By the server, which is going down (hypercorn: 3 s after SIGTERM); the client is there
+            if self._shutdown.reader is not None:
+                with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            raise
 
     async def _write(self, send: Send, drop_after: int | None) -> AsyncIterator[Any]:
         log, after, head = self._place

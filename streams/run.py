@@ -249,8 +249,8 @@ class Runs:
         except UnknownRun:
             if not source.restartable:
                 raise RunGone(f"run {last.run} is not here (any more): start anew") from None
-            self.restarts += 1
             log = await self.start(source, policy, opener, owner, again=last)
+            self.restarts += 1
             if log.status == "completed" and log.last == last.number + 1:
                 await self._log.discard(last.run)
                 return None

@@ -108,7 +108,7 @@ class Connection:
 
 def dechunked(data: bytes) -> bytes:
     body = b""
-    while match := re.match(rb"([0-9a-f]+)\r\n", data):
+    while match := re.match(rb"([0-9a-fA-F]+)\r\n", data):
         size, start = int(match[1], 16), match.end()
         if len(data) < start + size + 2 or size == 0:
             break

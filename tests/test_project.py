@@ -9,12 +9,27 @@ from typing import Any
 
 import pytest
 
+import app
 import streams
+from tests.servers import connection, serving
 
 ROOT = Path(__file__).parent.parent
 
 # Imports run one way: a file imports what stands to its right.
-ORDER = "app asgi openai response request run completion memory_log log source event errors".split()
+ORDER = [
+    "asgi",
+    "openai",
+    "response",
+    "request",
+    "run",
+    "completion",
+    "memory_log",
+    "log",
+    "source",
+    "shutdown",
+    "event",
+    "errors",
+]
 
 
 def imported(path: Path) -> set[str]:
@@ -27,7 +42,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("module", ORDER[1:])
+@pytest.mark.parametrize("module", ORDER)
 def test_imports_run_one_way(module: str) -> None:
     ours = {name for name in imported(ROOT / f"streams/{module}.py") if name.startswith("streams")}
     assert ours <= {f"streams.{name}" for name in ORDER[ORDER.index(module) + 1 :]}
@@ -80,8 +95,23 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-async def test_every_python_block_of_the_readme_runs(number: int) -> None:
+async def test_every_python_block_of_the_readme_runs(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A block that makes an app has a comment with the curl command to try it, which is tried; a
+    block with a main() is a client of what `make run` serves, and has its output in comments."""
+    block = BLOCKS[number]
     namespace: dict[str, Any] = {"__name__": f"readme_{number}"}
-    exec(compile(BLOCKS[number], f"README.md, block {number}", "exec"), namespace)
-    if checked := namespace.get("check"):
-        await asyncio.wait_for(checked(), 20)
+    exec(compile(block, f"README.md, block {number}", "exec"), namespace)
+    tries = re.findall(r"^# curl -N 127\.0\.0\.1:8000(\S*)", block, re.MULTILINE)
+    assert bool(tries) == ("app" in namespace)
+    for path in tries:
+        async with serving(namespace["app"]) as url, connection(url, path) as stream:
+            await stream.until(lambda stream: stream.body.count(b"\ndata: ") >= 2)
+            assert stream.head.startswith("http/1.1 200")
+    if main := namespace.get("main"):
+        async with serving(app.app) as url:
+            namespace["URL"] = url
+            await asyncio.wait_for(main(), 20)
+        printed = capsys.readouterr().out.splitlines()
+        assert printed == re.findall(r"^# prints: (.*)$", block, re.MULTILINE)

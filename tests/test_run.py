@@ -288,10 +288,12 @@ async def test_with_nobody_reading_a_run_lives_for_linger_and_its_finally_runs()
             closed.set()
 
     async with serving(Streams([endless])) as url, httpx.AsyncClient(base_url=url) as client:
-        for _ in range(3):  # who comes back in time finds it
-            async with connection(url, "/streams/endless") as stream:
-                await stream.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+        headers = ""
+        for number in range(3):  # who comes back in time finds it
+            async with connection(url, "/streams/endless", headers=headers) as stream:
+                await stream.until(lambda stream: b"\ndata: 1\n\n" in stream.body)
                 assert not closed.is_set()
+                headers = f"Last-Event-ID: {stream.run}.{number}\r\n"
         await asyncio.wait_for(closed.wait(), 2)
         events = await every_event(client, f"/runs/{stream.run}")
     assert events[-1].json() == {"status": "cancelled", "reason": "no reader"}
