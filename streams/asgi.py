@@ -72,6 +72,7 @@ class Streams:
             if source.name in self.sources:
                 raise TypeError(f"two sources are named {source.name!r}")
             self.sources[source.name] = source
+        self.models = dict(models or {})
         self.policy = Policy().but(policy)
         self._policies = {s.name: self.policy.but(s.policy) for s in self.sources.values()}
         self.log = log or MemoryLog(max_runs=max_runs, max_bytes=max_bytes)
@@ -84,8 +85,10 @@ class Streams:
             Route("/runs/{run}", self._run, methods=["GET", "DELETE"]),
             Route("/health", self._health),
         ]
-        if models:
-            routes += Completions(models, self.runs, self.policy, max_body, self._origins).routes
+        if self.models:
+            routes += Completions(
+                self.models, self.runs, self.policy, max_body, self._origins
+            ).routes
         if page:
             routes += [Route("/", _page), Route("/page/{file}", _page)]
         self._router = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
@@ -144,6 +147,9 @@ class Streams:
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
         yield
         await self.runs.aclose()
+        for source in {*self.sources.values(), *self.models.values()}:
+            if source.aclose is not None:
+                await source.aclose()
 
     async def _list(self, request: Request) -> Response:
         return _json(
