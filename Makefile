@@ -39,7 +39,7 @@ lowest: ## run the tests with the lowest versions that pyproject.toml allows
 	sed -n '/^dependencies/,/^]/s/^ *"\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
 	    > .venv-lowest/constraints.txt
 	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
-	.venv-lowest/bin/pip install --quiet --editable . --group dev -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --editable '.[llm]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest
 
 clean: ## remove all that the other targets made
@@ -51,7 +51,7 @@ clean: ## remove all that the other targets made
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 
 .venv/installed: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[llm]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
