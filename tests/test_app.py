@@ -36,7 +36,7 @@ def test_every_option_is_a_variable() -> None:
             "STREAMS_PAGE": "false",
         }
     )
-    assert set(options) == set(app.OPTIONS)
+    assert set(options) == {*app.OPTIONS, "models"}
     assert options["retry"] == (0.5, 2)
     assert options["linger"] is None
     assert options["origins"] == ["https://a.example", "https://b.example"]
