@@ -61,7 +61,10 @@ class _Upstream:
     """The model's server, and the connections to it."""
 
     def __init__(self, base_url: str, api_key: str, timeout: float) -> None:
-        url = httpx.URL(base_url)
+        try:
+            url = httpx.URL(base_url)
+        except httpx.InvalidURL:
+            url = httpx.URL()
         if url.scheme not in ("http", "https") or not url.host:
             raise ValueError(f"{base_url!r} is no URL of a server: https://host/v1 is one")
         if url.userinfo:
