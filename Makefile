@@ -37,7 +37,7 @@ check: lint test ## what CI runs: lint, then test
 
 lowest: ## run the tests with the lowest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
-	sed -n '/^dependencies/,/^]/s/^ *"\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
+	sed -n '/^dependencies\|^llm = /,/^]/s/^ *"\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
 	    > .venv-lowest/constraints.txt
 	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
 	.venv-lowest/bin/pip install --quiet --editable '.[llm]' --group dev -c .venv-lowest/constraints.txt
