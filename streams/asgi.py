@@ -98,7 +98,7 @@ class Streams:
                 self._app,
                 allow_origins=list(origins),
                 allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["Content-Type", "Last-Event-ID"],
+                allow_headers=["*"],  # clients of OpenAI's API have a dozen of their own
                 allow_credentials=True,
                 expose_headers=["Content-Location", "Retry-After"],
             )

@@ -484,3 +484,15 @@ async def test_what_a_source_raises_is_not_shown() -> None:
             await sdk.chat.completions.create(**{**HELLO, "model": "secretive"})
     assert "secret " not in str(raised.value)
     assert raised.value.code == "RuntimeError"
+
+
+async def test_a_client_in_an_allowed_sites_page_may_send_its_own_headers() -> None:
+    preflight = {
+        "Origin": "https://a.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+    }
+    async with client_of(mock(origins=["https://a.example"])) as client:
+        response = await client.options(PATH, headers=preflight)
+    assert response.status_code == 200
+    assert "x-stainless-lang" in response.headers["access-control-allow-headers"]
