@@ -99,18 +99,17 @@ class Completions:
         except StreamError as error:
             return refusal(error)
 
-    async def _whole(self, request: Request, answer: "Answer") -> Response:
+    async def _whole(self, request: Request, answer: Answer) -> Response:
         """The whole answer, unless the client goes or its connection has to be cut."""
         text, complete = "", False
         async with anyio.create_task_group() as group:
 
             async def watch() -> None:
-                while (await request.receive())["type"] != "http.disconnect":
-                    pass
+                await request.receive()  # the body has been read: what can follow is a disconnect
                 group.cancel_scope.cancel()
 
             group.start_soon(watch)
-            drop_after = getattr(request.state, "drop_after", None)
+            drop_after = request.scope.get("streams.drop_after")
             text, complete = await self._text(answer, drop_after)
             group.cancel_scope.cancel()
         if not complete:
