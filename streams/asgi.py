@@ -5,7 +5,7 @@ response (RFC 9457) that says what to do; nothing here knows how events are kept
 """
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from streams.errors import StoreFull, StreamError, UnknownSource, problem
 from streams.event import encode_json
 from streams.log import EventLog, RunLog
 from streams.memory_log import MemoryLog
+from streams.openai import Completions
 from streams.request import (
     EVENT_STREAM,
     JSON,
@@ -44,6 +45,7 @@ PAGE = {path.name: path for path in (Path(__file__).parent / "page").iterdir()}
 class Streams:
     """Serves sources as event streams; an ASGI app of its own, or mounted in another.
 
+    `models`, a source for each name, are served at /v1/chat/completions in OpenAI's wire format.
     `log` keeps the runs (default: a MemoryLog of `max_runs` runs and `max_bytes` bytes). Pages
     of `origins` ("*": all) may start runs from another site, with CORS. `max_body` limits a POST
     body, in bytes. `page` serves the playground at the root. Other keywords are the policy for
@@ -54,6 +56,7 @@ class Streams:
         self,
         sources: Iterable[Source] = (),
         *,
+        models: Mapping[str, Source] | None = None,
         log: EventLog | None = None,
         max_runs: int = 10_000,
         max_bytes: int = 256 * 2**20,
@@ -69,6 +72,7 @@ class Streams:
             if source.name in self.sources:
                 raise TypeError(f"two sources are named {source.name!r}")
             self.sources[source.name] = source
+        self.models = dict(models or {})
         self.policy = Policy().but(policy)
         self._policies = {s.name: self.policy.but(s.policy) for s in self.sources.values()}
         self.log = log or MemoryLog(max_runs=max_runs, max_bytes=max_bytes)
@@ -81,6 +85,10 @@ class Streams:
             Route("/runs/{run}", self._run, methods=["GET", "DELETE"]),
             Route("/health", self._health),
         ]
+        if self.models:
+            routes += Completions(
+                self.models, self.runs, self.policy, max_body, self._origins
+            ).routes
         if page:
             routes += [Route("/", _page), Route("/page/{file}", _page)]
         self._router = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
@@ -90,7 +98,7 @@ class Streams:
                 self._app,
                 allow_origins=list(origins),
                 allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["Content-Type", "Last-Event-ID"],
+                allow_headers=["*"],  # clients of OpenAI's API have a dozen of their own
                 allow_credentials=True,
                 expose_headers=["Content-Location", "Retry-After"],
             )
@@ -139,6 +147,9 @@ class Streams:
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
         yield
         await self.runs.aclose()
+        for source in {*self.sources.values(), *self.models.values()}:
+            if source.aclose is not None:
+                await source.aclose()
 
     async def _list(self, request: Request) -> Response:
         return _json(

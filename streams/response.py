@@ -72,8 +72,8 @@ class Dropped(Exception):
 class EventStreamResponse(EventSourceResponse):
     """Sends a run's events from `place` to the end, or until the client or the server goes.
 
-    A source that is to try its clients sets `request.state.drop_after`: the response to that
-    request, and to no other, is cut without an end behind the source's so many-th event.
+    A source that is to try its clients sets `request.scope["streams.drop_after"]`: the response
+    to that request, and to no other, is cut without an end behind so many of the source's events.
     """
 
     def __init__(self, runs: Runs, place: Place, policy: Policy, location: str | None) -> None:
@@ -93,7 +93,7 @@ class EventStreamResponse(EventSourceResponse):
         del self.headers["Connection"]  # illegal in HTTP/2 (RFC 9113, section 8.2.2)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        drop_after = scope.get("state", {}).get("drop_after")
+        drop_after = scope.get("streams.drop_after")
         self.body_iterator = self._write(send, drop_after)
         try:
             with stopped_with_the_server(self._shutdown.set):

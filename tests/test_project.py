@@ -18,9 +18,11 @@ ROOT = Path(__file__).parent.parent
 # Imports run one way: a file imports what stands to its right.
 ORDER = [
     "asgi",
+    "openai",
     "response",
     "request",
     "run",
+    "completion",
     "memory_log",
     "log",
     "source",
