@@ -8,7 +8,7 @@ WORKERS ?= 1
 
 BIN := .venv/bin
 
-.PHONY: help install run test check lint format clean
+.PHONY: help install run test check lint format compat programs clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +34,17 @@ format: .venv/installed-dev ## format the code and order the imports
 
 check: lint test ## what CI runs: lint, then test
 
+compat: .venv/installed-compat tests/compat/node_modules programs ## meet real servers, proxies, browsers and clients (minutes)
+	$(BIN)/pytest -q -W default tests/compat --write-tables docs/compat.md
+
+programs:
+	@for program in nginx haproxy chromium firefox-esr curl node; do \
+	    PATH=$$PATH:/usr/sbin command -v $$program > /dev/null || missing="$$missing $$program"; \
+	done; test -z "$$missing" || \
+	    { apt-get update -qq && apt-get install -y -qq $$(echo $$missing | sed 's/\<node\>/nodejs npm/'); }
+
 clean: ## remove all that the other targets made
-	rm -rf .venv build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build tests/compat/node_modules *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -48,4 +57,12 @@ clean: ## remove all that the other targets made
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --group dev
+	touch $@
+
+.venv/installed-compat: .venv/installed-dev
+	$(BIN)/pip install --quiet --group compat
+	touch $@
+
+tests/compat/node_modules: tests/compat/package.json programs
+	npm install --prefix tests/compat --no-package-lock --no-audit --no-fund --silent
 	touch $@
