@@ -8,7 +8,7 @@ WORKERS ?= 1
 
 BIN := .venv/bin
 
-.PHONY: help install run test check lint format compat programs clean
+.PHONY: help install run test check lint format lowest compat programs clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,17 +34,28 @@ format: .venv/installed-dev ## format the code and order the imports
 
 check: lint test ## what CI runs: lint, then test
 
-compat: .venv/installed-compat tests/compat/node_modules programs ## meet real servers, proxies, browsers and clients (minutes)
-	$(BIN)/pytest -q -W default tests/compat --write-tables docs/compat.md
+lowest: ## run the tests with the lowest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-lowest
+	sed -n '/^dependencies/,/^]/s/^ *"\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
+	    > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
+	.venv-lowest/bin/pip install --quiet --editable . --group dev -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pytest
 
+compat: .venv/installed-compat tests/compat/node_modules ## meet real servers, proxies, browsers, clients (minutes)
+	$(BIN)/python -m pytest -q -W default tests/compat --write-tables docs/compat.md
+	@sed -n '/^<!-- tables/,/^<!-- end/p' docs/compat.md
+
+# What the tests of compat start and pip and npm do not have; installing it takes root and apt.
 programs:
-	@for program in nginx haproxy chromium firefox-esr curl node; do \
+	@for program in nginx haproxy chromium firefox-esr curl node npm; do \
 	    PATH=$$PATH:/usr/sbin command -v $$program > /dev/null || missing="$$missing $$program"; \
-	done; test -z "$$missing" || \
-	    { apt-get update -qq && apt-get install -y -qq $$(echo $$missing | sed 's/\<node\>/nodejs npm/'); }
+	done; \
+	test -z "$$missing" || { apt-get update -qq && \
+	    apt-get install -y -qq $$(echo "$$missing" | sed 's/ node\b/ nodejs/'); }
 
 clean: ## remove all that the other targets made
-	rm -rf .venv build tests/compat/node_modules *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest build tests/compat/node_modules *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -63,6 +74,6 @@ clean: ## remove all that the other targets made
 	$(BIN)/pip install --quiet --group compat
 	touch $@
 
-tests/compat/node_modules: tests/compat/package.json programs
+tests/compat/node_modules: tests/compat/package.json | programs
 	npm install --prefix tests/compat --no-package-lock --no-audit --no-fund --silent
 	touch $@

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -38,7 +38,7 @@ from streams.response import EventStreamResponse, event_stream_headers, gap_fram
 from streams.run import Opener, Place, Runs
 from streams.source import Policy, Source, iterate
 
-PAGE = Path(__file__).parent / "page"
+PAGE = {path.name: path for path in (Path(__file__).parent / "page").iterdir()}
 
 
 class Streams:
@@ -150,7 +150,7 @@ class Streams:
                         "parameters": source.schema,
                         "shared": source.shared,
                         "restartable": source.restartable,
-                        "url": f"{_base(request)}/streams/{source.name}",
+                        "url": f"{quote(_base(request))}/streams/{source.name}",
                     }
                     for source in self.sources.values()
                 ]
@@ -230,10 +230,11 @@ class Streams:
         return self._reading(place, policy, _base(request))
 
     def base_in(self, scope: Scope) -> str | None:
-        """The path under which the app of `scope` mounts this; None if it does not."""
+        """The path under which the app of `scope` mounts this; None if it does not, or under a
+        path with parameters, whose values only a request to the mount has."""
         mounted = _mounted_at(self, getattr(scope.get("app"), "routes", ()))
         root = scope.get("app_root_path", scope.get("root_path", ""))
-        return None if mounted is None else root + mounted
+        return None if mounted is None or "{" in mounted else root + mounted
 
 
 class _Response(Response):
@@ -316,7 +317,7 @@ def _base(request: Request) -> str:
 
 
 def _location(base: str | None, log: RunLog) -> str | None:
-    return None if base is None else f"{base}/runs/{log.info.run}"
+    return None if base is None else f"{quote(base)}/runs/{log.info.run}"
 
 
 def _json(value: Any) -> Response:
@@ -330,8 +331,7 @@ def _head(location: str | None = None) -> Response:
 
 
 async def _page(request: Request) -> Response:
-    files = {path.name: path for path in PAGE.iterdir()}
-    path = files.get(request.path_params.get("file", "index.html"))
+    path = PAGE.get(request.path_params.get("file", "index.html"))
     if path is None:
         raise StreamError(f"the page has no file {request.path_params['file']!r}", status=404)
     policy = "default-src 'self'; base-uri 'none'; frame-ancestors 'self'; form-action 'self'"

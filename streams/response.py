@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from streams.errors import LostHistory
 from streams.event import encode_json
@@ -65,8 +65,16 @@ def event_stream_headers(location: str | None) -> dict[str, str]:
     return headers
 
 
+class Dropped(Exception):
+    """The source wants this connection cut here: see drop_behind."""
+
+
 class EventStreamResponse(EventSourceResponse):
-    """Sends a run's events from `place` to the end, or until the client or the server goes."""
+    """Sends a run's events from `place` to the end, or until the client or the server goes.
+
+    A source that is to try its clients sets `request.state.drop_after`: the response to that
+    request, and to no other, is cut without an end behind the source's so many-th event.
+    """
 
     def __init__(self, runs: Runs, place: Place, policy: Policy, location: str | None) -> None:
         self._runs = runs
@@ -85,10 +93,13 @@ class EventStreamResponse(EventSourceResponse):
         del self.headers["Connection"]  # illegal in HTTP/2 (RFC 9113, section 8.2.2)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.body_iterator = self._write(send)
+        drop_after = scope.get("state", {}).get("drop_after")
+        self.body_iterator = self._write(send, drop_after)
         try:
             with stopped_with_the_server(self._shutdown.set):
                 await super().__call__(scope, receive, send)
+        except Dropped:
+            pass  # a response that is not completed is one that the server cuts
         except SendTimeoutError:
             logger.warning(
                 "run %s: a reader took nothing for %g s and is disconnected",
@@ -102,8 +113,10 @@ class EventStreamResponse(EventSourceResponse):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
             raise
 
-    async def _write(self, send: Send) -> AsyncIterator[Any]:
+    async def _write(self, send: Send, drop_after: int | None) -> AsyncIterator[Any]:
         log, after, head = self._place
+        if drop_after is not None and after < drop_after:
+            send = drop_behind(f"{log.info.run}.{drop_after}", send)
         low, high = self._policy.retry
         head = b"retry: %d\n" % (1000 * random.uniform(low, high)) + head
         try:
@@ -131,6 +144,23 @@ class EventStreamResponse(EventSourceResponse):
                 pieces += 1
                 if pieces % CANCELLABLE_PIECES == 0:
                     await anyio.lowlevel.checkpoint_if_cancelled()
+
+
+def drop_behind(event_id: str, send: Send) -> Send:
+    """A `send` that sends all up to the event with this id, and raises Dropped."""
+    line = f"id: {event_id}\n".encode()
+
+    async def send_up_to(message: Message) -> None:
+        body = message.get("body", b"")
+        found = body.find(line)
+        if found < 0:
+            await send(message)
+            return
+        end = body.index(b"\n\n", found) + 2
+        await send({**message, "body": body[:end]})
+        raise Dropped
+
+    return send_up_to
 
 
 def gap_frame(missed: int | None, event_id: str | None = None) -> bytes:

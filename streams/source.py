@@ -9,7 +9,7 @@ import functools
 import inspect
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, get_origin, get_type_hints, overload
+from typing import Annotated, Any, get_args, get_origin, get_type_hints, overload
 
 import anyio
 import msgspec
@@ -103,7 +103,9 @@ class Source:
                 raise TypeError(f"source {self.name!r}: {name!r} must not be positional-only")
             if name in EVENT_ID_PARAMETERS:
                 raise TypeError(f"source {self.name!r}: the name {name!r} is taken")
-            if inspect.isclass(type_) and issubclass(type_, Request):
+            if any(
+                inspect.isclass(t) and issubclass(t, Request) for t in (type_, *get_args(type_))
+            ):
                 self._request_parameter = name
             elif name == "after" and parameter.kind is parameter.KEYWORD_ONLY:
                 self.restartable = True

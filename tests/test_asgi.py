@@ -24,7 +24,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from streams import Streams, source
+from streams import StreamError, Streams, source
 from streams.sources import clock, counter, tokens
 from tests.servers import client_of, connection, every_event, serving, until
 
@@ -299,6 +299,23 @@ async def test_urls_are_right_under_mounts_and_a_root_path() -> None:
             assert (await client.get(f"{path}/")).status_code == 200
 
 
+async def test_a_mount_under_a_parameter_gives_urls_that_are_urls() -> None:
+    streams = Streams([counter])
+
+    async def endpoint(request: Request) -> Response:
+        return streams.response(request, [1])
+
+    app = Starlette(routes=[Route("/own", endpoint), Mount("/{tenant}", streams)])
+    async with client_of(app) as client:
+        response = await client.get("/%E6%97%A5%0D%0AX: y/streams/counter?count=0")
+        assert response.headers["content-location"].startswith("/%E6%97%A5%0D%0AX%3A%20y/runs/")
+        assert "x" not in response.headers
+        assert (await client.get(response.headers["content-location"])).status_code == 200
+        sources = (await client.get("/%E6%97%A5/streams")).json()["sources"]
+        assert sources[0]["url"] == "/%E6%97%A5/streams/counter"
+        assert "content-location" not in (await client.get("/own")).headers
+
+
 async def test_a_server_that_strips_the_prefix_is_understood() -> None:
     sent: list[Any] = []
 
@@ -318,6 +335,7 @@ async def test_a_host_that_cuts_the_prefix_off_and_does_not_say_so_is_understood
     prefix: str,
 ) -> None:
     streams = Streams([counter])
+    quoted = prefix.replace(" ", "%20")
 
     async def host(scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"].removeprefix(prefix).rstrip("/") + "/"
@@ -326,9 +344,9 @@ async def test_a_host_that_cuts_the_prefix_off_and_does_not_say_so_is_understood
     async with client_of(host) as client:
         response = await client.get(f"{prefix}/streams/counter?count=1")
         run = re.findall(r'"run":"(.+?)"', response.text)[0]
-        assert response.headers["content-location"] == f"{prefix}/runs/{run}"
+        assert response.headers["content-location"] == f"{quoted}/runs/{run}"
         sources = (await client.get(f"{prefix}/streams")).json()["sources"]
-        assert sources[0]["url"] == f"{prefix}/streams/counter"
+        assert sources[0]["url"] == f"{quoted}/streams/counter"
         for path in ("", "/", f"/runs/{run}"):
             assert (await client.get(f"{prefix}{path}")).status_code == 200
 
@@ -566,6 +584,7 @@ async def test_a_response_takes_plain_generators_and_needs_no_mount() -> None:
         assert closed == [True]
         run = re.findall(r'"run":"(.+?)"', response.text)[0]
         again = await every_event(client, "/n", f"{run}.2")
+        assert closed == [True], "an unstarted generator has no finally to run"
         assert [event.data for event in again] == ["2", '{"status":"completed"}']
         assert (await every_event(client, "/l"))[0].json()["source"] == "list"
         assert (await client.head("/l")).status_code == 200
@@ -603,5 +622,7 @@ def test_what_streams_cannot_be_made_of_is_refused_at_once() -> None:
         Streams([counter, counter])
     with pytest.raises(TypeError, match="unknown field `speed`"):
         Streams([counter], speed=3)
+    with pytest.raises(ValueError, match="status 200 is not an error"):
+        StreamError("fine", status=200)
     with pytest.raises(TypeError, match=r"retry"):
         Streams([counter], retry=3)

@@ -50,10 +50,9 @@ class Pages:
 
 
 @asynccontextmanager
-async def pages(host: str = "127.0.0.1") -> AsyncIterator[Pages]:
+async def pages() -> AsyncIterator[Pages]:
     site = Pages()
-    async with serving(site.app) as url:
-        site.url = url.replace("127.0.0.1", host)
+    async with serving(site.app) as site.url:
         yield site
 
 

@@ -15,7 +15,7 @@ BEGIN, END = "<!-- tables: written by make compat -->\n", "<!-- end of tables --
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-tables", metavar="FILE", help="put the tables into this file, too")
+    parser.addoption("--write-tables", metavar="FILE", help="put the tables into this file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,8 +43,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         if report.when == "call" or outcome == "failed"
     ]
     text = "\n".join(tables(reports))
-    terminalreporter.write_line(f"\n{text}")
-    if file := config.getoption("--write-tables"):
+    if (file := config.getoption("--write-tables")) is None:
+        terminalreporter.write_line(f"\n{text}")
+    else:
         path = Path(file)
         before, _, rest = path.read_text().partition(BEGIN)
         path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")

@@ -1,0 +1,52 @@
+/**
+ * The code that gets the stream being shown, for each kind of client.
+ *
+ * The law of this file: a sample runs as it is when pasted; what it quotes is quoted for its
+ * language, whatever the form holds.
+ */
+
+import { withQuery } from "./transports.js";
+
+/** @param {URL} url of the source or run @param {object} given its parameters */
+export function samples(url, given) {
+  const query = withQuery(url, given);
+  const hasBody = Object.keys(given).length > 0;
+  const client = new URL("page/event-stream.js", document.baseURI);
+  return {
+    curl: `curl -N ${shell(query)}`,
+
+    EventSource: `const source = new EventSource(${json(query)});
+source.addEventListener("message", (event) => console.log(JSON.parse(event.data)));
+source.addEventListener("end", () => source.close()); // or it would come back for more`,
+
+    "event-stream.js": `import { eventStream } from ${json(client.href)};
+
+const stream = eventStream(${json(url.href)}${hasBody ? `, {\n  body: ${json(given)},\n}` : ""});
+for await (const { type, data, id } of stream) console.log(type, data, id);
+// await stream.stop() stops the run itself`,
+
+    Python: `import httpx
+from httpx_sse import connect_sse
+
+url = ${json(url.href)}
+${hasBody ? `body = ${python(given)}\n` : ""}
+with httpx.Client(timeout=60) as client:
+    with connect_sse(client, ${hasBody ? '"POST", url, json=body' : '"GET", url'}) as source:
+        for event in source.iter_sse():
+            print(event.id, event.event, event.json())`,
+  };
+}
+
+const json = (value) => JSON.stringify(value);
+
+const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+/** A JSON value as a Python literal. */
+function python(value) {
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
+  if (typeof value !== "object") return json(value);
+  const items = Object.entries(value).map(([name, item]) => `${json(name)}: ${python(item)}`);
+  return `{${items.join(", ")}}`;
+}
