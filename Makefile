@@ -46,8 +46,7 @@ compat: .venv/installed-compat tests/compat/node_modules ## meet real servers, p
 	$(BIN)/python -m pytest -q -W default tests/compat --write-tables docs/compat.md
 	@sed -n '/^<!-- tables/,/^<!-- end/p' docs/compat.md
 
-# What the tests of compat start and pip and npm do not have; installing it takes root and apt.
-programs:
+programs: ## install, with apt, the proxies, browsers and node that compat meets
 	@for program in nginx haproxy chromium firefox-esr curl node npm; do \
 	    PATH=$$PATH:/usr/sbin command -v $$program > /dev/null || missing="$$missing $$program"; \
 	done; \
