@@ -84,9 +84,13 @@ def litestar_mount(prefix: str, app: Any) -> Any:
 urlpatterns = [path("hello", lambda request: HttpResponse("hello"))]
 
 
-def in_django(mounts: Mounts) -> ASGIApp:
+def configure_django() -> None:
     if not settings.configured:
         settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="for tests")
+
+
+def in_django(mounts: Mounts) -> ASGIApp:
+    configure_django()
     return bare(mounts, get_asgi_application())
 
 
@@ -107,7 +111,7 @@ def bare(mounts: Mounts, otherwise: ASGIApp | None = None) -> ASGIApp:
     async def host(scope: Scope, receive: Receive, send: Send) -> None:
         app = otherwise or PlainTextResponse("hello", 200 if scope["path"] == "/hello" else 404)
         for prefix, mounted in mounts.items():
-            if scope["path"].startswith(f"{prefix}/"):
+            if f"{scope['path']}/".startswith(f"{prefix}/"):
                 scope = {**scope, "root_path": scope.get("root_path", "") + prefix}
                 app = mounted
                 break

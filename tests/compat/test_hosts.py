@@ -1,16 +1,20 @@
 """Hosts: Streams mounted in other frameworks, none of which runs its lifespan."""
 
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import ModuleType
+from typing import Any
 
 import httpx
 import pytest
 
 from streams import Streams
 from streams.sources import counter
-from tests.compat.hosts import HOSTS, Host
-from tests.servers import connection, every_event, serving, until
+from tests.compat.hosts import HOSTS, Host, configure_django
+from tests.compat.processes import ROOT
+from tests.servers import client_of, connection, every_event, serving, until
 
 every_host = pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
 
@@ -92,10 +96,14 @@ async def test_the_urls_that_it_gives_lead_back_to_it(host: Host) -> None:
 @pytest.mark.column("page")
 async def test_the_page_is_under_the_prefix(host: Host) -> None:
     async with mounted(host) as (at, client):
-        for path in ("/", "/page/index.html"):
-            page = await client.get(f"{at.prefix}{path}")
-            assert page.status_code == 200
-            assert page.headers["content-type"].startswith("text/html")
+        page = await client.get(f"{at.prefix}/")
+        assert page.headers["content-type"].startswith("text/html")
+        files = re.findall('(?:href|src)="(.+?)"', page.text)
+        for file in files:
+            assert (await client.get(page.url.join(file))).status_code == 200, file
+        assert len(files) > 2
+        without_slash = await client.get(at.prefix, follow_redirects=True)
+        assert without_slash.url == page.url
 
 
 @every_host
@@ -116,4 +124,21 @@ async def test_the_hosts_own_routes_are_unharmed(host: Host) -> None:
     async with mounted(host) as (_, client):
         response = await client.get("/hello")
         assert (response.status_code, response.text.strip('"')) == (200, "hello")
+        assert (await client.get("/nowhere")).status_code == 404
+
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/compat.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+async def test_every_python_block_of_the_documentation_runs(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure_django()
+    module: Any = ModuleType(f"compat_{number}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # Litestar looks for it there
+    exec(compile(BLOCKS[number], f"docs/compat.md, block {number}", "exec"), vars(module))
+    async with client_of(module.app) as client:
+        response = await client.get("/live/streams/counter?count=1")
+        assert response.headers["content-location"].startswith("/live/runs/")
         assert (await client.get("/nowhere")).status_code == 404

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -108,6 +109,17 @@ async def test_an_event_is_there_while_the_next_one_is_not(server: Server) -> No
         assert [event.json() for event in events[1:-1]] == [{"number": n} for n in range(50)]
         again = await every_event(client, "/streams/counter?count=50&interval=0.001", events[20].id)
         assert json.loads(again[0].data) == {"number": 20}
+
+
+@every_server
+@pytest.mark.column("page, URLs")
+async def test_the_page_and_the_urls_are_where_they_should_be(server: Server) -> None:
+    async with serving(server) as (_, client):
+        for path in ("/", "/?source=counter", "/page/page.js"):
+            assert (await client.get(path)).status_code == 200
+        response = await client.get("/streams/counter/?count=1")
+        run = re.findall('"run":"(.+?)"', response.text)[0]
+        assert response.headers["content-location"] == f"/runs/{run}"
 
 
 @every_server
