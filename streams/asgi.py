@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -342,6 +342,9 @@ def _head(location: str | None = None) -> Response:
 
 
 async def _page(request: Request) -> Response:
+    last = str(request.scope.get("raw_path") or b"", "latin-1").partition("?")[0].rpartition("/")[2]
+    if last and "file" not in request.path_params:
+        return RedirectResponse(f"./{last}/")  # without the slash, its own URLs lead elsewhere
     path = PAGE.get(request.path_params.get("file", "index.html"))
     if path is None:
         raise StreamError(f"the page has no file {request.path_params['file']!r}", status=404)

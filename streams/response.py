@@ -51,10 +51,17 @@ class _Shutdown:
 
     def __init__(self) -> None:
         self.reader: Reader | None = None
+        self._is_set = False
 
     def set(self) -> None:
+        self._is_set = True
         if self.reader is not None:
             self.reader.stop()
+
+    def stops(self, reader: Reader) -> None:
+        self.reader = reader
+        if self._is_set:
+            reader.stop()
 
 
 def event_stream_headers(location: str | None) -> dict[str, str]:
@@ -133,7 +140,7 @@ class EventStreamResponse(EventSourceResponse):
 
     async def _read(self, send: Send, after: int, head: bytes) -> None:
         with self._runs.reading(self._place.log, after) as reader:
-            self._shutdown.reader = reader
+            self._shutdown.stops(reader)
             if not reader.ready:
                 await send({"type": "http.response.body", "body": head, "more_body": True})
                 head = b""
