@@ -8,10 +8,10 @@ WORKERS ?= 1
 
 BIN := .venv/bin
 
-.PHONY: help install run test check lint format lowest clean
+.PHONY: help install run test check lint format lowest bench bench-quick clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/installed-dev ## build the environment, with all that development needs
 
@@ -42,8 +42,16 @@ lowest: ## run the tests with the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/pip install --quiet --editable . --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest
 
+bench: .venv/installed-bench ## measure against the peers, 30 minutes; draws bench/scaling.svg
+	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.scaling
+
+bench-quick: .venv/installed-bench ## the same cases small and once, under two minutes
+	$(BIN)/python -m bench.run --quick
+
 clean: ## remove all that the other targets made
 	rm -rf .venv .venv-lowest build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf bench/node_modules bench/package-lock.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -56,4 +64,9 @@ clean: ## remove all that the other targets made
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --group dev
+	touch $@
+
+.venv/installed-bench: .venv/installed-dev bench/package.json
+	$(BIN)/pip install --quiet --group bench
+	if command -v npm >/dev/null; then npm install --silent --prefix bench; fi
 	touch $@
