@@ -11,22 +11,21 @@ FRAME = b'id: 0123456789abcdefghijkl.123456\ndata: {"number":123456,"content":"%
     value(0)["content"].encode()
 )
 
-ticks: asyncio.Future[bool] | None = None
+tick = asyncio.Event()
 feed: asyncio.Task[None] | None = None
 
 
 async def _feed(count: int, interval: float) -> None:
-    global ticks
+    global tick
     await gate.wait()
-    for number in range(count):
+    for _ in range(count):
         await asyncio.sleep(interval)
-        assert ticks is not None
-        ticks.set_result(number + 1 < count)
-        ticks = asyncio.get_running_loop().create_future()
+        tick.set()
+        tick = asyncio.Event()
 
 
 async def raw(scope: Any, receive: Any, send: Any) -> None:
-    global feed, ticks
+    global feed
     query = {name: values[0] for name, values in parse_qs(scope["query_string"].decode()).items()}
     count, interval = int(query.get("count", 1)), float(query.get("interval", 0))
     headers = [(b"content-type", b"text/event-stream")]
@@ -44,12 +43,9 @@ async def raw(scope: Any, receive: Any, send: Any) -> None:
                     await asyncio.sleep(interval)
         case "/streams/feed":
             if feed is None:
-                ticks = asyncio.get_running_loop().create_future()
                 feed = asyncio.create_task(_feed(count, interval))
-            more = True
-            while more:
-                assert ticks is not None
-                more = await asyncio.shield(ticks)
+            for _ in range(count):
+                await tick.wait()
                 await send(message)
         case "/streams/history":
             await gate.wait()
