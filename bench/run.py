@@ -135,7 +135,7 @@ async def fairness(server: Server, size: Size) -> Figures:
 
     Where others get no turn at all, the wait is as long as this case has patience.
     """
-    interval, patience = 0.05, 5.0
+    interval, patience = 0.05, 2.0
     port = server.port
     path = f"/streams/numbers?count=100000&interval={interval}"
     ticking = await opened(port, path, 5, record=True)
@@ -243,6 +243,12 @@ def ratio(ratios: list[float]) -> str:
     return middle if len(ratios) == 1 else f"{middle} ±{(max(ratios) - min(ratios)) / 2:.2f}"
 
 
+def allow_connections() -> None:
+    """As many files as may be, for this process and the servers that it starts."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=list(CASES), metavar="case")
@@ -253,8 +259,7 @@ def main() -> None:
     size = QUICK if given.quick else Size()
     rounds = given.rounds or size.rounds
     chosen = [peer for peer in given.peers.split(",") if peer != "better-sse" or NODE.exists()]
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allow_connections()
     os.sched_setaffinity(0, {LOAD_CORE})
     uvloop.install()
     others = [peer for peer in chosen if peer != OURS]

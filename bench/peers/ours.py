@@ -1,6 +1,6 @@
-"""This project: three sources over the values that all peers stream, with the default policy.
+"""This project: three sources over the values that all peers stream, with default policies.
 
-Only `history` has a larger window: a run of 100,000 events has to be kept whole to be replayed.
+Only limits are wider: `history` is to be replayed whole, and 10,000 runs are to be open.
 """
 
 from collections.abc import AsyncIterator
@@ -33,4 +33,4 @@ async def history(count: int) -> AsyncIterator[dict[str, Any]]:
         yield value
 
 
-app = feed.gated(Streams([numbers, shared, history]))
+app = feed.gated(Streams([numbers, shared, history], max_runs=20_000))
