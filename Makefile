@@ -8,10 +8,10 @@ WORKERS ?= 1
 
 BIN := .venv/bin
 
-.PHONY: help install run test check lint format lowest bench bench-quick clean
+.PHONY: help install run test check lint format lowest bench bench-instructions bench-quick clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/installed-dev ## build the environment, with all that development needs
 
@@ -45,6 +45,9 @@ lowest: ## run the tests with the lowest versions that pyproject.toml allows
 bench: .venv/installed-bench ## measure against the peers, 30 minutes; draws bench/scaling.svg
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.scaling
+
+bench-instructions: .venv/installed-bench ## count instructions with valgrind, for busy machines
+	$(BIN)/python -m bench.instructions
 
 bench-quick: .venv/installed-bench ## the same cases small and once, under two minutes
 	$(BIN)/python -m bench.run --quick

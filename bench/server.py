@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,17 +56,18 @@ class Cost:
 
 
 class Server:
-    """A running peer. Entering waits until it listens, leaving kills it."""
+    """A running peer, perhaps `under` another command. Entering waits until it listens, leaving
+    kills it."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, under: Sequence[str] = ()) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         if peer == "better-sse":
-            command = ["node", PEERS[peer], str(self.port)]
+            command = [*under, "node", PEERS[peer], str(self.port)]
         else:
-            command = [sys.executable, "-m", "uvicorn", PEERS[peer], "--port", str(self.port)]
-            command += [*UVICORN.split(), "--backlog", "4096"]
+            command = [*under, sys.executable, "-m", "uvicorn", PEERS[peer]]
+            command += [*UVICORN.split(), "--backlog", "4096", "--port", str(self.port)]
         self._process = subprocess.Popen(
             command, cwd=ROOT, preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE})
         )
