@@ -36,7 +36,7 @@ class Counted(Server):
 
     def _control(self, *arguments: str) -> None:
         command = ["callgrind_control", *arguments, str(self.pid)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, capture_output=True)
 
     def count(self) -> None:
         self._control("-i", "on")
