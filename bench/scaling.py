@@ -84,7 +84,7 @@ def draw(rates: dict[str, Line], megabytes: dict[str, Line], resumed: Line) -> N
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update({"svg.hashsalt": "streams", "font.size": 9})
+    pyplot.rcParams.update({"svg.hashsalt": "streams", "svg.fonttype": "none", "font.size": 9})
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(12, 3.6))
     left.plot(READERS, [RATE * count for count in READERS], ":", color="gray", label="offered")
     lines: list[tuple[Any, dict[str, Line]]] = [(left, rates), (middle, megabytes)]
