@@ -50,7 +50,7 @@ lowest: ## run the tests with the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/pip install --quiet --editable '.[llm]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest
 
-sdks: .venv/installed-sdks tests/llm/node_modules ## meet npm's clients of OpenAI's API (a minute)
+sdks: .venv/installed-dev tests/llm/node_modules ## meet npm's clients of OpenAI's API (a minute)
 	$(BIN)/python -m pytest tests/llm/test_sdks.py
 
 llama: .venv/installed-llama ## put a real model behind chat: llama.cpp, which is built first (10 minutes)
@@ -107,17 +107,13 @@ clean: ## remove all that the other targets made
 	    --prefix .venv typescript@5.9
 	touch $@
 
-.venv/installed-sdks .venv/installed-llama: .venv/installed-%: .venv/installed-dev
+.venv/installed-llama .venv/installed-compat: .venv/installed-%: .venv/installed-dev
 	$(BIN)/pip install --quiet --group $*
 	touch $@
 
-tests/llm/node_modules: tests/llm/package.json .venv/installed-sdks
+tests/llm/node_modules: tests/llm/package.json .venv/installed-dev
 	$(NODE)/bin/node $(NODE)/lib/node_modules/npm/bin/npm-cli.js install --prefix tests/llm \
 	    --no-package-lock --no-audit --no-fund --silent
-	touch $@
-
-.venv/installed-compat: .venv/installed-dev
-	$(BIN)/pip install --quiet --group compat
 	touch $@
 
 tests/compat/node_modules: tests/compat/package.json | programs
