@@ -107,8 +107,8 @@ class Run:
 
     async def _close_source(self) -> None:
         aclose = getattr(self._events, "aclose", None)
-        if aclose is None:
-            return
+        if aclose is None or getattr(self._events, "ag_frame", self) is None:
+            return  # a generator without a frame has ended
         try:
             with anyio.fail_after(CLEANUP_SECONDS):
                 await aclose()
