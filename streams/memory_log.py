@@ -130,13 +130,14 @@ class _MemoryRun:
     def append(self, name: bytes | None, data: bytes) -> bool:
         if self.closed:
             raise LogClosed(f"run {self.info.run} is {self.status}: nothing can be added")
-        frame_ = frame(self._id, self.last + 1, name, data)
-        self._frames += frame_
-        self._ends.append(self._start + len(self._frames))
-        self.last += 1
-        self._store.events += 1
-        self._store.account(len(frame_))
-        if len(self._frames) > self._limit:
+        store, frames = self._store, self._frames
+        self.last = number = self.last + 1
+        frame_ = frame(self._id, number, name, data)
+        frames += frame_
+        self._ends.append(self._start + len(frames))
+        store.events += 1
+        store.bytes += len(frame_)
+        if len(frames) > self._limit:
             self._trim()
         return self._wake()
 
