@@ -115,7 +115,8 @@ class _MemoryRun:
         self._ends = array("Q")
         self._start = 0
         self._readers: set[_MemoryReader] = set()
-        self._waiting: set[_MemoryReader] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._newest = b""
         self._room: asyncio.Future[None] | None = None
         self._shared_piece = NO_PIECE
 
@@ -132,7 +133,7 @@ class _MemoryRun:
             raise LogClosed(f"run {self.info.run} is {self.status}: nothing can be added")
         store, frames = self._store, self._frames
         self.last = number = self.last + 1
-        frame_ = frame(self._id, number, name, data)
+        self._newest = frame_ = frame(self._id, number, name, data)
         frames += frame_
         self._ends.append(self._start + len(frames))
         store.events += 1
@@ -188,7 +189,7 @@ class _MemoryRun:
 
     def detach(self, reader: "_MemoryReader") -> None:
         self._readers.discard(reader)
-        self._waiting.discard(reader)
+        self._waiting.discard(reader.woken)
         if len(self._readers) < 2:
             self._shared_piece = NO_PIECE
         self.resume_producer()
@@ -200,14 +201,15 @@ class _MemoryRun:
         self._wake()
         self.resume_producer()
 
-    def wait(self, reader: "_MemoryReader") -> None:
-        self._waiting.add(reader)
+    def wait(self, woken: asyncio.Future[None]) -> None:
+        self._waiting.add(woken)
 
     def _wake(self) -> bool:
         if not self._waiting:
             return False
-        for reader in self._waiting:
-            reader.wake()
+        for woken in self._waiting:
+            if not woken.done():
+                woken.set_result(None)
         self._waiting.clear()
         return True
 
@@ -217,6 +219,8 @@ class _MemoryRun:
 
     def piece(self, after: int) -> tuple[bytes, int]:
         """The frames that follow `after`, up to CHUNK bytes, and the number of the last of them."""
+        if after == self.last - 1:  # it keeps up, as most do
+            return self._newest, self.last
         begin, last, frames = self._shared_piece
         if begin == after + 1 and (last == self.last or len(frames) >= CHUNK // 2):
             return frames, last
@@ -256,7 +260,8 @@ class _MemoryReader:
         self._log = log
         self._given = after
         self._stopped = False
-        self._woken: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self.woken = self._loop.create_future()
 
     def __enter__(self) -> Self:
         self._log.attach(self)
@@ -281,9 +286,9 @@ class _MemoryReader:
         while self.after >= log.last and not self._stopped:
             if log.closed:
                 raise StopAsyncIteration
-            self._woken = asyncio.get_running_loop().create_future()
-            log.wait(self)
-            await self._woken
+            self.woken = self._loop.create_future()
+            log.wait(self.woken)
+            await self.woken
         if self._stopped:
             raise StopAsyncIteration
         frames, self._given = log.piece(self.after)
@@ -293,10 +298,7 @@ class _MemoryReader:
     def ready(self) -> bool:
         return self._given < self._log.last or self._log.closed
 
-    def wake(self) -> None:
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
-
     def stop(self) -> None:
         self._stopped = True
-        self.wake()
+        if not self.woken.done():
+            self.woken.set_result(None)
