@@ -104,6 +104,7 @@ class _MemoryRun:
     ) -> None:
         self.info = info
         self.status: Status = "running"
+        self.closed = False
         self.first = after + 1
         self.last = after
         self.restarted = after >= 0
@@ -115,18 +116,14 @@ class _MemoryRun:
         self._ends = array("Q")
         self._start = 0
         self._readers: set[_MemoryReader] = set()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self.waiting: set[asyncio.Future[None]] = set()
         self._newest = b""
-        self._room: asyncio.Future[None] | None = None
+        self.room_wanted: asyncio.Future[None] | None = None
         self._shared_piece = NO_PIECE
 
     @property
     def readers(self) -> int:
         return len(self._readers)
-
-    @property
-    def closed(self) -> bool:
-        return self.status != "running"
 
     def append(self, name: bytes | None, data: bytes) -> bool:
         if self.closed:
@@ -144,7 +141,7 @@ class _MemoryRun:
 
     def close(self, status: Status, data: bytes, retain: float) -> None:
         self.append(b"end", data)
-        self.status = status
+        self.status, self.closed = status, True
         self.resume_producer()
         self._store.finished(self.info.run, retain)
 
@@ -166,17 +163,17 @@ class _MemoryRun:
 
     async def room(self) -> None:
         while self.full and not self.closed:
-            self._room = asyncio.get_running_loop().create_future()
+            self.room_wanted = asyncio.get_running_loop().create_future()
             self._store.wait_for_room(self, True)
             try:
-                await self._room
+                await self.room_wanted
             finally:
-                self._room = None
+                self.room_wanted = None
                 self._store.wait_for_room(self, False)
 
     def resume_producer(self) -> None:
-        if self._room is not None and not self._room.done() and (self.closed or not self.full):
-            self._room.set_result(None)
+        if self.room_wanted is not None and not self.room_wanted.done() and (self.closed or not self.full):
+            self.room_wanted.set_result(None)
 
     def read(self, after: int) -> "_MemoryReader":
         return _MemoryReader(self, after)
@@ -189,28 +186,25 @@ class _MemoryRun:
 
     def detach(self, reader: "_MemoryReader") -> None:
         self._readers.discard(reader)
-        self._waiting.discard(reader.woken)
+        self.waiting.discard(reader.woken)
         if len(self._readers) < 2:
             self._shared_piece = NO_PIECE
         self.resume_producer()
 
     def forgotten(self) -> None:
         if not self.closed:
-            self.status = "cancelled"
+            self.status, self.closed = "cancelled", True
         self._store.account(-len(self._frames))
         self._wake()
         self.resume_producer()
 
-    def wait(self, woken: asyncio.Future[None]) -> None:
-        self._waiting.add(woken)
-
     def _wake(self) -> bool:
-        if not self._waiting:
+        if not self.waiting:
             return False
-        for woken in self._waiting:
+        for woken in self.waiting:
             if not woken.done():
                 woken.set_result(None)
-        self._waiting.clear()
+        self.waiting.clear()
         return True
 
     def _offset(self, number: int) -> int:
@@ -282,12 +276,13 @@ class _MemoryReader:
         log = self._log
         if self._given > self.after:
             self.after = self._given
-            log.resume_producer()
+            if log.room_wanted is not None:
+                log.resume_producer()
         while self.after >= log.last and not self._stopped:
             if log.closed:
                 raise StopAsyncIteration
             self.woken = self._loop.create_future()
-            log.wait(self.woken)
+            log.waiting.add(self.woken)
             await self.woken
         if self._stopped:
             raise StopAsyncIteration

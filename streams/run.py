@@ -98,12 +98,12 @@ class Run:
         async for value in self._events:
             if log.append(*payload(value)):  # a reader waited, so others had their turn
                 burst, since = 0, clock()
-            if log.full:
-                await log.room()
-            burst += 1
-            if burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
+            elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
                 await asyncio.sleep(0)
                 burst, since = 0, clock()
+            burst += 1
+            if log.full:
+                await log.room()
 
     async def _close_source(self) -> None:
         aclose = getattr(self._events, "aclose", None)
