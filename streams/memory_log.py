@@ -118,7 +118,7 @@ class _MemoryRun:
         self._readers: set[_MemoryReader] = set()
         self.waiting: set[asyncio.Future[None]] = set()
         self._newest = b""
-        self.room_wanted: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
         self._shared_piece = NO_PIECE
 
     @property
@@ -163,17 +163,17 @@ class _MemoryRun:
 
     async def room(self) -> None:
         while self.full and not self.closed:
-            self.room_wanted = asyncio.get_running_loop().create_future()
+            self._room = asyncio.get_running_loop().create_future()
             self._store.wait_for_room(self, True)
             try:
-                await self.room_wanted
+                await self._room
             finally:
-                self.room_wanted = None
+                self._room = None
                 self._store.wait_for_room(self, False)
 
     def resume_producer(self) -> None:
-        if self.room_wanted is not None and not self.room_wanted.done() and (self.closed or not self.full):
-            self.room_wanted.set_result(None)
+        if self._room is not None and not self._room.done() and (self.closed or not self.full):
+            self._room.set_result(None)
 
     def read(self, after: int) -> "_MemoryReader":
         return _MemoryReader(self, after)
@@ -276,8 +276,7 @@ class _MemoryReader:
         log = self._log
         if self._given > self.after:
             self.after = self._given
-            if log.room_wanted is not None:
-                log.resume_producer()
+            log.resume_producer()
         while self.after >= log.last and not self._stopped:
             if log.closed:
                 raise StopAsyncIteration

@@ -9,7 +9,6 @@ heartbeat, and notices a disconnect and the server's shutdown; the frames are wr
 import asyncio
 import logging
 import random
-from contextlib import ExitStack
 from typing import NoReturn, Self, cast
 
 import anyio
@@ -18,7 +17,6 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
-from streams.errors import LostHistory
 from streams.event import encode_json
 from streams.log import Reader
 from streams.run import Place, Runs, start_frame
@@ -133,8 +131,8 @@ class EventStreamResponse(EventSourceResponse):
         a function less flat, are a fifth of what an event costs.
         """
         send = self._send
-        with ExitStack() as stack:
-            head, reader = self._attached(stack)
+        head, after = self._beginning()
+        with self._runs.reading(self._place.log, after) as reader:
             self._shutdown.stops(reader)
             if not reader.ready:
                 await send({"type": "http.response.body", "body": head, "more_body": True})
@@ -148,21 +146,19 @@ class EventStreamResponse(EventSourceResponse):
                     await anyio.lowlevel.checkpoint_if_cancelled()
         raise StopAsyncIteration
 
-    def _attached(self, stack: ExitStack) -> tuple[bytes, Reader]:
-        """What goes before the first event, and a reader that is attached while in `stack`."""
+    def _beginning(self) -> tuple[bytes, int]:
+        """What goes before the first event, and behind which event that is."""
         log, after, head = self._place
         low, high = self._policy.retry
         head = b"retry: %d\n" % (1000 * random.uniform(low, high)) + head
-        try:
-            return head, stack.enter_context(self._runs.reading(log, after))
-        except LostHistory as lost:
-            # `start` is no event of the source's: it is sent anew rather than missed
-            first = start_frame(log.info) if after < 0 else b""
-            missed = lost.missed - 1 if after < 0 else lost.missed
-            self._runs.gaps += 1
-            gap = gap_frame(missed, f"{log.info.run}.{lost.first - 1}")
-            reader = stack.enter_context(self._runs.reading(log, lost.first - 1))
-            return head + first + gap, reader
+        held = log.first - 1
+        if after >= held:
+            return head, after
+        # `start` is no event of the source's: it is sent anew rather than missed
+        first = start_frame(log.info) if after < 0 else b""
+        missed = held - max(after, 0)
+        self._runs.gaps += 1
+        return head + first + gap_frame(missed, f"{log.info.run}.{held}"), held
 
 
 def drop_behind(event_id: str, send: Send) -> Send:
