@@ -84,7 +84,13 @@ class Run:
             self._end("cancelled", {"reason": "shutdown"})  # unless it has ended: see cancel()
         except Exception as error:
             self.error = error
-            logger.exception("run %s of source %s failed", self.log.info.run, self.log.info.source)
+            logger.error(
+                "run %s of source %s failed: %s",
+                self.log.info.run,
+                self.log.info.source,
+                error,
+                exc_info=not isinstance(error, StreamError),  # which is raised on purpose
+            )
             self._end("failed", {"error": _described(error)})
         else:
             self._end("completed", {})
