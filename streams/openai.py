@@ -140,11 +140,15 @@ class CompletionStream(EventStreamResponse):
         self.headers["X-Request-Id"] = answer.log.info.run
         self._answer = answer
 
-    async def _write(self, send: Send, drop_after: int | None) -> AsyncIterator[bytes]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body_iterator = self._chunks(scope.get("streams.drop_after"))
+        await super().__call__(scope, receive, send)
+
+    async def _chunks(self, drop_after: int | None) -> AsyncIterator[bytes]:
         answer = self._answer
         yield answer.chunk({"role": "assistant", "content": ""})
         with self._runs.reading(answer.log, -1) as reader:
-            self._shutdown.reader = reader
+            self._shutdown.stops(reader)
             async for frames in reader:
                 chunks = b""
                 for name, data in events_in(frames):
