@@ -78,9 +78,8 @@ class MemoryLog:
                 log.resume_producer()
 
     def _make_room(self) -> None:
-        unread = (run for run in list(self._finished) if not self._runs[run].readers)
         while len(self._runs) >= self._max_runs or self.bytes >= self.max_bytes:
-            run = next(unread, None)
+            run = next((run for run in self._finished if not self._runs[run].readers), None)
             if run is None:
                 raise StoreFull(
                     f"{len(self._runs)} runs (of {self._max_runs}) hold {self.bytes} bytes "
