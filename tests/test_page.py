@@ -195,6 +195,23 @@ def test_tokens_grow_into_a_text(page: Page, transport: str) -> None:
     text = page.locator("#value").inner_text()
     assert text.startswith("You asked: Why? Here is what a language model would do")
     assert text.endswith("goes on where it was.")
+    expect(page.get_by_role("heading", name="Answer")).to_be_visible()
+    expect(page.locator("#asked")).to_have_text("Why?")
+    expect(page.locator("#speed")).to_have_text(
+        re.compile(r"^\d+ tokens, [\d.]+ per second, the first after [\d,]+ ms$")
+    )
+
+
+def test_enter_sends_the_prompt_and_shift_makes_a_new_line_of_it(page: Page) -> None:
+    page.locator("#source").select_option("tokens")
+    prompt = page.locator("#parameters textarea").first
+    prompt.fill("one")
+    prompt.press("Shift+Enter")
+    prompt.press_sequentially("two")
+    expect_state(page, "idle")
+    prompt.press("Enter")
+    expect(page.locator("#asked")).to_have_text("one\ntwo")
+    expect(page.locator("#value")).to_contain_text("You asked")
 
 
 def test_a_failed_source_says_why(page: Page) -> None:

@@ -50,6 +50,7 @@ function fresh(url, given) {
     opened: 0,
     lastEventId: "",
     queue: [], // events that are not in the list yet
+    tokens: { count: 0, first: undefined, last: undefined }, // of an answer that grows
     grown: "", // text that is not on the page yet
     latest: undefined,
     status: undefined,
@@ -108,10 +109,18 @@ function eventArrived({ type, id, text: raw, data }) {
   else if (type === "end") view.status = data.status;
   else if (type !== "gap") {
     view.first ??= now - view.pace.began;
-    if (typeof data?.message?.content === "string") view.grown += data.message.content;
+    if (typeof data?.message?.content === "string") answered(data.message.content, now);
     else view.latest = { data };
   }
   paintSoon();
+}
+
+function answered(piece, now) {
+  if (!piece) return;
+  view.grown += piece;
+  view.tokens.count++;
+  view.tokens.first ??= now;
+  view.tokens.last = now;
 }
 
 let instant;
@@ -185,8 +194,15 @@ function paint() {
 
 function paintValue() {
   const place = at("value");
+  const { given, pace, tokens } = view;
+  at("asked").hidden = !given.prompt;
+  at("asked").textContent = given.prompt;
+  at("speed").hidden = tokens.count < 2;
+  const perSecond = (1000 * (tokens.count - 1)) / (tokens.last - tokens.first || NaN);
+  const wait = count(Math.round(tokens.first - pace.began));
+  at("speed").textContent = `${count(tokens.count)} tokens, ${perSecond.toFixed(1)} per second, the first after ${wait} ms`;
   if (view.grown) {
-    at("value-title").textContent = "Text";
+    at("value-title").textContent = "Answer";
     if (!place.firstChild?.data) place.replaceChildren("");
     keepingUp(place, () => place.firstChild.appendData(view.grown));
     view.grown = "";
@@ -290,6 +306,12 @@ function when(id, act) {
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   begin(`streams/${at("source").value}`, values(at("parameters")));
+});
+form.addEventListener("keydown", (event) => {
+  // as in any chat: Enter sends, and with Shift it is a new line
+  if (event.key !== "Enter" || event.shiftKey || event.target.tagName !== "TEXTAREA") return;
+  event.preventDefault();
+  form.requestSubmit();
 });
 form.addEventListener("input", showCode);
 at("source").addEventListener("change", () => choose(at("source").value));
