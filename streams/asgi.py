@@ -71,8 +71,10 @@ class Streams:
             self.sources[source.name] = source
         self.policy = Policy().but(policy)
         self._policies = {s.name: self.policy.but(s.policy) for s in self.sources.values()}
-        self.log = log or MemoryLog(max_runs=max_runs, max_bytes=max_bytes)
-        self.runs = Runs(self.log)
+        self.log: EventLog = log or MemoryLog(max_runs=max_runs, max_bytes=max_bytes)
+        self.runs = Runs(
+            self.log, {s.name: (s, self._policies[s.name]) for s in self.sources.values()}
+        )
         self._max_body = max_body
         self._origins = frozenset(origins)
         routes = [
@@ -107,7 +109,7 @@ class Streams:
         try:
             await self._router(scope, receive, send)
         except StreamError as error:
-            await problem(error)(scope, receive, send)
+            await answer_to(error, Request(scope))(scope, receive, send)
         except HTTPException as error:
             headers = dict(error.headers or {})
             detail = f"there is nothing at {scope['path']!r}"
@@ -137,6 +139,7 @@ class Streams:
 
     @asynccontextmanager
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+        await self.log.open()
         yield
         await self.runs.aclose()
 
@@ -194,20 +197,15 @@ class Streams:
         last = last_event_id(request)
         owner = identity(request.scope)
         place: Place | None
-        try:
-            if source.shared and not (last and await self.runs.knows(last.run)):
-                place = await self.runs.join(source, policy, opener, arguments)
-                if last:
-                    self.runs.gaps += 1
-                    place = place._replace(head=gap_frame(None) + place.head)
-            elif last:
-                place = await self.runs.resume(last, source, policy, opener, owner)
-            else:
-                place = Place(await self.runs.start(source, policy, opener, owner), -1)
-        except StoreFull as error:
-            if is_event_source(request):
-                return _come_back(error)
-            raise
+        if source.shared and not (last and await self.runs.knows(last.run)):
+            place = await self.runs.join(source, policy, opener, arguments)
+            if last:
+                self.runs.gaps += 1
+                place = place._replace(head=gap_frame(None) + place.head)
+        elif last:
+            place = await self.runs.resume(last, source, policy, opener, owner, arguments)
+        else:
+            place = Place(await self.runs.start(source, policy, opener, owner, arguments), -1)
         return self._reading(place, policy, base)
 
     def _reading(self, place: Place | None, policy: Policy, base: str | None) -> Response:
@@ -256,7 +254,7 @@ class _Response(Response):
         try:
             response = await self._answer()
         except StreamError as error:
-            response = problem(error)
+            response = answer_to(error, self._request)
         finally:
             if not self._started:
                 await self._close()
@@ -345,13 +343,17 @@ def _state(log: RunLog) -> dict[str, Any]:
         "source": log.info.source,
         "status": log.status,
         "started": log.info.started,
+        "producer": log.producer,
         "first_event": log.first,
         "last_event": log.last,
         "readers": log.readers,
     }
 
 
-def _come_back(error: StoreFull) -> Response:
-    """An EventSource gives up for good on any status but 200; an end it answers by coming back."""
+def answer_to(error: StreamError, request: Request) -> Response:
+    """A problem; but an EventSource gives up for good on any status but 200, so where a limit was
+    reached, which passes, it gets an end, which it answers by coming back."""
+    if not isinstance(error, StoreFull) or not is_event_source(request):
+        return problem(error)
     body = b"retry: %d\n" % (1000 * (error.retry_after or 1))
     return Response(body, media_type=EVENT_STREAM, headers=event_stream_headers(None))

@@ -119,31 +119,30 @@ class EventStreamResponse(EventSourceResponse):
             send = drop_behind(f"{log.info.run}.{drop_after}", send)
         low, high = self._policy.retry
         head = b"retry: %d\n" % (1000 * random.uniform(low, high)) + head
-        try:
-            await self._read(send, after, head)
-        except LostHistory as lost:
-            # `start` is no event of the source's: it is sent anew rather than missed
-            first = start_frame(log.info) if after < 0 else b""
-            missed = lost.missed - 1 if after < 0 else lost.missed
-            self._runs.gaps += 1
-            gap = gap_frame(missed, f"{log.info.run}.{lost.first - 1}")
-            await self._read(send, lost.first - 1, head + first + gap)
-        return
+        while True:
+            try:
+                with self._runs.reading(log, after) as reader:
+                    self._shutdown.reader = reader
+                    if not reader.ready:
+                        await send({"type": "http.response.body", "body": head, "more_body": True})
+                        head = b""
+                    pieces = 0
+                    async for frames in reader:
+                        body = head + frames
+                        head = b""
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
+                        pieces += 1
+                        if pieces % CANCELLABLE_PIECES == 0:
+                            await anyio.lowlevel.checkpoint_if_cancelled()
+                return
+            except LostHistory as lost:
+                self._runs.gaps += 1
+                missed, after = lost.missed, lost.first - 1
+                if missed > after:  # from the beginning: `start` is no event of the source's, it
+                    missed -= 1  # is sent anew rather than missed
+                    head += start_frame(log.info)
+                head += gap_frame(missed, f"{log.info.run}.{after}")
         yield  # what makes this a generator: sse-starlette wants one
-
-    async def _read(self, send: Send, after: int, head: bytes) -> None:
-        with self._runs.reading(self._place.log, after) as reader:
-            self._shutdown.reader = reader
-            if not reader.ready:
-                await send({"type": "http.response.body", "body": head, "more_body": True})
-                head = b""
-            pieces = 0
-            async for frames in reader:
-                await send({"type": "http.response.body", "body": head + frames, "more_body": True})
-                head = b""
-                pieces += 1
-                if pieces % CANCELLABLE_PIECES == 0:
-                    await anyio.lowlevel.checkpoint_if_cancelled()
 
 
 def drop_behind(event_id: str, send: Send) -> Send:

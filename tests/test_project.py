@@ -22,6 +22,7 @@ ORDER = [
     "request",
     "run",
     "memory_log",
+    "memory_run",
     "log",
     "source",
     "shutdown",
