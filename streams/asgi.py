@@ -44,7 +44,8 @@ PAGE = {path.name: path for path in (Path(__file__).parent / "page").iterdir()}
 class Streams:
     """Serves sources as event streams; an ASGI app of its own, or mounted in another.
 
-    `log` keeps the runs (default: a MemoryLog of `max_runs` runs and `max_bytes` bytes). Pages
+    `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes, or what the URL of
+    a Redis or Valkey names, for many workers (see RedisLog; StoreDown if it is not there). Pages
     of `origins` ("*": all) may start runs from another site, with CORS. `max_body` limits a POST
     body, in bytes. `page` serves the playground at the root. Other keywords are the policy for
     all sources: see Policy. Raises TypeError for a source or policy that cannot be.
@@ -54,7 +55,7 @@ class Streams:
         self,
         sources: Iterable[Source] = (),
         *,
-        log: EventLog | None = None,
+        log: EventLog | str | None = None,
         max_runs: int = 10_000,
         max_bytes: int = 256 * 2**20,
         max_body: int = 2**20,
@@ -71,7 +72,8 @@ class Streams:
             self.sources[source.name] = source
         self.policy = Policy().but(policy)
         self._policies = {s.name: self.policy.but(s.policy) for s in self.sources.values()}
-        self.log: EventLog = log or MemoryLog(max_runs=max_runs, max_bytes=max_bytes)
+        limits = {"max_runs": max_runs, "max_bytes": max_bytes}
+        self.log = _log_at(log, limits) if isinstance(log, str) else log or MemoryLog(**limits)
         self.runs = Runs(
             self.log, {s.name: (s, self._policies[s.name]) for s in self.sources.values()}
         )
@@ -286,6 +288,14 @@ def _unlisted(name: str) -> Source:
     async def given() -> None: ...
 
     return Source(given, name=name)
+
+
+def _log_at(url: str, limits: dict[str, int]) -> EventLog:
+    from streams.redis_log import RedisLog  # an extra, which may not be installed
+
+    log = RedisLog(url, **limits)
+    log.check()
+    return log
 
 
 def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:

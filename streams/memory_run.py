@@ -77,6 +77,8 @@ class MemoryRun:
         self.elsewhere: dict[str, int] = {}
         self.older: Callable[[int], Awaitable[tuple[bytes, int]]] | None = None
         self.changed: Callable[[], None] = _nobody
+        self.moved: Callable[[], None] = _nobody
+        self.gone = False
         self._store = store
         self._drops_oldest = drops_oldest
         self._closed = closed
@@ -215,6 +217,7 @@ class MemoryRun:
 
     def forgotten(self) -> None:
         """Ends it for readers, behind what they could see; what it holds counts no more."""
+        self.gone = True
         status = self.status if self.closed else "cancelled"
         self.take_back()
         self.status = status
@@ -242,14 +245,14 @@ class MemoryRun:
         """The bytes of the frames held that follow `after`, to the one numbered `last`."""
         return self._offset(last) - self._offset(after)
 
-    def frames(self, after: int, most: int) -> list[bytes]:
-        """Each frame that follows `after`, of about `most` bytes together."""
+    def frames(self, after: int, most_bytes: int, most: int) -> list[bytes]:
+        """Each frame that follows `after`, of about so many bytes together at most."""
         begin, frames = self._offset(after) - self._start, []
-        for number in range(after + 1, self.last + 1):
+        for number in range(after + 1, min(self.last, after + most) + 1):
             end = self._offset(number) - self._start
             frames.append(bytes(self._frames[begin:end]))
-            begin, most = end, most - len(frames[-1])
-            if most <= 0:
+            begin, most_bytes = end, most_bytes - len(frames[-1])
+            if most_bytes <= 0:
                 break
         return frames
 
@@ -316,6 +319,7 @@ class MemoryReader:
         if self._given > self.after:
             self.after = self._given
             log.resume_producer()
+            log.moved()
         while self.after >= log.shown and not self._stopped:
             if log.closed and log.shown == log.last:
                 raise StopAsyncIteration

@@ -1,7 +1,7 @@
 """log.py: the contract of an event log, for every implementation, and what is MemoryLog's own."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, Unknown
 from streams.event import frame
 from streams.log import Reader, RunInfo, RunLog
 from streams.memory_run import CHUNK
+from streams.redis_log import RedisLog
 from tests.list_log import ListLog
 from tests.servers import until
 
@@ -28,10 +29,19 @@ def info(run: str = "r", **members: Any) -> RunInfo:
     return RunInfo(run=run, source="s", started=datetime.now(UTC), **members)
 
 
-@pytest.fixture(params=[MemoryLog, ListLog])
-def make_log(request: pytest.FixtureRequest) -> MakeLog:
-    made: MakeLog = request.param
-    return made
+@pytest.fixture(params=[MemoryLog, ListLog, RedisLog])
+async def make_log(request: pytest.FixtureRequest) -> AsyncIterator[MakeLog]:
+    made: list[EventLog] = []
+
+    def make(**options: Any) -> EventLog:
+        if request.param is RedisLog:
+            options["url"] = request.getfixturevalue("redis_url")
+        made.append(request.param(**options))
+        return made[-1]
+
+    yield make
+    for log in made:
+        await log.aclose()
 
 
 async def new(store: EventLog, run: str = "r", **options: Any) -> RunLog:
@@ -40,8 +50,8 @@ async def new(store: EventLog, run: str = "r", **options: Any) -> RunLog:
 
 async def settled(store: EventLog) -> None:
     """Waits until readers see what has been appended, where that takes a while."""
-    if False:
-        pass
+    if isinstance(store, RedisLog):
+        await store.written()
 
 
 async def read_all(log: RunLog, after: int = -1) -> bytes:
@@ -60,6 +70,17 @@ async def test_append_numbers_from_zero_and_reading_is_exclusive(make_log: MakeL
         assert await read_all(log, after) == b"".join(frames[after + 1 :])
 
 
+@pytest.mark.parametrize("store", [MemoryLog(), ListLog()])
+async def test_append_says_whether_it_woke_a_reader(store: EventLog) -> None:
+    log = await new(store)
+    with log.read(-1) as reader:
+        waiting = asyncio.ensure_future(anext(reader))
+        await asyncio.sleep(0)
+        assert log.append(None, b"1"), "a reader waits"
+        assert not log.append(None, b"2"), "it is awake already"
+        await asyncio.wait_for(waiting, 5)
+
+
 async def test_a_reader_goes_from_replay_to_live_without_gap_or_repeat(make_log: MakeLog) -> None:
     log = await new(make_log())
     log.append(None, b"0")
@@ -72,8 +93,8 @@ async def test_a_reader_goes_from_replay_to_live_without_gap_or_repeat(make_log:
 
     task = asyncio.create_task(read())
     await until(lambda: got)
-    assert log.append(None, b"1"), "a reader waits"
-    assert not log.append(None, b"2"), "it is awake already"
+    log.append(None, b"1")
+    log.append(None, b"2")
     await until(
         lambda: len(b"".join(got)) == sum(len(frame(b"r", n, None, b"0")) for n in range(3))
     )
@@ -96,6 +117,7 @@ async def test_a_finished_run_is_kept_for_retain_seconds(make_log: MakeLog) -> N
     store = make_log()
     log = await new(store, retain=0.05)
     log.close("completed", b"{}")
+    await settled(store)
     assert await store.find("r") is log
     await until(lambda: not len(store))
     with pytest.raises(UnknownRun):
@@ -140,11 +162,13 @@ async def test_a_run_may_begin_where_an_earlier_process_had_got_to(make_log: Mak
 
 
 async def test_the_producer_is_held_a_window_ahead_of_the_slowest_reader(make_log: MakeLog) -> None:
-    log = await new(make_log(), window=5 * SIZE)
+    store = make_log()
+    log = await new(store, window=5 * SIZE)
     with log.read(-1) as slow, log.read(-1) as quick:
         while not log.full:
             log.append(None, DATA)
         assert 5 <= log.last <= 6
+        await settled(store)
         room = asyncio.ensure_future(log.room())
         while quick.ready:
             await anext(quick)
@@ -165,11 +189,13 @@ async def drained(reader: Reader) -> bytes:
 
 
 async def test_a_reader_that_leaves_holds_nobody_up(make_log: MakeLog) -> None:
-    log = await new(make_log(), window=3 * SIZE)
+    store = make_log()
+    log = await new(store, window=3 * SIZE)
     with log.read(-1) as quick:
         with log.read(-1):
             while not log.full:
                 log.append(None, DATA)
+            await settled(store)
             while quick.ready:
                 await anext(quick)
             waiting = asyncio.ensure_future(anext(quick))  # what it got last, it has had now
@@ -210,6 +236,7 @@ async def test_past_the_window_what_all_have_had_is_dropped_and_missed(make_log:
         for _ in range(50):
             log.append(None, DATA)
             await anext(reader)
+    await settled(store)
     assert log.first > 40
     assert store.bytes <= 6 * SIZE
     with pytest.raises(LostHistory) as lost, log.read(9):
@@ -224,7 +251,9 @@ async def test_a_run_that_lives_without_readers_drops_its_oldest(make_log: MakeL
     log = await new(store, window=5 * SIZE, drops_oldest=True)
     for _ in range(50):
         log.append(None, DATA)
+        await settled(store)
         assert not log.full
+    await settled(store)
     assert log.first > 40
     assert store.bytes <= 6 * SIZE
 
@@ -232,6 +261,7 @@ async def test_a_run_that_lives_without_readers_drops_its_oldest(make_log: MakeL
 async def test_a_full_store_forgets_finished_runs_first_and_then_refuses(make_log: MakeLog) -> None:
     store = make_log(max_runs=2)
     (await new(store, "a")).close("completed", b"{}")
+    await settled(store)
     await new(store, "b")
     await new(store, "c")
     with pytest.raises(UnknownRun):
@@ -245,6 +275,7 @@ async def test_a_finished_run_that_is_being_read_is_not_forgotten(make_log: Make
     store = make_log(max_runs=1)
     log = await new(store, "a")
     log.close("completed", b"{}")
+    await settled(store)
     with log.read(-1), pytest.raises(StoreFull):
         await new(store, "b")
     await new(store, "b")
@@ -259,6 +290,7 @@ async def test_at_the_limit_of_bytes_producers_wait_for_their_readers(make_log: 
     with pytest.raises(StoreFull):
         await new(store, "c")
     idle.close("completed", b"{}")
+    await settled(store)
     busy = await new(store, "busy")
     assert len(store) == 1, "the finished one made room"
     with busy.read(-1) as reader:
