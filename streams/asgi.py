@@ -73,7 +73,9 @@ class Streams:
         self.policy = Policy().but(policy)
         self._policies = {s.name: self.policy.but(s.policy) for s in self.sources.values()}
         limits = {"max_runs": max_runs, "max_bytes": max_bytes}
-        self.log = _log_at(log, limits) if isinstance(log, str) else log or MemoryLog(**limits)
+        if log is None:  # one that is given may be empty, and so false
+            log = MemoryLog(**limits)
+        self.log = _log_at(log, limits) if isinstance(log, str) else log
         self.runs = Runs(
             self.log, {s.name: (s, self._policies[s.name]) for s in self.sources.values()}
         )

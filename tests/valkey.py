@@ -48,6 +48,9 @@ class Valkey:
     def go_on(self) -> None:
         self._send(signal.SIGCONT)
 
+    def command(self, command: str) -> None:
+        self.client.execute_command(*command.split())  # type: ignore[no-untyped-call]
+
     def _send(self, signal_: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(signal_)
