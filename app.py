@@ -1,7 +1,8 @@
 """What `make run` serves: `app`, a Streams made from settings in the environment.
 
 Each option of Streams is a variable, STREAMS_ and its name in capitals: an empty one is None,
-lists have commas. STREAMS_SOURCES are import strings. What cannot be is one line at start.
+lists have commas. STREAMS_SOURCES are import strings. LLM_BASE_URL, LLM_MODEL,
+LLM_API_KEY and LLM_TIMEOUT make the source `chat`. What cannot be is one line at start.
 """
 
 import logging
@@ -18,6 +19,9 @@ from uvicorn.importer import ImportFromStringError, import_from_string
 from streams import Policy, Source, StreamError, Streams
 
 BUILT_IN = ["streams.sources:counter", "streams.sources:tokens", "streams.sources:clock"]
+
+MOCKS = {"tokens": "mock"}
+"""The sources that are models for OpenAI's clients, too, and under which name."""
 
 OPTIONS: dict[str, Any] = {
     **{field.name: field.type for field in msgspec.structs.fields(Policy)},
@@ -40,7 +44,12 @@ def options(environ: Mapping[str, str]) -> dict[str, Any]:
         if text is not None:
             given[name] = _parsed(name, text, type_)
     given["sources"] = [_imported(name) for name in given.get("sources", BUILT_IN)]
-    return given
+    models = {MOCKS[s.name]: s for s in given["sources"] if s.name in MOCKS}
+    if environ.get("LLM_BASE_URL") or environ.get("LLM_MODEL"):
+        model, chat = _chat(Config(environ=environ, env_prefix="LLM_"))
+        given["sources"].append(chat)
+        models = {model: chat, **models}
+    return {**given, "models": models}
 
 
 def _parsed(name: str, text: str, type_: Any) -> Any:
@@ -50,6 +59,22 @@ def _parsed(name: str, text: str, type_: Any) -> Any:
         return msgspec.convert(value if has_commas else value or None, type_, strict=False)
     except msgspec.ValidationError as error:
         raise SystemExit(f"STREAMS_{name.upper()}={text!r} cannot be: {error}") from None
+
+
+def _chat(config: Config) -> tuple[str, Source]:
+    """The real model that is configured, and the source of its answers."""
+    url, model = config("BASE_URL", default=""), config("MODEL", default="")
+    if not url or not model:
+        raise SystemExit("LLM_BASE_URL and LLM_MODEL: give both, or neither")
+    try:
+        chat_with = import_from_string("streams.sources.chat:chat_with")
+    except ImportError:
+        raise SystemExit("LLM_BASE_URL needs httpx and httpx-sse: the extra llm") from None
+    try:
+        key, timeout = config("API_KEY", default=""), config("TIMEOUT", cast=float, default=60)
+        return model, chat_with(url, model, api_key=key, timeout=timeout)
+    except ValueError as error:
+        raise SystemExit(f"LLM_BASE_URL, LLM_API_KEY, LLM_TIMEOUT: {error}") from None
 
 
 def _imported(name: str) -> Source:

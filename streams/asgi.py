@@ -5,7 +5,7 @@ response (RFC 9457) that says what to do; nothing here knows how events are kept
 """
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,6 +23,7 @@ from streams.errors import StoreFull, StreamError, UnknownSource, problem
 from streams.event import encode_json
 from streams.log import EventLog, RunLog
 from streams.memory_log import MemoryLog
+from streams.openai import Completions
 from streams.request import (
     EVENT_STREAM,
     JSON,
@@ -44,6 +45,7 @@ PAGE = {path.name: path for path in (Path(__file__).parent / "page").iterdir()}
 class Streams:
     """Serves sources as event streams; an ASGI app of its own, or mounted in another.
 
+    `models`, a source for each name, are served at /v1/chat/completions in OpenAI's wire format.
     `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes, or what the URL of
     a Redis or Valkey names, for many workers (see RedisLog; StoreDown if it is not there). Pages
     of `origins` ("*": all) may start runs from another site, with CORS. `max_body` limits a POST
@@ -55,6 +57,7 @@ class Streams:
         self,
         sources: Iterable[Source] = (),
         *,
+        models: Mapping[str, Source] | None = None,
         log: EventLog | str | None = None,
         max_runs: int = 10_000,
         max_bytes: int = 256 * 2**20,
@@ -70,6 +73,7 @@ class Streams:
             if source.name in self.sources:
                 raise TypeError(f"two sources are named {source.name!r}")
             self.sources[source.name] = source
+        self.models = dict(models or {})
         self.policy = Policy().but(policy)
         self._policies = {s.name: self.policy.but(s.policy) for s in self.sources.values()}
         limits = {"max_runs": max_runs, "max_bytes": max_bytes}
@@ -87,6 +91,10 @@ class Streams:
             Route("/runs/{run}", self._run, methods=["GET", "DELETE"]),
             Route("/health", self._health),
         ]
+        if self.models:
+            routes += Completions(
+                self.models, self.runs, self.policy, max_body, self._origins
+            ).routes
         if page:
             routes += [Route("/", _page), Route("/page/{file}", _page)]
         self._router = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
@@ -96,7 +104,7 @@ class Streams:
                 self._app,
                 allow_origins=list(origins),
                 allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["Content-Type", "Last-Event-ID"],
+                allow_headers=["*"],  # clients of OpenAI's API have a dozen of their own
                 allow_credentials=True,
                 expose_headers=["Content-Location", "Retry-After"],
             )
@@ -146,6 +154,9 @@ class Streams:
         await self.log.open()
         yield
         await self.runs.aclose()
+        for source in {*self.sources.values(), *self.models.values()}:
+            if source.aclose is not None:
+                await source.aclose()
 
     async def _list(self, request: Request) -> Response:
         return _json(
@@ -341,6 +352,9 @@ def _head(location: str | None = None) -> Response:
 
 
 async def _page(request: Request) -> Response:
+    last = str(request.scope.get("raw_path") or b"", "latin-1").partition("?")[0].rpartition("/")[2]
+    if last and "file" not in request.path_params:
+        return RedirectResponse(f"./{last}/")  # without the slash, its own URLs lead elsewhere
     path = PAGE.get(request.path_params.get("file", "index.html"))
     if path is None:
         raise StreamError(f"the page has no file {request.path_params['file']!r}", status=404)

@@ -112,9 +112,8 @@ class MemoryLog:
     def make_room(self) -> list[str]:
         """Forgets finished runs until another one has room; gives their names. Raises StoreFull."""
         gone = []
-        unread = (run for run in list(self._finished) if not self._runs[run].readers)
         while len(self._runs) >= self._max_runs or self.bytes >= self.store.max_bytes:
-            run = next(unread, None)
+            run = next((run for run in self._finished if not self._runs[run].readers), None)
             if run is None:
                 raise StoreFull(
                     f"{len(self._runs)} runs (of {self._max_runs}) hold {self.bytes} bytes "

@@ -68,6 +68,7 @@ class MemoryRun:
     ) -> None:
         self.info = info
         self.status: Status = "running"
+        self.closed = False
         self.first = after + 1
         self.last = after
         self.shown = after
@@ -87,17 +88,14 @@ class MemoryRun:
         self._ends = array("Q")
         self._start = 0
         self._readers: set[MemoryReader] = set()
-        self._waiting: set[MemoryReader] = set()
+        self.waiting: set[asyncio.Future[None]] = set()
+        self._newest = b""
         self._room: asyncio.Future[None] | None = None
         self._shared_piece = NO_PIECE
 
     @property
     def readers(self) -> int:
         return len(self._readers)
-
-    @property
-    def closed(self) -> bool:
-        return self.status != "running"
 
     @property
     def producer(self) -> str:
@@ -120,11 +118,13 @@ class MemoryRun:
         """Adds the next event's frame, which show() makes visible. Raises LogClosed."""
         if self.closed:
             raise LogClosed(f"run {self.info.run} is {self.status}: nothing can be added")
-        self._frames += frame_
-        self._ends.append(self._start + len(self._frames))
+        frames = self._frames
+        frames += frame_
+        self._newest = frame_
+        self._ends.append(self._start + len(frames))
         self.last += 1
-        self._store.account(len(frame_))
-        if len(self._frames) > self._limit:
+        self._store.bytes += len(frame_)
+        if len(frames) > self._limit:
             self._trim()
 
     def show(self, number: int) -> None:
@@ -140,7 +140,8 @@ class MemoryRun:
         del self._frames[kept:]
         del self._ends[max(self.shown + 1 - self.first, 0) :]
         self.last = self.shown
-        self.status = "running"
+        self._newest = b"".join(self.frames(self.last - 1, 1, 1)) if self._ends else b""
+        self.status, self.closed = "running", False
 
     def begin_after(self, number: int) -> None:
         """Drops all, and goes on with the event behind this one."""
@@ -153,10 +154,14 @@ class MemoryRun:
 
     def close(self, status: Status, data: bytes) -> None:
         self.append(b"end", data)
-        self.status = status
-        self.resume_producer()
+        self.end(status)
         self._closed(self)
         self.changed()
+
+    def end(self, status: Status) -> None:
+        """The newest event is the last."""
+        self.status, self.closed = status, True
+        self.resume_producer()
 
     async def cancel(self, data: bytes) -> None:
         if not self.closed:
@@ -209,7 +214,7 @@ class MemoryRun:
 
     def detach(self, reader: "MemoryReader") -> None:
         self._readers.discard(reader)
-        self._waiting.discard(reader)
+        self.waiting.discard(reader.woken)
         if len(self._readers) < 2:
             self._shared_piece = NO_PIECE
         self.resume_producer()
@@ -220,21 +225,19 @@ class MemoryRun:
         self.gone = True
         status = self.status if self.closed else "cancelled"
         self.take_back()
-        self.status = status
+        self.status, self.closed = status, True
         self._store.account(-len(self._frames))
         self._wake()
         self.resume_producer()
         self.changed()
 
-    def wait(self, reader: "MemoryReader") -> None:
-        self._waiting.add(reader)
-
     def _wake(self) -> bool:
-        if not self._waiting:
+        if not self.waiting:
             return False
-        for reader in self._waiting:
-            reader.wake()
-        self._waiting.clear()
+        for woken in self.waiting:
+            if not woken.done():
+                woken.set_result(None)
+        self.waiting.clear()
         return True
 
     def _offset(self, number: int) -> int:
@@ -258,6 +261,8 @@ class MemoryRun:
 
     def piece(self, after: int) -> tuple[bytes, int]:
         """The frames that follow `after`, up to CHUNK bytes, and the number of the last of them."""
+        if after == self.last - 1 and self.shown == self.last:  # it keeps up, as most do
+            return self._newest, self.last
         begin, last, frames = self._shared_piece
         if begin == after + 1 and (last == self.shown or len(frames) >= CHUNK // 2):
             return frames, last
@@ -297,7 +302,8 @@ class MemoryReader:
         self._log = log
         self._given = after
         self._stopped = False
-        self._woken: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self.woken = self._loop.create_future()
 
     def __enter__(self) -> Self:
         self._log.attach(self)
@@ -323,9 +329,9 @@ class MemoryReader:
         while self.after >= log.shown and not self._stopped:
             if log.closed and log.shown == log.last:
                 raise StopAsyncIteration
-            self._woken = asyncio.get_running_loop().create_future()
-            log.wait(self)
-            await self._woken
+            self.woken = self._loop.create_future()
+            log.waiting.add(self.woken)
+            await self.woken
         if not self._stopped and self.after < log.first - 1:
             assert log.older is not None, "what an attached reader has not had stays"
             frames, self._given = await log.older(self.after)
@@ -342,10 +348,7 @@ class MemoryReader:
             return self._given >= log.first - 1
         return log.closed and log.shown == log.last
 
-    def wake(self) -> None:
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
-
     def stop(self) -> None:
         self._stopped = True
-        self.wake()
+        if not self.woken.done():
+            self.woken.set_result(None)

@@ -22,6 +22,9 @@ from streams.redis_scripts import CLOSE, OLDER
 MOST_BYTES = 256 * 1024
 MOST_EVENTS = 512
 
+CLOCKS_SECONDS = 0.1
+"""What is finished is held here so much longer than in Redis, whose clock is another one."""
+
 
 class State(msgspec.Struct, frozen=True):
     """A run as Redis has it."""
@@ -130,11 +133,12 @@ class RedisRun:
             state.info,
             after=state.last,
             window=state.window,
-            retain=state.retain,
+            retain=state.retain + CLOCKS_SECONDS,
             drops_oldest=state.drops_oldest,
             closed=work.finished,
         )
-        self.memory.status = state.status
+        if state.status != "running":
+            self.memory.end(state.status)
         self.memory.older = self._older
         self.memory.changed = self._readers_changed
         self.memory.moved = self._readers_moved
@@ -179,8 +183,7 @@ class RedisRun:
 
     def close(self, status: Status, data: bytes) -> None:
         self.append(b"end", data)
-        self.memory.status = status
-        self.memory.resume_producer()
+        self.memory.end(status)
         self._watcher()
 
     async def cancel(self, data: bytes) -> None:
@@ -280,7 +283,8 @@ class RedisRun:
         self.producer = state.producer
         if not self.mine and not self.memory.readers and not self.memory.closed:
             self.memory.begin_after(state.last)
-            self.memory.status = state.status
+            if state.status != "running":
+                self.memory.end(state.status)
 
     def feed(self, entries: Iterable[Entry]) -> None:
         """Events that another worker has appended."""
@@ -292,7 +296,8 @@ class RedisRun:
                 memory.begin_after(entry.number - 1)
             memory.add(entry.frame)
             if entry.status is not None:
-                memory.status = self._status = entry.status
+                self._status = entry.status
+                memory.end(entry.status)
         memory.show(memory.last)
         self.crowded = memory.full
         if memory.closed:

@@ -17,8 +17,11 @@ JSON = "application/json"
 
 def accepts(request: Request, media_type: str) -> bool:
     """Whether the Accept header takes a media type (RFC 9110, section 12.5.1)."""
+    accept = request.headers.get("accept", "*/*")
+    if accept in ("*/*", media_type):
+        return True
     kinds = {media_type, media_type.partition("/")[0] + "/*", "*/*"}
-    for range_ in request.headers.get("accept", "*/*").split(","):
+    for range_ in accept.split(","):
         kind, *parameters = (part.strip().lower() for part in range_.split(";"))
         refused = any(part.replace(" ", "") in ("q=0", "q=0.0") for part in parameters)
         if kind in kinds and not refused:

@@ -95,7 +95,9 @@ class Run:
             self._end("cancelled", {"reason": "shutdown"})  # unless it has ended: see cancel()
         except Exception as error:
             self.error = error
-            logger.exception("run %s of source %s failed", self.log.info.run, self.log.info.source)
+            run, source = self.log.info.run, self.log.info.source
+            trace = not isinstance(error, StreamError)  # which is raised on purpose
+            logger.error("run %s of source %s failed: %s", run, source, error, exc_info=trace)
             self._end("failed", {"error": described(error)})
         else:
             self._end("completed", {})
@@ -111,17 +113,17 @@ class Run:
                 return
             if log.append(*payload(value)):  # a reader waited, so others had their turn
                 burst, since = 0, clock()
-            if log.full:
-                await log.room()
-            burst += 1
-            if burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
+            elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
                 await asyncio.sleep(0)
                 burst, since = 0, clock()
+            burst += 1
+            if log.full:
+                await log.room()
 
     async def _close_source(self) -> None:
         aclose = getattr(self._events, "aclose", None)
-        if aclose is None:
-            return
+        if aclose is None or getattr(self._events, "ag_frame", self) is None:
+            return  # a generator without a frame has ended
         try:
             with anyio.fail_after(CLEANUP_SECONDS):
                 await aclose()
@@ -202,21 +204,25 @@ class Runs:
         policy: Policy,
         opener: Opener,
         owner: str | None,
-        arguments: Mapping[str, Any],
+        arguments: Mapping[str, Any] | None = None,
+        *,
         again: EventId | None = None,
+        key: str | None = None,
     ) -> RunLog:
-        """A new run; or, `again`, one that had got to that event elsewhere, under its old id.
+        """A new run; or, `again`, one that had got to that event elsewhere, under its old id; or
+        the one that is running with the same `key`.
 
-        A shared source's run is the one for these arguments if there is one running. Raises
-        StoreFull, RunExists, and what the source raises before it first waits or yields.
+        With `arguments`, another worker can go on with it if this one dies. Raises StoreFull,
+        RunExists, and what the source raises before it first waits or yields.
         """
+        movable = arguments is not None and source.movable
         info = RunInfo(
             run=again.run if again else secrets.token_urlsafe(16),
             source=source.name,
             started=datetime.now(UTC),
             owner=owner,
-            key=_key(source, arguments) if source.shared and not again else None,
-            arguments=encode_json(arguments).decode() if source.movable else None,
+            key=key,
+            arguments=encode_json(arguments).decode() if movable else None,
         )
         log = await self._log.create(
             info,
@@ -278,7 +284,9 @@ class Runs:
         self, source: Source, policy: Policy, opener: Opener, arguments: Mapping[str, Any]
     ) -> Place:
         """The shared run for these arguments, started if there is none, at its newest event."""
-        log = await self.start(source, policy, opener, None, arguments)
+        given = sorted({**source.defaults, **arguments}.items())
+        key = f"{source.name} {encode_json(given).decode()}"
+        log = await self.start(source, policy, opener, None, arguments, key=key)
         if log.last <= 1:
             return Place(log, -1)
         return Place(log, log.last - 1, start_frame(log.info))
@@ -381,11 +389,6 @@ class Runs:
             "gaps": self.gaps,
             "since": self.since,
         }
-
-
-def _key(source: Source, arguments: Mapping[str, Any]) -> str:
-    given = sorted({**source.defaults, **arguments}.items())
-    return f"{source.name} {encode_json(given).decode()}"
 
 
 def _start_data(info: RunInfo) -> bytes:

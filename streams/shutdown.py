@@ -12,16 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+from weakref import WeakSet
 
 _open: set[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = set()
+_looked: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 _handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
 
 @contextmanager
 def stopped_with_the_server(stop: Callable[[], None]) -> Iterator[None]:
     """While in context, `stop` is called in this event loop when the server is told to stop."""
-    _chain()
-    entry = (asyncio.get_running_loop(), stop)
+    loop = asyncio.get_running_loop()
+    if loop not in _looked:  # a server sets its handlers once, and to ask for them takes 10 µs
+        _looked.add(loop)
+        _chain()
+    entry = (loop, stop)
     _open.add(entry)
     try:
         yield

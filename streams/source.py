@@ -8,7 +8,15 @@ JSON Schema. asgi.py reads the arguments, run.py opens and pumps what comes out.
 import functools
 import inspect
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, overload
 
 import anyio
@@ -65,12 +73,14 @@ class Source:
         *,
         name: str | None = None,
         shared: bool = False,
+        aclose: Callable[[], Awaitable[None]] | None = None,
         **policy: Any,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self.name = name or function.__name__
         self.shared = shared
+        self.aclose = aclose
         self.policy = policy
         self.description = (inspect.getdoc(function) or "").partition("\n")[0]
         if not re.fullmatch(r"[\w.~-]+", self.name, re.ASCII):
@@ -210,7 +220,11 @@ class Source:
 def source(function: Callable[..., Any], /) -> Source: ...
 @overload
 def source(
-    *, name: str | None = None, shared: bool = False, **policy: Any
+    *,
+    name: str | None = None,
+    shared: bool = False,
+    aclose: Callable[[], Awaitable[None]] | None = None,
+    **policy: Any,
 ) -> Callable[[Callable[..., Any]], Source]: ...
 def source(
     function: Callable[..., Any] | None = None, /, **options: Any
@@ -219,7 +233,8 @@ def source(
     iterator (awaited before the response starts, so that what it raises is a real HTTP status),
     or of a generator function (run in a worker thread).
 
-    With `shared`, one run serves all viewers that give the same parameters. Other keywords are
+    With `shared`, one run serves all viewers that give the same parameters. `aclose` is awaited
+    when an app that serves it closes: it closes what the runs share. Other keywords are
     this source's exceptions from the policy: see Policy.
     """
     if function is None:

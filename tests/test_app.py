@@ -1,5 +1,6 @@
 """app.py: Streams from the environment."""
 
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -37,7 +38,7 @@ def test_every_option_is_a_variable() -> None:
             "STREAMS_LOG": "redis://127.0.0.1",
         }
     )
-    assert set(options) == set(app.OPTIONS)
+    assert set(options) == {*app.OPTIONS, "models"}
     assert options["retry"] == (0.5, 2)
     assert options["linger"] is None
     assert options["origins"] == ["https://a.example", "https://b.example"]
@@ -68,3 +69,51 @@ def test_a_value_that_cannot_be_is_named(name: str, value: str, message: str) ->
 
 def test_an_empty_list_is_an_empty_list() -> None:
     assert app.options({"STREAMS_ORIGINS": ""})["origins"] == []
+
+
+def test_the_mock_is_a_model_where_it_is_served() -> None:
+    assert list(app.options({})["models"]) == ["mock"]
+    assert app.options({"STREAMS_SOURCES": "streams.sources:clock"})["models"] == {}
+
+
+def test_a_real_model_is_served_next_to_the_rest() -> None:
+    options = app.options(
+        {
+            "LLM_BASE_URL": "http://127.0.0.1:8080/v1",
+            "LLM_MODEL": "org/model",
+            "LLM_API_KEY": "sk-any",
+            "LLM_TIMEOUT": "5",
+        }
+    )
+    streams = Streams(**options)
+    assert list(streams.sources) == ["counter", "tokens", "clock", "chat"]
+    assert streams.models["org/model"] is streams.sources["chat"]
+    assert streams.models["mock"] is streams.sources["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"LLM_MODEL": "m"}, "LLM_BASE_URL and LLM_MODEL: give both, or neither"),
+        ({"LLM_BASE_URL": "http://h/v1"}, "LLM_BASE_URL and LLM_MODEL: give both, or neither"),
+        ({"LLM_BASE_URL": "h", "LLM_MODEL": "m"}, "LLM_BASE_URL, LLM_API_KEY, LLM_TIMEOUT: 'h' is"),
+        (
+            {"LLM_BASE_URL": "http://h/v1", "LLM_MODEL": "m", "LLM_TIMEOUT": "long"},
+            "LLM_BASE_URL, LLM_API_KEY, LLM_TIMEOUT: Config 'LLM_TIMEOUT' has value 'long'",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_is_named(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(SystemExit) as exited:
+        app.options(settings)
+    assert str(exited.value).startswith(message)
+
+
+def test_without_the_extra_a_real_model_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "httpx_sse", None)
+    monkeypatch.delitem(sys.modules, "streams.sources.chat", raising=False)
+    with pytest.raises(SystemExit) as exited:
+        app.options({"LLM_BASE_URL": "http://h/v1", "LLM_MODEL": "m"})
+    assert str(exited.value) == "LLM_BASE_URL needs httpx and httpx-sse: the extra llm"

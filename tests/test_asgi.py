@@ -349,8 +349,11 @@ async def test_a_host_that_cuts_the_prefix_off_and_does_not_say_so_is_understood
         assert response.headers["content-location"] == f"{quoted}/runs/{run}"
         sources = (await client.get(f"{prefix}/streams")).json()["sources"]
         assert sources[0]["url"] == f"{quoted}/streams/counter"
-        for path in ("", "/", f"/runs/{run}"):
+        for path in ("/", f"/runs/{run}"):
             assert (await client.get(f"{prefix}{path}")).status_code == 200
+        page = await client.get(prefix, follow_redirects=True)
+        assert page.url.path == f"{prefix}/", "its own URLs are relative"
+        assert page.headers["content-type"].startswith("text/html")
 
 
 async def test_the_page_is_served_and_can_be_left_out() -> None:

@@ -48,12 +48,19 @@ async def test_kill_9_in_mid_count_costs_one_reconnect_and_not_one_number() -> N
     assert rest.text.endswith('event: end\ndata: {"status":"completed"}\n\n')
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("signal_", "options"),
+    [
+        (signal.SIGTERM, "--http httptools"),
+        (signal.SIGINT, "--http httptools"),
+        (signal.SIGTERM, "--http h11"),
+    ],
+)
 async def test_one_signal_ends_50_open_streams_within_2_seconds_each_terminated(
-    signal_: signal.Signals,
+    signal_: signal.Signals, options: str
 ) -> None:
     port = free_port()
-    with server_process(port, "--log-level", "info") as process:
+    with server_process(port, "--log-level", "info", *options.split()) as process:
         url = f"http://127.0.0.1:{port}"
         async with anyio.create_task_group() as group:
             opened = 0

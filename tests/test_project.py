@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Imports run one way: a file imports what stands to its right.
 ORDER = [
     "asgi",
+    "openai",
     "response",
     "request",
     "run",
@@ -25,6 +26,7 @@ ORDER = [
     "redis_run",
     "redis_link",
     "redis_scripts",
+    "completion",
     "memory_log",
     "memory_run",
     "log",

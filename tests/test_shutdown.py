@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from starlette.types import Message
 
@@ -66,6 +67,27 @@ async def test_a_signal_ends_every_open_stream_and_reaches_the_servers_handler(
             signal.raise_signal(number)
     assert all(viewer.terminated for viewer in viewers)
     assert handled == [number]
+
+
+async def test_a_signal_ends_a_stream_that_has_not_got_to_its_run_yet(handled: list[int]) -> None:
+    viewer = Viewer()
+    keep = viewer.send
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def send(message: Any) -> None:
+        begun.set()
+        await go_on.wait()
+        await keep(message)
+
+    viewer.send = send  # type: ignore[method-assign]
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(viewer.view)
+            await begun.wait()
+            signal.raise_signal(signal.SIGTERM)
+            await anyio.lowlevel.checkpoint()  # the loop's turn that the signal asked for
+            go_on.set()
+    assert viewer.terminated
 
 
 async def test_a_signal_goes_on_to_the_server_when_a_streams_event_loop_is_gone(

@@ -12,9 +12,10 @@ from msgspec import Meta
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from streams import Policy, Source, source
+from streams import Policy, Source, Streams, source
 from streams.errors import InvalidBody, InvalidParameters
 from streams.source import iterate
+from tests.servers import client_of, every_event
 
 
 class Box(msgspec.Struct):
@@ -230,3 +231,33 @@ def test_a_function_that_cannot_be_a_source_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(TypeError, match=message):
         Source(function, **options)
+
+
+async def test_a_request_may_be_optional_for_a_source_that_is_also_called_directly() -> None:
+    @source
+    async def either(request: Request | None = None) -> AsyncIterator[Any]:
+        yield request is not None
+
+    assert [value async for value in either()] == [False]
+    request = Request({"type": "http"})
+    assert [value async for value in await either.open({}, request)] == [True]
+    assert either.schema["properties"] == {}
+
+
+async def test_what_a_source_owns_is_closed_with_each_app_once() -> None:
+    closed = 0
+
+    async def aclose() -> None:
+        nonlocal closed
+        closed += 1
+
+    @source(aclose=aclose)
+    async def owner() -> AsyncIterator[Any]:
+        yield closed
+
+    streams = Streams([owner], models={"a": owner, "b": owner})
+    async with client_of(streams, lifespan="on") as client:
+        events = await every_event(client, "/streams/owner")
+        assert events[1].data == "0"
+        assert closed == 0
+    assert closed == 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.sources import clock, counter, tokens
+from streams.sources import clock, counter
 
 
 async def all_of(events: Any) -> list[Any]:
@@ -52,41 +52,6 @@ def test_the_bounds_of_the_counter(
     for value in (below, above):
         with pytest.raises(Exception, match=name):
             counter.from_json(b'{"%s":%s}' % (name.encode(), str(value).encode()))
-
-
-QUICK = {"tokens_per_second": 10_000, "first_token": 0}
-
-
-async def test_tokens_are_an_llms_answer() -> None:
-    events = await all_of(tokens("What is {SSE}?", **QUICK))
-    assert all(event["done"] is False for event in events[:-1])
-    assert all(event["message"]["role"] == "assistant" for event in events)
-    text = "".join(event["message"]["content"] for event in events)
-    assert text.startswith("You asked: What is {SSE}?")
-    assert events[1]["message"]["content"].startswith(" ")
-    assert events[-1] == {
-        "message": {"role": "assistant", "content": ""},
-        "done": True,
-        "done_reason": "stop",
-        "prompt_eval_count": 3,
-        "eval_count": len(events) - 1,
-    }
-
-
-@pytest.mark.parametrize("after", [0, 1, 10, 10**6])
-async def test_tokens_go_on_behind_what_is_out(after: int) -> None:
-    whole = await all_of(tokens(**QUICK))
-    assert await all_of(tokens(**QUICK, after=after)) == whole[after:]
-    assert await all_of(tokens(**QUICK, after=len(whole))) == []
-    assert await all_of(tokens(**QUICK, after=len(whole) - 1)) == whole[-1:]
-
-
-async def test_the_first_token_takes_its_time_and_a_restart_keeps_the_pace() -> None:
-    before = time.monotonic()
-    await anext(tokens(first_token=0.1))
-    assert time.monotonic() - before >= 0.1
-    with anyio.fail_after(1):
-        await anext(tokens(first_token=60, after=1))
 
 
 async def test_the_clock_tells_the_time_in_utc() -> None:

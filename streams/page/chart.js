@@ -19,7 +19,9 @@ export function drawChart(svg, pace, now) {
   const end = Math.max(Math.ceil(now / step) * step, Math.floor(pace.began / step) * step + span);
   const from = end - span;
   const columns = pace.columns(from, step, COLUMNS);
-  const rates = smooth(columns.map(({ rate }) => rate), Math.max(1, Math.round(1000 / step)));
+  const second = Math.max(1, Math.round(1000 / step));
+  const first = Math.floor((pace.began - from) / step);
+  const rates = smooth(columns.map(({ rate }) => rate), second, first);
   const top = niceCeiling(Math.max(...rates));
 
   const x = (at) => LEFT + ((at - from) / span) * (width - LEFT - RIGHT);
@@ -28,8 +30,8 @@ export function drawChart(svg, pace, now) {
   const floor = height - BOTTOM;
   const yGap = (gap) => floor - (Math.log10(Math.max(gap, LOWEST_GAP)) / DECADES) * (floor - split - 16);
 
-  const points = rates.map((rate, n) => [x(from + (n + 0.5) * step), yRate(rate)]);
-  const drawn = points.filter(([at]) => at <= x(now) + 1 && at >= x(pace.began) - 1);
+  const isPast = (_, n) => from + n * step <= now && from + (n + 1) * step > pace.began;
+  const drawn = rates.map((rate, n) => [x(from + (n + 0.5) * step), yRate(rate)]).filter(isPast);
   const line = drawn.map(([a, b], n) => `${n ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
   const area = drawn.length ? `${line}L${drawn.at(-1)[0]} ${split}L${drawn[0][0]} ${split}Z` : "";
   const gaps = columns.map(({ shortest, longest }, n) =>
@@ -57,12 +59,12 @@ export function drawChart(svg, pace, now) {
 
 const elapsed = (ms) => `${Math.round(ms / 1000)} s`;
 
-/** The mean of each value and those before it, `window` in all: a rate is that of a second. */
-function smooth(values, window) {
+/** The mean of each value and those before it, `window` in all but where the run is younger. */
+function smooth(values, window, first) {
   let sum = 0;
   return values.map((value, n) => {
     sum += value - (values[n - window] ?? 0);
-    return Math.max(0, sum / window);
+    return Math.max(0, sum / Math.min(window, Math.max(n - first + 1, window / 3)));
   });
 }
 

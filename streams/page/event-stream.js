@@ -2,13 +2,11 @@
  * Reads server-sent events with fetch: an EventSource that can POST, stop, and say what went wrong.
  *
  * The law of this file: nothing is yielded twice, and nothing is missed without a `gap` event. A
- * response that stops without the server's `end` event is a break, however it stopped; its run is
- * then read on from behind the last event.
+ * response that stops without the server's `end` event is a break: its run is then read on.
  * An event's `data` is the parsed JSON, or the text where that is none; `text` is what was sent.
  * @typedef {{ type: string, data: any, text: string, id: string }} StreamEvent
- * The options are those of fetch, but `body` is sent as JSON, with POST (without one it is a GET);
- * `lastEventId` begins behind that event; `control` yields the server's `start` and `end` too. A
- * `signal` leaves at once, and the loop throws its reason.
+ * The options are fetch's, but a `body` is sent as JSON with POST, and a `signal` throws its reason
+ * in the loop. `lastEventId`: begin behind it. `control`: yield the server's `start` and `end` too.
  * @typedef {{ body?: unknown, lastEventId?: string, control?: boolean }} Own
  * @typedef {Omit<RequestInit, "body" | "method"> & Own} Options
  */
@@ -30,7 +28,6 @@ export class EventStream extends EventTarget {
     this.lastEventId = options.lastEventId ?? "";
   }
 
-  /** @returns {AsyncGenerator<StreamEvent, void>} */
   async *[Symbol.asyncIterator]() {
     const leaving = new AbortController();
     const signal = AbortSignal.any([leaving.signal, this.options.signal ?? leaving.signal]);
@@ -38,8 +35,7 @@ export class EventStream extends EventTarget {
       for (let breaks = 0; ; breaks++) {
         this.#become("connecting");
         const response = await this.#request(signal).catch((error) => {
-          // Before the run has a name, a second try could start, and pay for, a second run.
-          if (signal.aborted || !this.run || !(error instanceof TypeError)) throw error;
+          if (signal.aborted || !this.#canResume || !(error instanceof TypeError)) throw error;
         });
         if (response?.status === 204) return;
         for await (const event of response?.ok ? this.#read(response, signal) : []) {
@@ -49,6 +45,7 @@ export class EventStream extends EventTarget {
           if (type === "end" && data?.error) throw failure(data.error.type, data.error.message);
           if (type === "end") return;
         }
+        if (response?.ok && !this.#canResume) throw failure("Broken", "it broke off at once");
         this.#become("waiting");
         // The server's own pause first, then longer ones, no two clients' alike.
         const growth = breaks ? 2 ** Math.min(breaks, 4) * (0.5 + Math.random() / 2) : 1;
@@ -60,34 +57,36 @@ export class EventStream extends EventTarget {
     }
   }
 
+  /** If not, a second try could start, and pay for, a second run. */
+  get #canResume() { return this.run !== "" || this.lastEventId !== ""; }
+
   /** Stops the run itself, for all who read it: its source is closed, and `end` ends the loop. */
   async stop() {
-    this.#stopping = true;
-    if (!this.run) return; // it is stopped as soon as the server has named it
-    const request = { ...this.options, method: "DELETE", body: undefined, signal: undefined };
-    const response = await fetch(this.run, request);
+    this.#stopping = !this.run;
+    if (this.#stopping) return; // it is stopped as soon as the server has named it
+    const response = await this.#fetch(this.run, undefined, { method: "DELETE", signal: null });
     if (!response.ok && response.status !== 404) throw await problem(response);
   }
 
   /** A response to read, or one that asks to come back later. @param {AbortSignal} signal */
   async #request(signal) {
-    let response = this.run ? await this.#fetch(this.run, undefined, signal) : undefined;
+    let response = this.run && (await this.#fetch(this.run, undefined, { signal }));
     // A server that was killed has forgotten the run, but may restart its source where it was.
     if (!response || (this.lastEventId && [404, 410].includes(response.status)))
-      response = await this.#fetch(this.url, this.options.body, signal);
-    const isPassing = retryAfter(response) !== undefined || (this.run && response.status >= 500);
-    if (response.ok || isPassing) return response;
+      response = await this.#fetch(this.url, this.options.body, { signal });
+    const isPassing = this.#canResume && response.status >= 500;
+    if (response.ok || isPassing || retryAfter(response) !== undefined) return response;
     throw await problem(response);
   }
 
-  /** @param {string | URL} url @param {unknown} body @param {AbortSignal} signal */
-  #fetch(url, body, signal) {
+  /** @param {string | URL} url @param {unknown} body @param {RequestInit} init */
+  #fetch(url, body, init) {
     const headers = new Headers(this.options.headers);
     headers.set("Accept", "text/event-stream, application/problem+json");
     if (this.lastEventId) headers.set("Last-Event-ID", this.lastEventId);
     if (body !== undefined) headers.set("Content-Type", "application/json");
-    const request = { method: body === undefined ? "GET" : "POST", body: JSON.stringify(body) };
-    return fetch(url, { cache: "no-store", ...this.options, ...request, headers, signal });
+    const post = { method: body === undefined ? "GET" : "POST", body: JSON.stringify(body) };
+    return fetch(url, { cache: "no-store", ...this.options, ...post, headers, ...init });
   }
 
   /** @param {Response} response @param {AbortSignal} signal */
@@ -175,7 +174,7 @@ function parsed(text) {
   try { return JSON.parse(text); } catch { return text; }
 }
 
-/** The milliseconds that a refusal asks for (RFC 9110, 10.2.3). @param {Response | void} response */
+/** The milliseconds a refusal asks for (RFC 9110, 10.2.3). @param {Response | void} response */
 function retryAfter(response) {
   const value = response?.ok ? undefined : response?.headers.get("Retry-After");
   if (value) return Math.max(0, Number(value) * 1_000 || Date.parse(value) - Date.now() || 0);
@@ -194,6 +193,7 @@ async function problem(response) {
 /** @param {number} milliseconds @param {AbortSignal} signal @returns {Promise<void>} */
 const sleep = (milliseconds, signal) =>
   new Promise((resolve, reject) => {
-    setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1));
-    signal.addEventListener("abort", () => reject(signal.reason));
+    const timer = setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1));
+    const leave = () => (clearTimeout(timer), reject(signal.reason));
+    signal.aborted ? leave() : signal.addEventListener("abort", leave);
   });

@@ -5,20 +5,25 @@
  * as it was typed; what is still the default is not sent.
  */
 
-/** Fills `place` with a labelled field for each property of the schema. */
+/** Fills `place` with a labelled field for each property; those that may be null are folded away. */
 export function showFields(place, schema) {
-  const fields = Object.entries(schema.properties).map(([name, property]) => {
-    const input = control(resolved(property, schema.$defs ?? {}));
+  const field = ([name, property]) => {
+    const about = resolved(property, schema.$defs ?? {});
+    const input = control(about);
     Object.assign(input, { id: `field-${name}`, name, required: schema.required.includes(name) });
     input.setAttribute("aria-describedby", `hint-${name} fault-${name}`);
     return element("div", { className: `field ${input.dataset.kind}` }, [
       element("label", { htmlFor: input.id, textContent: name.replaceAll("_", " ") }),
       input,
-      element("p", { id: `hint-${name}`, className: "hint", textContent: hint(property) }),
+      element("p", { id: `hint-${name}`, className: "hint", textContent: hint(about) }),
       element("p", { id: `fault-${name}`, className: "fault" }),
     ]);
-  });
-  place.replaceChildren(...fields);
+  };
+  const isExtra = ([, property]) => property.default === null;
+  const all = Object.entries(schema.properties);
+  const [plain, extra] = [all.filter((each) => !isExtra(each)), all.filter(isExtra)];
+  const more = element("details", {}, [element("summary", { textContent: "More" }), ...extra.map(field)]);
+  place.replaceChildren(...plain.map(field), ...(extra.length ? [more] : []));
 }
 
 /** What the form holds, by name, where it is not the default. */
@@ -43,7 +48,10 @@ export function showFaults(place, faults) {
     const fault = open.get(input.name);
     input.setAttribute("aria-invalid", String(open.delete(input.name)));
     document.getElementById(`fault-${input.name}`).textContent = fault ?? "";
-    if (fault !== undefined) input.focus();
+    if (fault === undefined) continue;
+    const folded = input.closest("details");
+    if (folded) folded.open = true;
+    input.focus();
   }
   return open.size === 0;
 }

@@ -7,7 +7,7 @@
 
 const SLOT = 50; // the finest column of the chart
 const KEPT = 1_200; // slots: one minute
-const BATCH = 1; // events closer than this were read together
+const BATCH = 5; // events closer than this came together
 
 /** What a proxy that holds events back looks like: groups of events with silence between them. */
 const SILENCE = 150;

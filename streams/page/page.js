@@ -98,7 +98,7 @@ function stateChanged(state) {
 }
 
 function eventArrived({ type, id, text: raw, data }) {
-  const now = performance.now();
+  const now = arrival();
   const gap = view.pace.arrived(now);
   view.lastEventId = id;
   view.bytes += text.encode(`id: ${id}\n${type === "message" ? "" : `event: ${type}\n`}data: ${raw}\n\n`).length;
@@ -112,6 +112,16 @@ function eventArrived({ type, id, text: raw, data }) {
     else view.latest = { data };
   }
   paintSoon();
+}
+
+let instant;
+const task = new MessageChannel();
+task.port1.onmessage = () => (instant = undefined);
+
+/** The time, one for all events that were read together: handling them takes time as well. */
+function arrival() {
+  if (instant === undefined) task.port2.postMessage(undefined);
+  return (instant ??= performance.now());
 }
 
 function started({ run, source }) {
@@ -134,23 +144,14 @@ function ended(error) {
 
 function become(state) {
   view.state = state;
-  at("state").textContent = STATES[state];
-  at("state").dataset.state = state;
-  const isLive = connection !== undefined;
-  enable("stop", view.run && (isLive || state === "dropped"));
-  enable("drop", isLive);
-  enable("reconnect", state === "waiting" || state === "dropped");
   paintSoon();
-}
-
-/** A button that can do nothing keeps its focus, and says so. */
-function enable(id, isEnabled) {
-  at(id).setAttribute("aria-disabled", String(!isEnabled));
 }
 
 // ---- painting
 
 let isPainting = false;
+let nextPaint; // of a chart that moves on without events
+let drawn = 0; // when the chart was
 
 function paintSoon() {
   if (isPainting) return;
@@ -160,7 +161,9 @@ function paintSoon() {
 
 function paint() {
   isPainting = false;
-  const { pace, queue } = view;
+  const { pace, queue, state } = view;
+  at("state").textContent = STATES[state];
+  at("state").dataset.state = state;
   at("events").textContent = count(pace.events);
   at("bytes").textContent = count(view.bytes);
   at("first").textContent = view.first === undefined ? "–" : `${count(Math.round(view.first))} ms`;
@@ -172,9 +175,12 @@ function paint() {
   while (rows.length > ROWS) rows[0].remove();
   at("held").textContent = pace.events > ROWS ? `the newest ${ROWS} of ${count(pace.events)}` : "";
   paintVerdict(pace.verdict());
-  const isMoving = ["connecting", "open", "waiting", "dropped"].includes(view.state);
-  drawChart(at("chart"), pace, isMoving ? performance.now() : pace.last);
-  if (isMoving) paintSoon();
+  paintButtons();
+  const isMoving = ["connecting", "open", "waiting", "dropped"].includes(state);
+  const now = performance.now();
+  if (!isMoving || now - drawn > 50) drawChart(at("chart"), pace, isMoving ? (drawn = now) : pace.last);
+  clearTimeout(nextPaint);
+  if (isMoving) nextPaint = setTimeout(paintSoon, 100);
 }
 
 function paintValue() {
@@ -214,6 +220,18 @@ function paintVerdict({ kind, text }) {
   place.dataset.kind = kind;
   place.querySelector("p").textContent = text;
   place.querySelector("details").hidden = kind !== "held";
+}
+
+/** A button that can do nothing says so, and keeps the focus if it had it. */
+function paintButtons() {
+  const isLive = connection !== undefined;
+  const isDropped = view.state === "dropped";
+  const can = {
+    stop: view.run && (isLive || isDropped),
+    drop: isLive,
+    reconnect: isDropped || view.state === "waiting",
+  };
+  for (const [id, may] of Object.entries(can)) at(id).setAttribute("aria-disabled", String(!may));
 }
 
 /** Adds to a box that scrolls, and stays at its end if it was there. */
@@ -285,9 +303,9 @@ addEventListener("resize", paintSoon);
 
 const response = await fetch("streams");
 ({ sources } = await response.json());
-const [timing] = performance.getEntriesByName(response.url);
-roundTrip = timing.responseStart - timing.requestStart;
-at("http").textContent = timing.nextHopProtocol.replace(/^http\/|^h/, "");
+const timings = performance.getEntriesByType("resource");
+roundTrip = Math.min(...timings.map(({ requestStart, responseStart }) => responseStart - requestStart));
+at("http").textContent = timings.at(-1).nextHopProtocol.replace(/^http\/|^h/, "");
 at("source").append(...sources.map(({ name }) => new Option(name)));
 const kept = history.state;
 if (sources.length) choose(sources.some(({ name }) => name === kept?.source) ? kept.source : sources[0].name);

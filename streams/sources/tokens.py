@@ -67,7 +67,7 @@ async def tokens(
     if fail_after is not None and after > fail_after:
         return  # all is out, the failure too
     if request is not None and drop_after is not None:
-        request.state.drop_after = drop_after
+        request.scope["streams.drop_after"] = drop_after
 
     asked = prompt if messages is None else last_text(messages)
     answer = list(pieces(reply if reply is not None else REPLY.format(prompt=quoted(asked))))
@@ -121,8 +121,8 @@ def pieces(text: str) -> Iterator[str]:
     follows it, and nothing torn that is one character to a reader.
     """
     space = ""
-    for kind, run in groupby(characters(text), key=_kind):
-        run = list(run)
+    for kind, group in groupby(characters(text), key=_kind):
+        run = list(group)
         longest = LONGEST.get(kind, 1)
         parts = -(-len(run) // longest)
         for part in range(parts):

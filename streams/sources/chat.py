@@ -1,0 +1,172 @@
+"""A real model: any server that speaks OpenAI's chat completions.
+
+The law of this file: what a model's server refuses is refused here, with the same status, before
+anything is sent; what it breaks off fails; and its key is in one header and nowhere else. The
+events are those of the mock, tokens.py. Needs the extra `llm`.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import httpx
+import msgspec
+from httpx_sse import EventSource, SSEError
+from msgspec import Meta
+
+from streams import Source, StreamError, source
+
+Text = Annotated[str, Meta(max_length=10**6)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+AtLeastOne = Annotated[int, Meta(ge=1, le=10**6)]
+
+
+def chat_with(base_url: str, model: str, *, api_key: str = "", timeout: float = 60) -> Source:
+    """A source, named `chat`, of what `model` answers at `base_url` (".../v1").
+
+    `timeout` is how long, in seconds, the server may be silent. All runs share one pool of
+    connections, which is closed with the app. Raises ValueError for a URL that cannot be.
+    """
+    upstream = _Upstream(base_url, api_key, timeout)
+
+    @source(aclose=upstream.aclose)
+    async def chat(
+        prompt: Annotated[Text, Meta(description="What to ask the model")] = "",
+        messages: Annotated[
+            list[dict[str, Any]] | None, Meta(description="A conversation, instead of a prompt")
+        ] = None,
+        temperature: Annotated[Temperature | None, Meta(description="How free it is")] = None,
+        max_tokens: Annotated[AtLeastOne | None, Meta(description="Cuts the answer here")] = None,
+        seed: Annotated[int | None, Meta(description="Same seed, likely the same")] = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """A real model that answers a prompt, token by token."""
+        if not messages and not prompt:
+            raise StreamError("give a prompt, or messages", status=422)
+        asked = {
+            "model": model,
+            "messages": messages or [{"role": "user", "content": prompt}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "seed": seed,
+        }
+        return upstream.answer(
+            await upstream.ask({name: value for name, value in asked.items() if value is not None})
+        )
+
+    return chat
+
+
+class _Upstream:
+    """The model's server, and the connections to it."""
+
+    def __init__(self, base_url: str, api_key: str, timeout: float) -> None:
+        try:
+            url = httpx.URL(base_url)
+        except httpx.InvalidURL:
+            url = httpx.URL()
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError(f"{base_url!r} is no URL of a server: https://host/v1 is one")
+        if url.userinfo:
+            raise ValueError("a URL is logged: give the key as the key, not in the URL")
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("the key has characters that no header can hold")
+        self._url = url.copy_with(path=f"{url.path.rstrip('/')}/chat/completions")
+        self._key = api_key
+        self._timeout = httpx.Timeout(timeout, connect=min(timeout, 10))
+        self._client: httpx.AsyncClient | None = None
+
+    async def ask(self, asked: dict[str, Any]) -> httpx.Response:
+        """The response to a request, its body still to come. Raises StreamError if refused."""
+        if self._client is None:
+            limits = httpx.Limits(max_connections=None)
+            self._client = httpx.AsyncClient(timeout=self._timeout, limits=limits)
+        headers = {"Accept": "text/event-stream"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = self._client.build_request("POST", self._url, json=asked, headers=headers)
+        try:
+            response = await self._client.send(request, stream=True)
+            try:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise self._refusal(response)
+                if "text/event-stream" not in response.headers.get("content-type", ""):
+                    raise StreamError("the model's server does not stream", status=502)
+            except BaseException:
+                await response.aclose()
+                raise
+        except httpx.TimeoutException:
+            raise StreamError("the model's server does not answer", status=504) from None
+        except httpx.TransportError as error:
+            detail = f"the model's server cannot be reached: {type(error).__name__}"
+            raise StreamError(detail, status=502) from None
+        return response
+
+    def _refusal(self, response: httpx.Response) -> StreamError:
+        status = response.status_code
+        wait = response.headers.get("retry-after", "")
+        detail = f"the model's server refuses with status {status}"
+        if status not in (401, 403) and (message := _message(response.content)):
+            detail += f": {self._without_key(message)}"
+        return StreamError(
+            detail,
+            status=status if 400 <= status <= 599 else 502,
+            retry_after=int(wait) if wait.isdecimal() else None,
+        )
+
+    def _without_key(self, text: str) -> str:
+        return (text.replace(self._key, "…") if self._key else text)[:500]
+
+    async def answer(self, response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+        """The answer's pieces, and at its end how it ended. Raises StreamError if it breaks off."""
+        reason, count = None, 0
+        usage: dict[str, Any] = {}
+        try:
+            async for event in EventSource(response).aiter_sse():
+                if event.data == "[DONE]":
+                    continue  # to the end of the body, after which the connection serves again
+                chunk = msgspec.json.decode(event.data, type=dict[str, Any])
+                if chunk.get("error"):
+                    message = self._without_key(_message(event.data.encode()))
+                    raise StreamError(f"the model's server failed: {message}")
+                usage = chunk.get("usage") or usage
+                for choice in (chunk.get("choices") or ())[:1]:
+                    reason = choice.get("finish_reason") or reason
+                    if content := choice["delta"].get("content"):
+                        count += 1
+                        yield {"message": {"role": "assistant", "content": content}, "done": False}
+        except httpx.TimeoutException:
+            raise StreamError("the model's server has fallen silent") from None
+        except (httpx.TransportError, SSEError) as error:
+            detail = f"the model's server broke off: {type(error).__name__}"
+            raise StreamError(detail) from None
+        except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+            raise StreamError("the model's server sent what is no chunk of an answer") from error
+        finally:
+            await response.aclose()
+        if reason is None:
+            raise StreamError("the model's server broke off: its answer has no end")
+        yield {
+            "message": {"role": "assistant", "content": ""},
+            "done": True,
+            "done_reason": reason,
+            "prompt_eval_count": usage.get("prompt_tokens"),
+            "eval_count": usage.get("completion_tokens", count),
+        }
+
+    async def aclose(self) -> None:
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.aclose()
+
+
+def _message(body: bytes) -> str:
+    """What an error object says, of the shapes that servers send."""
+    try:
+        said = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    error = said.get("error") or said
+    text = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
+    return text if isinstance(text, str) else ""

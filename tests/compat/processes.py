@@ -1,0 +1,113 @@
+"""Other people's programs, started for a test and killed after it, with all that they started."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import anyio
+
+ROOT = Path(__file__).parent.parent.parent
+HERE = Path(__file__).parent
+BIN = Path(sys.executable).parent
+
+
+class Process:
+    """A program in a process group of its own; what it prints is in `log`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        self.process = process
+        self._output = output
+
+    @property
+    def log(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def terminate(self) -> None:
+        """SIGTERM to the first process, as a supervisor does."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def interrupt(self) -> None:
+        """SIGINT to all of the group, as a terminal does at Ctrl-C."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    async def exits(self, seconds: float) -> None:
+        with anyio.fail_after(seconds):
+            while self.process.poll() is None:
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def running(
+    *command: str | Path, ready: Callable[[], bool], **environ: str
+) -> AsyncIterator[Process]:
+    """Starts a program; begins when it is ready. Raises AssertionError, with what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output"
+        started = start(command, output, environ)
+        process = Process(started, output)
+        try:
+            with anyio.move_on_after(30):
+                while started.poll() is None and not ready():
+                    await asyncio.sleep(0.02)
+            assert started.poll() is None, process.log
+            assert ready(), process.log
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+            started.wait(10)
+
+
+def start(
+    command: Iterable[str | Path], output: Path, environ: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            cwd=ROOT,
+            env={**os.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def listening(port: int) -> Callable[[], bool]:
+    """Whether somebody listens there, for `ready`; asks the kernel, and so connects to nobody."""
+    needle = f":{port:04X} "
+
+    def ready() -> bool:
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        return any(needle in line[:30] and line.split()[3] == "0A" for line in lines)
+
+    return ready
+
+
+def program(name: str) -> str:
+    """Where a program is. Raises AssertionError if it is not installed."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    assert path, f"{name} is not installed: make compat does that"
+    return path
+
+
+def versions(*packages: str) -> str:
+    """The versions of Python packages, as a table shows them."""
+    return ", ".join(version(package) for package in packages)
+
+
+def first_number(command: str, *arguments: str) -> str:
+    """The version number that a program prints of itself."""
+    ran = subprocess.run(
+        [program(command), *arguments], capture_output=True, text=True, check=True, timeout=30
+    )
+    words = (ran.stdout + ran.stderr).replace("/", " ").split()
+    return next(word for word in words if word[0].isdigit() and "." in word).partition("-")[0]

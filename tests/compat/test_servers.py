@@ -1,0 +1,203 @@
+"""Servers: each is started as its users do, and told to stop with streams open."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import anyio
+import httpx
+import pytest
+
+from tests.compat.processes import BIN, Process, listening, program, running, versions
+from tests.servers import every_event, free_port
+
+
+class Server(NamedTuple):
+    """A way to serve app:app on {port}, how many seconds it takes to stop, and how curl exits."""
+
+    name: str
+    version: str
+    command: str
+    http2: bool = False
+    stops_in: float = 2
+    curl: int = 0
+
+
+HYPERCORN = versions("hypercorn")
+GRANIAN = versions("granian")
+UVICORN = versions("uvicorn")
+
+SERVERS = [
+    Server("uvicorn, httptools", UVICORN, "uvicorn app:app --port {port} --http httptools"),
+    Server("uvicorn, h11", UVICORN, "uvicorn app:app --port {port} --http h11"),
+    Server("uvicorn, 2 workers", UVICORN, "uvicorn app:app --port {port} --workers 2"),
+    Server(
+        "uvicorn --reload", UVICORN, "uvicorn app:app --port {port} --reload --reload-dir streams"
+    ),
+    Server(
+        "gunicorn, uvicorn-worker",
+        versions("gunicorn", "uvicorn-worker"),
+        "gunicorn app:app -b 127.0.0.1:{port} -w 2 -k uvicorn_worker.UvicornWorker"
+        " --no-control-socket",
+    ),
+    Server("hypercorn", HYPERCORN, "hypercorn app:app -b 127.0.0.1:{port}", stops_in=5),
+    Server("hypercorn, HTTP/2", HYPERCORN, "hypercorn app:app -b 127.0.0.1:{port}", True, 5, 18),
+    Server("hypercorn --workers 0", HYPERCORN, "hypercorn app:app -b 127.0.0.1:{port} -w 0"),
+    Server("granian", GRANIAN, "granian app:app --interface asgi --port {port}"),
+    Server("granian, HTTP/2", GRANIAN, "granian app:app --interface asgi --port {port}", True),
+    Server("daphne", versions("daphne"), "daphne app:app -p {port}"),
+]
+LATE = "after its own 3 s, as its worker processes are not told before; every body is terminated"
+CUT = "after its own 3 s, and cut: it cancels its own sender together with the app"
+
+every_server = pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
+over_http2 = pytest.mark.parametrize(
+    "server", [server for server in SERVERS if server.http2], ids=lambda server: server.name
+)
+
+IDLE = "/streams/counter?interval=60"
+BUSY = "/streams/counter?interval=0.01&count=100000"
+
+
+@asynccontextmanager
+async def serving(server: Server) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
+    port = free_port()
+    command, *arguments = server.command.format(port=port).split()
+    async with (
+        running(BIN / command, *arguments, ready=listening(port)) as process,
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}",
+            http1=not server.http2,
+            http2=server.http2,
+            timeout=20,
+        ) as client,
+    ):
+        yield process, client
+
+
+class Stream(NamedTuple):
+    """An open stream that has had its first number."""
+
+    response: httpx.Response
+    run: str
+
+
+@asynccontextmanager
+async def stream(
+    client: httpx.AsyncClient, path: str, headers: dict[str, str] | None = None
+) -> AsyncIterator[Stream]:
+    async with client.stream("GET", path, headers=headers) as response:
+        response.raise_for_status()
+        received = b""
+        chunks = response.aiter_bytes()
+        with anyio.fail_after(10):
+            while b'{"number":0}\n\n' not in received:
+                received += await anext(chunks)
+        yield Stream(response, response.headers["content-location"].rpartition("/")[2])
+
+
+@every_server
+@pytest.mark.column("every event, at once")
+async def test_an_event_is_there_while_the_next_one_is_not(server: Server) -> None:
+    async with serving(server) as (_, client):
+        async with stream(client, IDLE):
+            pass
+        events = await every_event(client, "/streams/counter?count=50&interval=0.001")
+        assert [event.json() for event in events[1:-1]] == [{"number": n} for n in range(50)]
+        again = await every_event(client, "/streams/counter?count=50&interval=0.001", events[20].id)
+        assert json.loads(again[0].data) == {"number": 20}
+
+
+@every_server
+@pytest.mark.column("page, URLs")
+async def test_the_page_and_the_urls_are_where_they_should_be(server: Server) -> None:
+    async with serving(server) as (_, client):
+        for path in ("/", "/?source=counter", "/page/page.js"):
+            assert (await client.get(path)).status_code == 200
+        response = await client.get("/streams/counter/?count=1")
+        run = re.findall('"run":"(.+?)"', response.text)[0]
+        assert response.headers["content-location"] == f"/runs/{run}"
+
+
+@every_server
+@pytest.mark.column("a disconnect is noticed")
+async def test_a_disconnect_is_noticed_within_a_second(server: Server) -> None:
+    async with serving(server) as (_, client):
+        for path in (IDLE, BUSY):
+            async with httpx.AsyncClient(
+                base_url=client.base_url, http1=not server.http2, http2=server.http2
+            ) as gone:
+                async with stream(gone, path) as opened:
+                    assert await readers(client, opened.run) == 1
+            with anyio.fail_after(1):
+                while await readers(client, opened.run):
+                    pass
+
+
+async def readers(client: httpx.AsyncClient, run: str) -> int:
+    """How many readers a run has, asked of whichever worker has it."""
+    for _ in range(100):
+        async with httpx.AsyncClient(base_url=client.base_url) as fresh:
+            response = await fresh.get(f"/runs/{run}", headers={"Accept": "application/json"})
+        if response.status_code == 200:
+            return int(response.json()["readers"])
+    raise AssertionError(f"no worker has run {run}")
+
+
+@every_server
+@pytest.mark.column("ends at SIGTERM")
+async def test_sigterm_ends_open_streams_and_the_server(
+    server: Server, record_property: Callable[[str, str], None]
+) -> None:
+    await ends(server, Process.terminate, record_property)
+
+
+@every_server
+@pytest.mark.column("ends at Ctrl-C")
+async def test_ctrl_c_ends_open_streams_and_the_server(
+    server: Server, record_property: Callable[[str, str], None]
+) -> None:
+    await ends(server, Process.interrupt, record_property)
+
+
+async def ends(
+    server: Server,
+    tell: Callable[[Process], None],
+    record_property: Callable[[str, str], None],
+) -> None:
+    async with serving(server) as (process, client):
+        viewers = [await curl(server, f"{client.base_url}{path}") for path in (IDLE, BUSY)]
+        tell(process)
+        with anyio.fail_after(server.stops_in):
+            codes = [await exit_code(viewer) for viewer in viewers]
+            await process.exits(server.stops_in)
+        assert codes == [server.curl] * 2
+    if server.stops_in > 2:
+        record_property("remark", CUT if server.curl else LATE)
+
+
+async def curl(server: Server, url: str) -> asyncio.subprocess.Process:
+    """A curl that has had the first number; its exit code tells a cut body from a whole one."""
+    http = "--http2-prior-knowledge" if server.http2 else "--http1.1"
+    viewer = await asyncio.create_subprocess_exec(
+        program("curl"), "-sSfN", http, "--max-time", "20", url, stdout=asyncio.subprocess.PIPE
+    )
+    assert viewer.stdout is not None
+    await asyncio.wait_for(viewer.stdout.readuntil(b'{"number":0}\n\n'), 10)
+    return viewer
+
+
+async def exit_code(viewer: asyncio.subprocess.Process) -> int:
+    await viewer.communicate()
+    return await viewer.wait()
+
+
+@over_http2
+@pytest.mark.column("HTTP/2")
+async def test_http2_has_no_connection_header(server: Server) -> None:
+    async with serving(server) as (_, client), stream(client, IDLE) as opened:
+        assert opened.response.http_version == "HTTP/2"
+        assert "connection" not in opened.response.headers

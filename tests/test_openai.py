@@ -1,0 +1,498 @@
+"""Chat completions: the wire, and openai's own client against it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import httpx
+import openai
+import pytest
+from httpx_sse import aconnect_sse
+from hypothesis import given
+from hypothesis import strategies as st
+from openai import AsyncOpenAI, OpenAI
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from streams import Event, Streams, source
+from streams.completion import StopSequences
+from streams.sources import tokens
+from tests.servers import Connection, client_of, connection, serving, until
+
+QUICK: dict[str, Any] = {"tokens_per_second": 10_000, "first_token": 0}
+HELLO: dict[str, Any] = {"model": "mock", "messages": [{"role": "user", "content": "Hello?"}]}
+PATH = "/v1/chat/completions"
+
+
+def mock(**options: Any) -> Streams:
+    return Streams(models={"mock": tokens}, **options)
+
+
+@asynccontextmanager
+async def sdk_of(app: Any, **options: Any) -> AsyncIterator[AsyncOpenAI]:
+    async with (
+        serving(app) as url,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="any", **{"max_retries": 0, **options}) as client,
+    ):
+        yield client
+
+
+async def text_of(stream: Any, came: list[str] | None = None) -> str:
+    """The answer's text; `came` is what of it came before an error, too."""
+    came = [] if came is None else came
+    async for chunk in stream:
+        came.append(chunk.choices[0].delta.content or "")
+    return "".join(came)
+
+
+@asynccontextmanager
+async def posted(url: str, asked: dict[str, Any]) -> AsyncIterator[Connection]:
+    body = json.dumps(asked)
+    headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    async with connection(url, PATH, method="POST", headers=headers) as stream:
+        stream.writer.write(body.encode())
+        yield stream
+
+
+async def test_the_wire_is_data_blocks_only() -> None:
+    async with client_of(mock()) as client:
+        asked = {**HELLO, **QUICK, "reply": "Well, yes.", "stream": True}
+        response = await client.post(PATH, json=asked)
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert "connection" not in response.headers
+    assert response.headers["cache-control"] == "no-store, no-transform"
+    *blocks, done, rest = response.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    assert all(block.startswith("data: {") and "\n" not in block for block in blocks)
+    chunks = [json.loads(block.removeprefix("data: ")) for block in blocks]
+    run = response.headers["x-request-id"]
+    assert response.headers["content-location"] == f"/runs/{run}"
+    assert {chunk["id"] for chunk in chunks} == {f"chatcmpl-{run}"}
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert {chunk["model"] for chunk in chunks} == {"mock"}
+    assert all("usage" not in chunk for chunk in chunks)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+    assert [choice["delta"] for choice in choices[1:-1]] == [
+        {"content": "Well"}, {"content": ","}, {"content": " yes"}, {"content": "."},
+    ]  # fmt: skip
+    assert choices[-1]["delta"] == {}
+    assert [choice["finish_reason"] for choice in choices] == [None] * 5 + ["stop"]
+
+
+async def test_a_heartbeat_is_a_lone_comment_line() -> None:
+    async with (
+        serving(mock(heartbeat=0.01)) as url,
+        posted(url, {**HELLO, **QUICK, "stall_after": 0, "stream": True}) as stream,
+    ):
+        await stream.until(lambda stream: stream.body.endswith(b"\n\n:\n:\n:\n"))
+
+
+async def test_a_whole_answer_is_one_object() -> None:
+    async with client_of(mock()) as client:
+        response = await client.post(PATH, json={**HELLO, **QUICK, "reply": "Well, yes."})
+    completion = response.json()
+    run = response.headers["x-request-id"]
+    assert completion.pop("created") > 1.7e9
+    assert completion == {
+        "id": f"chatcmpl-{run}",
+        "object": "chat.completion",
+        "model": "mock",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Well, yes.", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6},
+    }
+
+
+async def test_httpx_sse_reads_it() -> None:
+    async with (
+        client_of(mock(heartbeat=0.01)) as client,
+        aconnect_sse(
+            client, "POST", PATH, json={**HELLO, "first_token": 0.05, "stream": True}
+        ) as stream,
+    ):
+        events = [event async for event in stream.aiter_sse()]
+    assert events[-1].data == "[DONE]"
+    text = "".join(event.json()["choices"][0]["delta"].get("content", "") for event in events[:-1])
+    assert text.startswith("You asked: Hello? Here is")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_disconnect_stops_the_run_at_once(stream: bool) -> None:
+    streams = mock()
+    async with serving(streams) as url:
+        async with posted(url, {**HELLO, "first_token": 60, "stream": stream}):
+            await until(lambda: streams.runs.readers)
+        await until(lambda: not streams.runs.health()["running"], 3)
+        assert not streams.runs.readers
+
+
+async def test_a_run_that_is_stopped_is_an_error_and_no_end() -> None:
+    async with (
+        serving(mock()) as url,
+        httpx.AsyncClient(base_url=url) as client,
+        posted(url, {**HELLO, **QUICK, "stall_after": 2, "stream": True}) as stream,
+    ):
+        await stream.until(lambda stream: b'" asked"' in stream.body)
+        await client.delete(f"/runs/{stream.run}")
+        await stream.until(lambda stream: stream.terminated)
+    assert json.loads(stream.body.split(b"data: ")[-1])["error"] == {
+        "message": "the answer was cancelled: stopped",
+        "type": "server_error",
+        "param": None,
+        "code": "cancelled",
+    }
+
+
+async def test_when_the_server_goes_an_answer_ends_as_an_error() -> None:
+    async with serving(mock()) as url:
+        posting = posted(url, {**HELLO, **QUICK, "stall_after": 1, "stream": True})
+        stream = await posting.__aenter__()
+        await stream.until(lambda stream: b'"You"' in stream.body)
+    await stream.until(lambda stream: stream.terminated)
+    error = json.loads(stream.body.split(b"data: ")[-1])["error"]
+    assert error["code"] == "shutdown"
+    await posting.__aexit__(None, None, None)
+
+
+async def test_a_run_that_is_forgotten_is_an_error_too() -> None:
+    streams = mock()
+    async with sdk_of(streams) as sdk:
+        asking = asyncio.create_task(
+            sdk.chat.completions.create(**HELLO, extra_body={"first_token": 60})
+        )
+        await until(lambda: streams.runs.readers)
+        (run,) = streams.runs._producing
+        await streams.log.discard(run)
+        with pytest.raises(openai.InternalServerError, match="going down"):
+            await asking
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "param", "says"),
+    [
+        ({"messages": HELLO["messages"]}, 400, "model", "required field"),
+        ({"model": "mock"}, 400, "messages", "required field"),
+        ({**HELLO, "messages": []}, 400, "messages", "length >= 1"),
+        ({**HELLO, "messages": "Hi"}, 400, "messages", "array"),
+        ({**HELLO, "n": 2}, 400, "n", "enum"),
+        ({**HELLO, "stop": list("abcde")}, 400, "stop", "length <= 4"),
+        ({**HELLO, "max_tokens": 0}, 400, "max_tokens", ">= 1"),
+        ({**HELLO, "stream_options": {"include_usage": 1}}, 400, "stream_options", "bool"),
+        ({**HELLO, "jitter": 3}, 400, "jitter", "<= 1.0"),
+        ({**HELLO, "fail_afte": 3}, 400, "fail_afte", "no parameter"),
+        ({**HELLO, "tools": [{"type": "function"}]}, 400, "tools", "no parameter"),
+        ({**HELLO, "model": "gpt"}, 404, "model", "there is no model 'gpt'; there are: mock"),
+        ([], 400, None, "object"),
+    ],
+)
+async def test_what_is_wrong_is_named(
+    asked: Any, status: int, param: str | None, says: str
+) -> None:
+    async with client_of(mock()) as client:
+        response = await client.post(PATH, json=asked)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert says in error["message"]
+    assert error["code"] == ("model_not_found" if status == 404 else None)
+
+
+async def test_what_is_no_json_or_too_long_or_from_another_site_is_refused() -> None:
+    async with client_of(mock(max_body=1000)) as client:
+        for content in (b"{", b"\xff", b"[" * 900):
+            headers = {"Content-Type": "application/json"}
+            response = await client.post(PATH, content=content, headers=headers)
+            assert response.status_code == 400
+        assert (await client.post(PATH, content=b"x" * 1001)).status_code == 413
+        assert (await client.post(PATH, content=b"x")).status_code == 415
+        elsewhere = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
+        response = await client.post(PATH, json=HELLO, headers=elsewhere)
+        assert response.status_code == 403
+        assert "evil.example" in response.json()["error"]["message"]
+
+
+async def test_when_there_is_no_room_a_client_is_told_when_to_come_back() -> None:
+    async with serving(mock(max_runs=1)) as url, httpx.AsyncClient(base_url=url) as client:
+        async with posted(url, {**HELLO, "first_token": 60, "stream": True}) as stream:
+            await stream.until(lambda stream: b"assistant" in stream.body)
+            response = await client.post(PATH, json=HELLO)
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "10"
+    assert response.json()["error"]["type"] == "server_error"
+
+
+async def test_what_changes_no_shape_and_what_asks_for_nothing_is_let_pass() -> None:
+    asked = {
+        **HELLO,
+        **QUICK,
+        "temperature": 1,
+        "top_p": 0.5,
+        "user": "me",
+        "tools": [],
+        "logprobs": False,
+        "n": None,
+        "stop": None,
+        "response_format": {"type": "text"},
+    }
+    async with client_of(mock()) as client:
+        assert (await client.post(PATH, json=asked)).status_code == 200
+
+
+async def test_models_are_listed_under_a_mount_too() -> None:
+    app = Starlette(routes=[Mount("/llm", mock())])
+    async with serving(app) as url:
+        async with AsyncOpenAI(base_url=f"{url}/llm/v1", api_key="any") as sdk:
+            assert [model.id for model in (await sdk.models.list()).data] == ["mock"]
+            assert (await sdk.models.retrieve("mock")).owned_by == "streams"
+            with pytest.raises(openai.NotFoundError):
+                await sdk.models.retrieve("org/other")
+            raw = await sdk.chat.completions.with_raw_response.create(**HELLO, extra_body=QUICK)
+        assert raw.headers["x-request-id"]
+
+
+async def test_without_models_there_is_no_such_endpoint() -> None:
+    async with client_of(Streams([tokens])) as client:
+        assert (await client.get("/v1/models")).status_code == 404
+
+
+# What openai's own client makes of it.
+
+
+async def test_the_sdk_streams_and_counts() -> None:
+    async with sdk_of(mock()) as sdk:
+        stream = await sdk.chat.completions.create(
+            **HELLO,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={**QUICK, "reply": "你好 👩‍👩‍👧‍👦\u2028!"},
+        )
+        chunks = [chunk async for chunk in stream]
+    assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.model_dump(include={"prompt_tokens", "completion_tokens"}) == {
+        "prompt_tokens": 2,
+        "completion_tokens": 5,
+    }
+    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == "你好 👩‍👩‍👧‍👦\u2028!"
+
+
+async def test_the_sdks_streaming_helper_puts_the_answer_together() -> None:
+    async with sdk_of(mock()) as sdk:
+        async with sdk.chat.completions.stream(
+            **HELLO, extra_body={**QUICK, "reply": "Well, yes."}
+        ) as stream:
+            kinds = [event.type async for event in stream]
+            completion = await stream.get_final_completion()
+    assert kinds.count("content.delta") == 1 + 4  # the role comes with no text
+    assert kinds[-1] == "content.done"
+    assert completion.choices[0].message.content == "Well, yes."
+    assert completion.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+async def test_a_limit_of_tokens_finishes_with_length(limit: str) -> None:
+    asked: dict[str, Any] = {**HELLO, limit: 3, "extra_body": QUICK}
+    async with sdk_of(mock()) as sdk:
+        completion = await sdk.chat.completions.create(**asked)
+    assert completion.choices[0].finish_reason == "length"
+    assert completion.choices[0].message.content == "You asked:"
+    assert completion.usage
+    assert completion.usage.completion_tokens == 3
+
+
+@pytest.mark.parametrize(("stop", "left"), [("rd thr", "one two thi"), (["x", "two"], "one ")])
+async def test_a_stop_sequence_stops_the_answer_and_the_run(stop: Any, left: str) -> None:
+    streams = mock()
+    extra = {**QUICK, "reply": "one two third three", "stall_after": 9}
+    async with sdk_of(streams) as sdk:
+        stream = await sdk.chat.completions.create(
+            **HELLO, stream=True, stop=stop, extra_body=extra
+        )
+        assert await text_of(stream) == left
+        completion = await sdk.chat.completions.create(**HELLO, stop=stop, extra_body=extra)
+        assert completion.choices[0].message.content == left
+        assert completion.choices[0].finish_reason == "stop"
+        await until(lambda: not streams.runs.health()["running"])
+
+
+async def test_what_only_looked_like_a_stop_sequence_is_not_lost() -> None:
+    async with sdk_of(mock()) as sdk:
+        completion = await sdk.chat.completions.create(
+            **HELLO, stop=["threesome"], extra_body={**QUICK, "reply": "one three"}
+        )
+    assert completion.choices[0].message.content == "one three"
+
+
+@given(st.text("abc", max_size=40), st.lists(st.text("abc", min_size=1, max_size=4)), st.data())
+def test_stop_sequences_are_found_wherever_the_pieces_part(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
+    passed, stopped, rest = "", False, text
+    sequences = StopSequences(stops)
+    while rest and not stopped:
+        length = data.draw(st.integers(1, len(rest)))
+        piece, rest = rest[:length], rest[length:]
+        more, stopped = sequences.passed(piece)
+        passed += more
+    passed += sequences.rest()
+    assert stopped == any(stop in text for stop in stops)
+    assert text.startswith(passed)
+    assert passed == text if not stopped else all(stop not in passed for stop in stops)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, openai.BadRequestError),
+        (401, openai.AuthenticationError),
+        (403, openai.PermissionDeniedError),
+        (404, openai.NotFoundError),
+        (409, openai.ConflictError),
+        (429, openai.RateLimitError),
+        (500, openai.InternalServerError),
+        (503, openai.InternalServerError),
+    ],
+)
+async def test_the_sdk_sees_a_refusal_as_its_own_exception(
+    status: int, error: type[openai.APIStatusError], stream: bool
+) -> None:
+    async with sdk_of(mock()) as sdk:
+        with pytest.raises(error, match="as told") as raised:
+            await sdk.chat.completions.create(**HELLO, stream=stream, extra_body={"status": status})
+    assert raised.value.status_code == status
+
+
+async def test_the_sdk_sees_a_failure_in_the_middle_behind_what_came() -> None:
+    async with sdk_of(mock()) as sdk:
+        extra = {**QUICK, "fail_after": 2}
+        stream = await sdk.chat.completions.create(**HELLO, stream=True, extra_body=extra)
+        came: list[str] = []
+        with pytest.raises(openai.APIError, match="the mock failed behind 2 tokens") as raised:
+            await text_of(stream, came)
+        assert came == ["", "You", " asked"]
+        assert raised.value.type == "server_error"
+        with pytest.raises(openai.InternalServerError, match="the mock failed behind 2 tokens"):
+            await sdk.chat.completions.create(**HELLO, extra_body=extra)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+async def test_the_sdk_sees_a_dropped_connection(count: int) -> None:
+    streams = mock()
+    async with sdk_of(streams) as sdk:
+        extra = {**QUICK, "drop_after": count, "stall_after": 5}
+        stream = await sdk.chat.completions.create(**HELLO, stream=True, extra_body=extra)
+        # Which of the two depends on the client's version: a part of the answer was there already.
+        with pytest.raises((openai.APIConnectionError, httpx.RemoteProtocolError)):
+            await text_of(stream)
+        with pytest.raises(openai.APIConnectionError):
+            await sdk.chat.completions.create(**HELLO, extra_body=extra)
+        await until(lambda: not streams.runs.health()["running"])
+
+
+async def test_the_sdk_sees_silence_as_its_time_out() -> None:
+    async with sdk_of(mock(), timeout=1) as sdk:
+        extra = {**QUICK, "stall_after": 2}
+        stream = await sdk.chat.completions.create(**HELLO, stream=True, extra_body=extra)
+        with pytest.raises((openai.APITimeoutError, httpx.ReadTimeout)):
+            await text_of(stream)
+        with pytest.raises(openai.APITimeoutError):
+            await sdk.chat.completions.create(**HELLO, extra_body=extra)
+
+
+async def test_the_sdk_tries_again_as_often_as_it_should() -> None:
+    streams = mock()
+    async with sdk_of(streams, max_retries=1) as sdk:
+        for status, times in ((503, 2), (400, 1)):
+            before = streams.log.events
+            with pytest.raises(openai.APIStatusError):
+                await sdk.chat.completions.create(**HELLO, extra_body={"status": status})
+            # a refused run has its start and its end
+            assert streams.log.events - before == 2 * times
+
+
+async def test_the_sync_sdk_does_the_same() -> None:
+    def ask(url: str) -> None:
+        with OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as sdk:
+            whole = sdk.chat.completions.create(**HELLO, extra_body=QUICK)
+            stream = sdk.chat.completions.create(**HELLO, stream=True, extra_body=QUICK)
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+            assert text == whole.choices[0].message.content
+            with pytest.raises(openai.RateLimitError):
+                sdk.chat.completions.create(**HELLO, stream=True, extra_body={"status": 429})
+            failing = sdk.chat.completions.create(
+                **HELLO, stream=True, extra_body={**QUICK, "fail_after": 1}
+            )
+            with pytest.raises(openai.APIError, match="the mock failed"):
+                list(failing)
+
+    async with serving(mock()) as url:
+        with anyio.fail_after(20):
+            await anyio.to_thread.run_sync(ask, url)
+
+
+# Over sources of one's own.
+
+
+async def test_any_source_of_text_is_a_model() -> None:
+    @source
+    async def plain(prompt: str, temperature: float = 1) -> AsyncIterator[Any]:
+        yield "Prompt: "
+        yield Event(prompt, event="debug")
+        yield Event(text=prompt)
+        yield Event(text="\nnot {JSON")
+        yield 7
+        yield {"message": {"content": None}, "done": False}
+        yield {"message": "?"}
+        yield {"progress": 0.5}
+
+    async with sdk_of(Streams(models={"plain": plain})) as sdk:
+        parts: Any = [{"type": "text", "text": "Wh"}, {"type": "text", "text": "o?"}]
+        completion = await sdk.chat.completions.create(
+            model="plain", messages=[{"role": "user", "content": parts}]
+        )
+        assert completion.choices[0].message.content == "Prompt: Who?\nnot {JSON7"
+        assert completion.usage
+        assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (1, 4)
+        completion = await sdk.chat.completions.create(
+            model="plain", messages=[{"role": "user", "content": "A b"}], max_tokens=2, stop="b?"
+        )
+        assert completion.choices[0].message.content == "Prompt: A b"
+        assert completion.choices[0].finish_reason == "length"
+
+
+async def test_what_a_source_raises_is_not_shown() -> None:
+    @source
+    async def secretive() -> AsyncIterator[str]:
+        yield "a"
+        raise RuntimeError("secret")
+
+    async with sdk_of(Streams(models={"secretive": secretive})) as sdk:
+        with pytest.raises(openai.InternalServerError) as raised:
+            await sdk.chat.completions.create(**{**HELLO, "model": "secretive"})
+    assert "secret " not in str(raised.value)
+    assert raised.value.code == "RuntimeError"
+
+
+async def test_a_client_in_an_allowed_sites_page_may_send_its_own_headers() -> None:
+    preflight = {
+        "Origin": "https://a.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+    }
+    async with client_of(mock(origins=["https://a.example"])) as client:
+        response = await client.options(PATH, headers=preflight)
+    assert response.status_code == 200
+    assert "x-stainless-lang" in response.headers["access-control-allow-headers"]

@@ -1,0 +1,316 @@
+"""The mock model: its pieces, its pace, and the failures that it is told to have."""
+
+import asyncio
+import json
+import unicodedata
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams import StreamError, Streams
+from streams.sources import tokens
+from streams.sources.tokens import characters, pieces, schedule
+from tests.servers import client_of, connection, every_event, serving, until
+from tests.test_sources import all_of
+
+QUICK = {"tokens_per_second": 10_000, "first_token": 0}
+QUERY = "tokens_per_second=10000&first_token=0"
+
+
+def content(events: list[Any]) -> str:
+    return "".join(event["message"]["content"] for event in events)
+
+
+async def test_tokens_are_an_llms_answer() -> None:
+    events = await all_of(tokens("What is {SSE}?", **QUICK))
+    assert all(event["done"] is False for event in events[:-1])
+    assert all(event["message"]["role"] == "assistant" for event in events)
+    assert content(events).startswith("You asked: What is {SSE}?")
+    assert events[1]["message"]["content"] == " asked"
+    assert events[-1] == {
+        "message": {"role": "assistant", "content": ""},
+        "done": True,
+        "done_reason": "stop",
+        "prompt_eval_count": 6,
+        "eval_count": len(events) - 1,
+    }
+
+
+async def test_the_reply_is_what_was_ordered() -> None:
+    for reply in ("", " ", "Yes.", "你好,世界 👩‍👩‍👧‍👦 twice  spaced\r\n"):
+        assert content(await all_of(tokens("Hm?", reply=reply, **QUICK))) == reply
+
+
+async def test_a_conversation_is_answered_as_its_last_message_is() -> None:
+    text = [{"role": "user", "content": "One"}, {"role": "user", "content": "Two?"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Two?"}, {"type": "image"}, 5]}]
+    for messages in (text, parts):
+        events = await all_of(tokens(messages=messages, **QUICK))
+        assert content(events).startswith("You asked: Two? Here")
+    for nothing in ([], [{"role": "user"}]):
+        assert content(await all_of(tokens(messages=nothing, **QUICK))).startswith(
+            "You asked: nothing. Here"
+        )
+
+
+async def test_a_long_prompt_is_quoted_in_part() -> None:
+    text = content(await all_of(tokens("é" * 5000, **QUICK)))
+    assert text.startswith("You asked: " + "é" * 200 + "… Here")
+
+
+async def test_max_tokens_ends_the_answer_as_too_long() -> None:
+    whole = await all_of(tokens(reply="one two three", **QUICK))
+    for most in (1, 2):
+        events = await all_of(tokens(reply="one two three", max_tokens=most, **QUICK))
+        assert events[:-1] == whole[:most]
+        assert events[-1]["done_reason"] == "length"
+        assert events[-1]["eval_count"] == most
+    assert await all_of(tokens(reply="one two three", max_tokens=3, **QUICK)) == whole
+
+
+def test_pieces_are_those_of_a_model() -> None:
+    assert list(pieces("Isn't it extraordinary? 12345!\n\nYes ")) == [
+        "Isn", "'", "t", " it", " extrao", "rdinary", "?", " 12", "345", "!", "\n\n", "Yes", " ",
+    ]  # fmt: skip
+    assert list(pieces("你好, 世界")) == ["你", "好", ",", " 世", "界"]
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        "é",  # an accent of its own
+        "👩‍👩‍👧‍👦",
+        "👍🏽",
+        "🇩🇪",
+        "🏴󠁧󠁢󠁳󠁣󠁴󠁿",
+        "❤️",
+        "1️⃣",
+        "क्षि",
+    ],
+)
+def test_what_is_one_character_to_a_reader_is_never_torn(one: str) -> None:
+    text = f"{one}{one}a {one}, 你{one}"
+    assert sum(piece.count(one) for piece in pieces(text)) == text.count(one)
+
+
+@given(st.text())
+def test_pieces_make_the_text_again(text: str) -> None:
+    assert "".join(pieces(text)) == text
+    assert "".join(characters(text)) == text
+    assert all(pieces(text))
+    for piece in list(pieces(text))[1:]:
+        assert unicodedata.category(piece[0]) not in ("Mn", "Mc", "Me")
+
+
+async def test_the_same_seed_is_the_same_rhythm_and_another_is_another() -> None:
+    assert schedule(50, 0.3, 25, 1, 7) == schedule(50, 0.3, 25, 1, 7)
+    assert schedule(50, 0.3, 25, 1, 7) != schedule(50, 0.3, 25, 1, 8)
+    assert await all_of(tokens(seed=7, **QUICK)) == await all_of(tokens(seed=7, **QUICK))
+
+
+@given(st.integers(0, 300), st.floats(0.1, 10_000), st.floats(0, 1), st.integers(0, 2**32))
+def test_no_jitter_changes_the_pace(count: int, pace: float, jitter: float, seed: int) -> None:
+    moments = schedule(count, 2, pace, jitter, seed)
+    assert moments[0] == 2
+    assert moments[-1] == pytest.approx(2 + count / pace)
+    assert moments == sorted(moments)
+
+
+class LateClock:
+    """A clock in which every wait ends at least `late` seconds after it should have."""
+
+    def __init__(self, late: float) -> None:
+        self.now = 1000.0
+        self.late = late
+
+    def current_time(self) -> float:
+        return self.now
+
+    async def sleep_until(self, moment: float) -> None:
+        self.now = max(self.now, moment) + self.late
+
+
+@pytest.mark.parametrize("jitter", [0, 0.5, 1])
+async def test_250_tokens_at_25_a_second_take_10_seconds_however_late_each_one_is(
+    jitter: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = LateClock(0.03)
+    monkeypatch.setattr(anyio, "current_time", clock.current_time)
+    monkeypatch.setattr(anyio, "sleep_until", clock.sleep_until)
+    events = await all_of(tokens(reply="a " * 250, max_tokens=250, first_token=0, jitter=jitter))
+    assert len(events) == 251
+    assert clock.now - 1000 == pytest.approx(10, rel=0.02)
+
+
+async def test_the_pace_is_real() -> None:
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    events = tokens(reply="a" + " a" * 49, first_token=0.1, tokens_per_second=250)
+    await anext(events)
+    assert loop.time() - before > 0.098  # the loop's clock counts milliseconds
+    assert len(await all_of(events)) == 50
+    assert loop.time() - before > 0.098 + 50 / 250
+
+
+async def test_a_restart_keeps_the_pace() -> None:
+    with anyio.fail_after(1):
+        await anext(tokens(first_token=60, after=1))
+
+
+FAULTS: list[dict[str, Any]] = [
+    {},
+    {"max_tokens": 5},
+    {"fail_after": 0},
+    {"fail_after": 4},
+    {"stall_after": 4},
+    {"drop_after": 4},
+    {"max_tokens": 5, "fail_after": 5},
+]
+
+
+async def until_it_fails_or_stalls(**options: Any) -> list[Any]:
+    events: list[Any] = []
+    stalls = options.get("stall_after")
+    try:
+        async for event in tokens(reply="a b c d e f g h", **QUICK, **options):
+            events.append(event)
+            if stalls is not None and options.get("after", 0) + len(events) == stalls:
+                break
+    except StreamError as error:
+        events.append(str(error))
+    return events
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_tokens_go_on_behind_what_is_out_to_the_same_end(fault: dict[str, Any]) -> None:
+    whole = await until_it_fails_or_stalls(**fault)
+    for after in range(len(whole)):
+        assert await until_it_fails_or_stalls(**fault, after=after) == whole[after:]
+    if "stall_after" not in fault:
+        assert await until_it_fails_or_stalls(**fault, after=len(whole)) == []
+
+
+async def test_a_failure_comes_behind_what_was_said() -> None:
+    async with client_of(Streams([tokens])) as client:
+        for count in (0, 3):
+            events = await every_event(client, f"/streams/tokens?{QUERY}&fail_after={count}")
+            assert len(events) == count + 2
+            assert events[-1].event == "end"
+            assert events[-1].json() == {
+                "status": "failed",
+                "error": {
+                    "type": "StreamError",
+                    "message": f"the mock failed behind {count} tokens, as told",
+                },
+            }
+
+
+async def test_a_failure_is_restarted_to_the_same_end_and_then_to_none() -> None:
+    url = f"/streams/tokens?{QUERY}&fail_after=3"
+    async with client_of(Streams([tokens])) as client:
+        gone = "A" * 22
+        events = await every_event(client, url, f"{gone}.2")
+        assert [event.id for event in events] == [f"{gone}.3", f"{gone}.4"]
+        assert events[-1].json()["status"] == "failed"
+    async with client_of(Streams([tokens])) as client:
+        events = await every_event(client, url, f"{gone}.3")
+        assert events[-1].json()["status"] == "failed"
+    async with client_of(Streams([tokens])) as client:
+        response = await client.get(url, headers={"Last-Event-ID": f"{gone}.4"})
+        assert response.status_code == 204
+
+
+async def test_in_a_stall_the_heartbeat_goes_on() -> None:
+    async with (
+        serving(Streams([tokens], heartbeat=0.01)) as url,
+        connection(url, f"/streams/tokens?{QUERY}&stall_after=2") as stream,
+    ):
+        await stream.until(lambda stream: stream.body.endswith(b"\n\n:\n:\n:\n"))
+        assert stream.body.count(b'"content"') == 2
+
+
+@pytest.mark.parametrize(("status", "retry_after"), [(429, "1"), (503, "1"), (401, None)])
+async def test_a_refusal_has_its_status_before_anything_is_sent(
+    status: int, retry_after: str | None
+) -> None:
+    async with client_of(Streams([tokens])) as client:
+        response = await client.get(f"/streams/tokens?status={status}")
+        assert response.status_code == status
+        assert response.headers.get("retry-after") == retry_after
+        assert response.json()["detail"] == f"the mock refuses with status {status}, as told"
+
+
+@pytest.mark.parametrize("count", [0, 1, 30])
+async def test_a_dropped_connection_resumes_and_is_not_dropped_again(count: int) -> None:
+    streams = Streams([tokens])
+    path = f"/streams/tokens?{QUERY}&drop_after={count}"
+    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
+        async with connection(url, path) as stream:
+            await stream.to_the_end()
+        assert not stream.terminated
+        assert stream.body.count(b'"content"') == count
+        assert stream.body.endswith(b"\n\n")
+        run = stream.run
+        rest = await every_event(client, path, f"{run}.{count}")
+        whole = await every_event(client, f"/runs/{run}")
+        assert [event.data for event in whole[count + 1 :]] == [event.data for event in rest]
+        assert whole[-1].json() == {"status": "completed"}
+        assert streams.runs.health()["runs"] == 1
+
+
+async def test_the_run_of_a_dropped_connection_goes_on_meanwhile() -> None:
+    streams = Streams([tokens])
+    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
+        async with connection(url, f"/streams/tokens?{QUERY}&drop_after=2") as stream:
+            await stream.to_the_end()
+        log = await streams.runs.find(stream.run, None)
+        await until(lambda: log.status == "completed")
+        state = await client.get(f"/runs/{stream.run}", headers={"Accept": "application/json"})
+        assert state.json()["last_event"] > 50
+
+
+async def test_a_restart_before_the_drop_is_dropped_there_and_one_behind_it_is_not() -> None:
+    path = f"/streams/tokens?{QUERY}&drop_after=4"
+    for last, came in ((2, 2), (4, None), (7, None)):
+        headers = f"Last-Event-ID: {'A' * 22}.{last}\r\n"
+        async with (
+            serving(Streams([tokens])) as url,
+            connection(url, path, headers=headers) as stream,
+        ):
+            if came is None:
+                await stream.until(lambda stream: stream.terminated)
+            else:
+                await stream.to_the_end()
+                assert not stream.terminated
+                assert stream.body.count(b'"content"') == came
+
+
+async def test_a_drop_behind_the_end_is_none() -> None:
+    path = f"/streams/tokens?{QUERY}&reply=Yes&drop_after=100"
+    async with serving(Streams([tokens])) as url, connection(url, path) as stream:
+        await stream.until(lambda stream: stream.terminated)
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "least", "most", "above"),
+    [
+        ("tokens_per_second", 0, 0.1, 10_000, 10_001),
+        ("jitter", -0.1, 0, 1, 1.1),
+        ("max_tokens", 0, 1, 10**6, 10**6 + 1),
+        ("fail_after", -1, 0, 10**6, 10**6 + 1),
+        ("status", 399, 400, 599, 600),
+        ("temperature", -0.1, 0, 2, 2.1),
+    ],
+)
+def test_the_bounds_of_tokens(
+    name: str, below: float, least: float, most: float, above: float
+) -> None:
+    for value in (least, most):
+        assert tokens.from_json(json.dumps({name: value}).encode()) == {name: value}
+    for value in (below, above):
+        with pytest.raises(StreamError, match=name):
+            tokens.from_json(json.dumps({name: value}).encode())
