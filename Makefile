@@ -19,7 +19,7 @@ help: ## print the targets
 install: .venv/installed-dev ## build the environment, with all that development needs
 
 run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes (127.0.0.1:8000, 1)
-	$(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
+	WORKERS=$(WORKERS) $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
 	    --timeout-graceful-shutdown 5
 
 test: .venv/installed-dev .venv/browser ## run the tests, with branch coverage
@@ -87,7 +87,7 @@ clean: ## remove all that the other targets made
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 
 .venv/installed: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[llm]'
+	$(BIN)/pip install --quiet --editable '.[llm,redis]'
 	touch $@
 
 .venv/installed-dev: .venv/installed

@@ -5,8 +5,10 @@ lists have commas. STREAMS_SOURCES are import strings. LLM_BASE_URL, LLM_MODEL,
 LLM_API_KEY and LLM_TIMEOUT make the source `chat`. What cannot be is one line at start.
 """
 
+import logging
 import os
 from collections.abc import Mapping
+from multiprocessing import current_process
 from typing import Annotated, Any
 
 import msgspec
@@ -14,7 +16,7 @@ from msgspec import Meta
 from starlette.config import Config
 from uvicorn.importer import ImportFromStringError, import_from_string
 
-from streams import Policy, Source, Streams
+from streams import Policy, Source, StreamError, Streams
 
 BUILT_IN = ["streams.sources:counter", "streams.sources:tokens", "streams.sources:clock"]
 
@@ -23,6 +25,7 @@ MOCKS = {"tokens": "mock"}
 
 OPTIONS: dict[str, Any] = {
     **{field.name: field.type for field in msgspec.structs.fields(Policy)},
+    "log": str,
     "max_runs": Annotated[int, Meta(ge=1)],
     "max_bytes": Annotated[int, Meta(ge=1)],
     "max_body": Annotated[int, Meta(ge=0)],
@@ -84,4 +87,23 @@ def _imported(name: str) -> Source:
     return source
 
 
-app = Streams(**options(os.environ))
+def served(environ: Mapping[str, str]) -> Streams:
+    """Streams as the environment wants it. Raises SystemExit saying what cannot be."""
+    given = options(environ)
+    workers = environ.get("WORKERS") or environ.get("WEB_CONCURRENCY") or "1"
+    first_or_only = not current_process().name.startswith("SpawnProcess") or (
+        current_process().name == "SpawnProcess-1"
+    )
+    if workers != "1" and not given.get("log") and first_or_only:
+        logging.getLogger("uvicorn.error").warning(
+            "%s workers without STREAMS_LOG=redis://…: each has a log of its own, and only "
+            "restartable sources go on for a client that comes to another one",
+            workers,
+        )
+    try:
+        return Streams(**given)
+    except (ImportError, StreamError, ValueError) as error:
+        raise SystemExit(f"STREAMS_LOG={given.get('log')!r} cannot be: {error}") from None
+
+
+app = served(os.environ)

@@ -46,7 +46,8 @@ class Streams:
     """Serves sources as event streams; an ASGI app of its own, or mounted in another.
 
     `models`, a source for each name, are served at /v1/chat/completions in OpenAI's wire format.
-    `log` keeps the runs (default: a MemoryLog of `max_runs` runs and `max_bytes` bytes). Pages
+    `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes, or what the URL of
+    a Redis or Valkey names, for many workers (see RedisLog; StoreDown if it is not there). Pages
     of `origins` ("*": all) may start runs from another site, with CORS. `max_body` limits a POST
     body, in bytes. `page` serves the playground at the root. Other keywords are the policy for
     all sources: see Policy. Raises TypeError for a source or policy that cannot be.
@@ -57,7 +58,7 @@ class Streams:
         sources: Iterable[Source] = (),
         *,
         models: Mapping[str, Source] | None = None,
-        log: EventLog | None = None,
+        log: EventLog | str | None = None,
         max_runs: int = 10_000,
         max_bytes: int = 256 * 2**20,
         max_body: int = 2**20,
@@ -75,8 +76,13 @@ class Streams:
         self.models = dict(models or {})
         self.policy = Policy().but(policy)
         self._policies = {s.name: self.policy.but(s.policy) for s in self.sources.values()}
-        self.log = log or MemoryLog(max_runs=max_runs, max_bytes=max_bytes)
-        self.runs = Runs(self.log)
+        limits = {"max_runs": max_runs, "max_bytes": max_bytes}
+        if log is None:  # one that is given may be empty, and so false
+            log = MemoryLog(**limits)
+        self.log = _log_at(log, limits) if isinstance(log, str) else log
+        self.runs = Runs(
+            self.log, {s.name: (s, self._policies[s.name]) for s in self.sources.values()}
+        )
         self._max_body = max_body
         self._origins = frozenset(origins)
         routes = [
@@ -115,7 +121,7 @@ class Streams:
         try:
             await self._router(scope, receive, send)
         except StreamError as error:
-            await problem(error)(scope, receive, send)
+            await answer_to(error, Request(scope))(scope, receive, send)
         except HTTPException as error:
             headers = dict(error.headers or {})
             detail = f"there is nothing at {scope['path']!r}"
@@ -145,6 +151,7 @@ class Streams:
 
     @asynccontextmanager
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+        await self.log.open()
         yield
         await self.runs.aclose()
         for source in {*self.sources.values(), *self.models.values()}:
@@ -205,20 +212,15 @@ class Streams:
         last = last_event_id(request)
         owner = identity(request.scope)
         place: Place | None
-        try:
-            if source.shared and not (last and await self.runs.knows(last.run)):
-                place = await self.runs.join(source, policy, opener, arguments)
-                if last:
-                    self.runs.gaps += 1
-                    place = place._replace(head=gap_frame(None) + place.head)
-            elif last:
-                place = await self.runs.resume(last, source, policy, opener, owner)
-            else:
-                place = Place(await self.runs.start(source, policy, opener, owner), -1)
-        except StoreFull as error:
-            if is_event_source(request):
-                return _come_back(error)
-            raise
+        if source.shared and not (last and await self.runs.knows(last.run)):
+            place = await self.runs.join(source, policy, opener, arguments)
+            if last:
+                self.runs.gaps += 1
+                place = place._replace(head=gap_frame(None) + place.head)
+        elif last:
+            place = await self.runs.resume(last, source, policy, opener, owner, arguments)
+        else:
+            place = Place(await self.runs.start(source, policy, opener, owner, arguments), -1)
         return self._reading(place, policy, base)
 
     def _reading(self, place: Place | None, policy: Policy, base: str | None) -> Response:
@@ -267,7 +269,7 @@ class _Response(Response):
         try:
             response = await self._answer()
         except StreamError as error:
-            response = problem(error)
+            response = answer_to(error, self._request)
         finally:
             if not self._started:
                 await self._close()
@@ -299,6 +301,14 @@ def _unlisted(name: str) -> Source:
     async def given() -> None: ...
 
     return Source(given, name=name)
+
+
+def _log_at(url: str, limits: dict[str, int]) -> EventLog:
+    from streams.redis_log import RedisLog  # an extra, which may not be installed
+
+    log = RedisLog(url, **limits)
+    log.check()
+    return log
 
 
 def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
@@ -359,13 +369,17 @@ def _state(log: RunLog) -> dict[str, Any]:
         "source": log.info.source,
         "status": log.status,
         "started": log.info.started,
+        "producer": log.producer,
         "first_event": log.first,
         "last_event": log.last,
         "readers": log.readers,
     }
 
 
-def _come_back(error: StoreFull) -> Response:
-    """An EventSource gives up for good on any status but 200; an end it answers by coming back."""
+def answer_to(error: StreamError, request: Request) -> Response:
+    """A problem; but an EventSource gives up for good on any status but 200, so where a limit was
+    reached, which passes, it gets an end, which it answers by coming back."""
+    if not isinstance(error, StoreFull) or not is_event_source(request):
+        return problem(error)
     body = b"retry: %d\n" % (1000 * (error.retry_after or 1))
     return Response(body, media_type=EVENT_STREAM, headers=event_stream_headers(None))

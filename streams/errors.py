@@ -11,8 +11,11 @@ StreamError                500  raise it in a source: message and status are for
 ├── UnknownSource          404  names those there are
 ├── UnknownRun             404  never was, is forgotten, or is somebody else's
 ├── CrossSite              403  another site's page may not start a run
+├── RunExists              409  its log was created by somebody else a moment before
 ├── StoreFull              503  `max_runs` or `max_bytes` reached; come back later
+│   └── StoreDown          503  the log's server does not answer; come back later
 ├── UnencodableValue       500  a source yielded what JSON cannot hold
+├── ProducerLost           500  the process that produced a run died, and no other can go on
 ├── LogClosed              500  an append after the end: its producer has been superseded or stopped
 └── LostHistory            410  what was asked for is trimmed; a reader is told by a `gap` event
 """
@@ -94,12 +97,24 @@ class CrossSite(StreamError):
     status = 403
 
 
+class RunExists(StreamError):
+    status = 409
+
+
 class StoreFull(StreamError):
     status = 503
     retry_after = 10
 
 
+class StoreDown(StoreFull):
+    retry_after = 3
+
+
 class UnencodableValue(StreamError):
+    pass
+
+
+class ProducerLost(StreamError):
     pass
 
 
@@ -116,6 +131,21 @@ class LostHistory(StreamError):
         super().__init__(f"{missed} events are not held any more, the oldest here is {first}")
         self.missed = missed
         self.first = first
+
+
+def described(error: Exception) -> dict[str, str]:
+    """An error as a client may see it: its class, and the message if it was meant for clients."""
+    message = "the source failed; the server's log has the details, with the run's id"
+    if isinstance(error, StreamError):
+        message = str(error).encode(errors="replace").decode()
+    return {"type": type(error).__name__, "message": message}
+
+
+def refusal(error: Exception) -> StreamError:
+    """What a client is told when nothing has been sent yet."""
+    if isinstance(error, StreamError):
+        return error
+    return StreamError(f"the source failed with {type(error).__name__}; see the server's log")
 
 
 def problem(error: StreamError, headers: Mapping[str, str] | None = None) -> Response:

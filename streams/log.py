@@ -1,11 +1,12 @@
 """The event log: where runs keep what they produced, and every reader finds its place.
 
 The law of every log: events are numbered from 0 without holes, are never changed, and leave only
-at the old end; closed is a state of the log, set together with the last event. Protocols say here
-what a log is, and memory_log.py is one. run.py appends, response.py reads.
+at the old end; closed is a state of the log, set together with the last event. A log may be of
+one process or of many ("workers"): a run has one producer, and readers anywhere. Protocols say
+here what a log is; memory_log.py and redis_log.py are two. run.py appends, response.py reads.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Literal, Protocol
@@ -16,19 +17,25 @@ Status = Literal["running", "completed", "failed", "cancelled"]
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a run from its first moment on. `owner` is the user's identity, if any."""
+    """What is known of a run from its first moment on."""
 
     run: str
     source: str
     started: datetime
     owner: str | None = None
+    """The identity of the user who started it, if any."""
+    key: str | None = None
+    """Of all runs with the same key, only one is running: viewers share it."""
+    arguments: str | None = None
+    """JSON object of the arguments with which another worker can go on; None: none can."""
 
 
 class Reader(Protocol):
     """One reader's place in a run: iterating gives all frames after it, in as few pieces as
     makes sense, waits for more, and ends when the log is closed and all of it was given.
 
-    A piece counts as read when the next one is asked for.
+    A piece counts as read when the next one is asked for. Iterating raises LostHistory where
+    events are missing that only a look could show; the reader is of no use then.
     """
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
@@ -70,13 +77,27 @@ class RunLog(Protocol):
 
     @property
     def readers(self) -> int:
-        """How many are attached."""
+        """How many are attached, as far as is known here."""
+        ...
+
+    @property
+    def producer(self) -> str:
+        """The worker that appends."""
+        ...
+
+    @property
+    def producing(self) -> bool:
+        """Whether that is this one, and the log open: if not, a producer here has to stop."""
+        ...
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Calls `changed` when readers have come or gone, and when `producing` has ended."""
         ...
 
     def append(self, name: bytes | None, data: bytes) -> bool:
-        """Adds an event under the next number. True if a reader was waiting for it.
+        """Adds an event under the next number. True if a reader was waiting and now has it.
 
-        Raises LogClosed after the end.
+        Raises LogClosed after the end, and where another worker produces.
         """
         ...
 
@@ -86,13 +107,20 @@ class RunLog(Protocol):
         ...
 
     async def room(self) -> None:
-        """Returns when the log is not full any more, or closed."""
+        """Returns when the log is not full any more, or `producing` has ended."""
         ...
 
-    def close(self, status: Status, data: bytes, retain: float) -> None:
-        """Adds the `end` event, closes the log, and forgets it after `retain` seconds.
+    def close(self, status: Status, data: bytes) -> None:
+        """Adds the `end` event, closes the log, and forgets it `retain` seconds later.
 
-        Raises LogClosed if it is closed already.
+        The producer's, like append. Raises LogClosed if it is closed already.
+        """
+        ...
+
+    async def cancel(self, data: bytes) -> None:
+        """Closes the log as cancelled, from wherever it is called, unless it is closed.
+
+        What the producer has appended and no reader could see yet may be lost.
         """
         ...
 
@@ -100,29 +128,62 @@ class RunLog(Protocol):
         """A reader of what follows event number `after` (-1: of all), attached while in context.
 
         What an attached reader has not had is kept. Raises LostHistory, when entered, if events
-        after `after` are not held any more.
+        after `after` are known to be held no more.
         """
         ...
 
 
-class EventLog(Protocol):
-    """All runs' events. `events` counts what was ever appended, `bytes` what is held now."""
+Adopt = Callable[[RunLog], Awaitable[None]]
+"""Goes on with a run, or ends it, whose producer died and whose log is this worker's now."""
 
-    events: int
-    bytes: int
+
+class EventLog(Protocol):
+    """All runs' events. `events` counts what was ever appended here, `bytes` what is held here.
+
+    `adopt` is for a log of many workers to call; Runs sets it.
+    """
+
+    adopt: Adopt | None
+
+    @property
+    def events(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def worker(self) -> str:
+        """This process's name in the log."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether other workers can go on with this one's runs when it ends."""
+        ...
 
     def __len__(self) -> int:
-        """How many runs it holds, running and finished."""
+        """How many runs it holds here, running and finished."""
+        ...
+
+    async def open(self) -> None:
+        """Begins to look after the runs of workers that die. Never needed for anything else."""
         ...
 
     async def create(
-        self, info: RunInfo, *, after: int = -1, window: int, drops_oldest: bool = False
+        self,
+        info: RunInfo,
+        *,
+        after: int = -1,
+        window: int,
+        retain: float,
+        drops_oldest: bool = False,
     ) -> RunLog:
-        """A new run's log, whose first event will have the number after + 1.
+        """A new run's log, whose first event will have the number after + 1; or, if there is a
+        running run with the same key, the log of that one.
 
         `window`, in bytes, is how far its producer may be ahead of the slowest reader, or of
-        nobody; with `drops_oldest` it never waits for nobody. Raises StoreFull at the limit of
-        runs or bytes, and ValueError for a run that it holds already.
+        nobody; with `drops_oldest` it never waits for nobody. `retain`: see RunLog.close. Raises
+        StoreFull at the limit of runs or bytes, and RunExists for a run that is held already.
         """
         ...
 
@@ -132,4 +193,8 @@ class EventLog(Protocol):
 
     async def discard(self, run: str) -> None:
         """Forgets a run at once, known or not; its readers end."""
+        ...
+
+    async def aclose(self) -> None:
+        """Ends what open() began, when all is written; unfinished runs go to other workers."""
         ...

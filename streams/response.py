@@ -17,6 +17,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
+from streams.errors import LostHistory
 from streams.event import encode_json
 from streams.log import Reader
 from streams.run import Place, Runs, start_frame
@@ -132,19 +133,24 @@ class EventStreamResponse(EventSourceResponse):
         """
         send = self._send
         head, after = self._beginning()
-        with self._runs.reading(self._place.log, after) as reader:
-            self._shutdown.stops(reader)
-            if not reader.ready:
-                await send({"type": "http.response.body", "body": head, "more_body": True})
-                head = b""
-            pieces = 0
-            async for frames in reader:
-                await send({"type": "http.response.body", "body": head + frames, "more_body": True})
-                head = b""
-                pieces += 1
-                if pieces % CANCELLABLE_PIECES == 0:
-                    await anyio.lowlevel.checkpoint_if_cancelled()
-        raise StopAsyncIteration
+        while True:
+            try:
+                with self._runs.reading(self._place.log, after) as reader:
+                    self._shutdown.stops(reader)
+                    if not reader.ready:
+                        await send({"type": "http.response.body", "body": head, "more_body": True})
+                        head = b""
+                    pieces = 0
+                    async for frames in reader:
+                        body, head = head + frames, b""
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
+                        pieces += 1
+                        if pieces % CANCELLABLE_PIECES == 0:
+                            await anyio.lowlevel.checkpoint_if_cancelled()
+                raise StopAsyncIteration
+            except LostHistory as lost:  # which the log did not know at the beginning
+                after = lost.first - 1
+                head += self._gap(after - lost.missed, after)
 
     def _beginning(self) -> tuple[bytes, int]:
         """What goes before the first event, and behind which event that is."""
@@ -154,11 +160,15 @@ class EventStreamResponse(EventSourceResponse):
         held = log.first - 1
         if after >= held:
             return head, after
+        return head + self._gap(after, held), held
+
+    def _gap(self, after: int, held: int) -> bytes:
+        """What says that the events between these two are lost."""
+        info = self._place.log.info
         # `start` is no event of the source's: it is sent anew rather than missed
-        first = start_frame(log.info) if after < 0 else b""
-        missed = held - max(after, 0)
+        first = start_frame(info) if after < 0 else b""
         self._runs.gaps += 1
-        return head + first + gap_frame(missed, f"{log.info.run}.{held}"), held
+        return first + gap_frame(held - max(after, 0), f"{info.run}.{held}")
 
 
 def drop_behind(event_id: str, send: Send) -> Send:

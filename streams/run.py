@@ -1,8 +1,9 @@
 """A run: one execution of a source, written once into the log, read by anyone from anywhere.
 
 The law of this file: a run ends once, and its log says how; a reader that goes away ends itself,
-never the run. Run pumps one source. Runs starts, finds, resumes and cancels them, and owns their
-tasks. asgi.py calls Runs for each request, response.py reads through it.
+never the run. Run pumps one source. Runs starts, finds, resumes and cancels them, goes on with
+those of a worker that died, and owns their tasks. asgi.py calls Runs for each request, response.py
+reads through it.
 """
 
 import asyncio
@@ -10,15 +11,24 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 import anyio
 
-from streams.errors import InvalidEventId, LogClosed, RunGone, StreamError, UnknownRun
+from streams.errors import (
+    InvalidEventId,
+    ProducerLost,
+    RunExists,
+    RunGone,
+    StreamError,
+    UnknownRun,
+    described,
+    refusal,
+)
 from streams.event import encode_json, frame, payload
 from streams.log import EventLog, Reader, RunInfo, RunLog, Status
 from streams.source import Policy, Source, shown
@@ -70,28 +80,25 @@ class Run:
         self.error: Exception | None = None
         self._events = events
         self._policy = policy
+        self._over = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._abandon_after(FIRST_READER_SECONDS)
+        if not log.readers:
+            self._abandon_after(FIRST_READER_SECONDS)
+        log.watch(self._changed)
         self.task = self._loop.create_task(self._produce(), name=f"run {log.info.run}")
 
     async def _produce(self) -> None:
         try:
             await self._pump()
-        except LogClosed:
-            pass  # cancelled, and the source did not care: closing it is all that is left
         except asyncio.CancelledError:
             self._end("cancelled", {"reason": "shutdown"})  # unless it has ended: see cancel()
         except Exception as error:
             self.error = error
-            logger.error(
-                "run %s of source %s failed: %s",
-                self.log.info.run,
-                self.log.info.source,
-                error,
-                exc_info=not isinstance(error, StreamError),  # which is raised on purpose
-            )
-            self._end("failed", {"error": _described(error)})
+            run, source = self.log.info.run, self.log.info.source
+            trace = not isinstance(error, StreamError)  # which is raised on purpose
+            logger.error("run %s of source %s failed: %s", run, source, error, exc_info=trace)
+            self._end("failed", {"error": described(error)})
         else:
             self._end("completed", {})
         finally:
@@ -102,6 +109,8 @@ class Run:
         log, clock = self.log, time.monotonic
         burst, since = 0, clock()
         async for value in self._events:
+            if self._over:  # and the source did not care: closing it is all that is left
+                return
             if log.append(*payload(value)):  # a reader waited, so others had their turn
                 burst, since = 0, clock()
             elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
@@ -122,17 +131,26 @@ class Run:
             logger.exception("run %s: closing its source failed", self.log.info.run)
 
     def _end(self, status: Status, members: dict[str, Any]) -> None:
-        if self.log.status == "running":
-            data = encode_json({"status": status, **members})
-            self.log.close(status, data, self._policy.retain)
+        over, self._over = self._over, True
+        if not over and self.log.producing:
+            self.log.close(status, encode_json({"status": status, **members}))
 
     def cancel(self, reason: str) -> None:
         """Ends the run as cancelled, at once for its readers; its source is closed meanwhile."""
         self._end("cancelled", {"reason": reason})
-        self.task.cancel()
+        self._stop()
+
+    def hand_over(self) -> None:
+        """Stops without an end: another worker goes on."""
+        self._over = True
+        self._stop()
+
+    def _stop(self) -> None:
         self._disarm()
-        self._timer = self._loop.call_later(CLEANUP_SECONDS, self._overdue)
-        self.task.add_done_callback(lambda _: self._disarm())
+        if not self.task.done():
+            self.task.cancel()
+            self._timer = self._loop.call_later(CLEANUP_SECONDS, self._overdue)
+            self.task.add_done_callback(lambda _: self._disarm())
 
     def _overdue(self) -> None:
         logger.error(
@@ -143,14 +161,16 @@ class Run:
         )
         self.task.cancel()
 
-    def attached(self) -> None:
-        """A reader has come."""
-        if self.log.status == "running":
+    def _changed(self) -> None:
+        """Readers have come or gone; or somebody else has closed the log, or taken it over."""
+        if self._over:
+            return
+        if not self.log.producing:
+            self._over = True
+            self._stop()
+        elif self.log.readers:
             self._disarm()
-
-    def detached(self) -> None:
-        """A reader has gone; after the last one, `linger` begins."""
-        if self.log.status == "running" and not self.log.readers:
+        else:
             self._abandon_after(0)
 
     def _abandon_after(self, at_least: float) -> None:
@@ -166,17 +186,17 @@ class Run:
 
 
 class Runs:
-    """All runs over one log."""
+    """All runs over one log. `sources` are those that can be gone on with, by name."""
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, log: EventLog, sources: Mapping[str, tuple[Source, Policy]]) -> None:
         self.since = datetime.now(UTC)
         self.restarts = 0
         self.gaps = 0
         self.readers = 0
         self._log = log
+        self._sources = sources
         self._producing: dict[str, Run] = {}
-        self._shared: dict[Any, str] = {}
-        self._joining: WeakValueDictionary[Any, asyncio.Lock] = WeakValueDictionary()
+        log.adopt = self._adopt
 
     async def start(
         self,
@@ -184,67 +204,101 @@ class Runs:
         policy: Policy,
         opener: Opener,
         owner: str | None,
+        arguments: Mapping[str, Any] | None = None,
+        *,
         again: EventId | None = None,
+        key: str | None = None,
     ) -> RunLog:
-        """A new run; or, `again`, one that had got to that event elsewhere, under its old id.
+        """A new run; or, `again`, one that had got to that event elsewhere, under its old id; or
+        the one that is running with the same `key`.
 
-        Raises StoreFull, and what the source raises before it first waits or yields.
+        With `arguments`, another worker can go on with it if this one dies. Raises StoreFull,
+        RunExists, and what the source raises before it first waits or yields.
         """
+        movable = arguments is not None and source.movable
         info = RunInfo(
             run=again.run if again else secrets.token_urlsafe(16),
             source=source.name,
             started=datetime.now(UTC),
             owner=owner,
+            key=key,
+            arguments=encode_json(arguments).decode() if movable else None,
         )
         log = await self._log.create(
             info,
             after=again.number if again else -1,
             window=policy.window,
+            retain=policy.retain,
             drops_oldest=policy.linger is None,
         )
+        if log.info.run != info.run:
+            return log
         try:
             events = await opener(again.number if again else 0)
         except BaseException as error:
             await self._log.discard(info.run)
             if isinstance(error, Exception) and not isinstance(error, StreamError):
                 logger.exception("run %s: source %s failed to open", info.run, source.name)
-                raise _refusal(error) from error
+                raise refusal(error) from error
             raise
         if again is None:
             log.append(b"start", _start_data(info))
         begun = log.last
-        run = self._producing[info.run] = Run(log, events, policy)
-        run.task.add_done_callback(lambda _: self._producing.pop(info.run, None))
+        run = self._produce(log, events, policy)
         await asyncio.sleep(0)  # the source's first step is taken, up to where it waits
         if run.error is not None and log.last == begun + 1:
             await self._log.discard(info.run)
-            raise _refusal(run.error) from run.error
+            raise refusal(run.error) from run.error
         return log
 
+    def _produce(self, log: RunLog, events: AsyncIterator[Any], policy: Policy) -> Run:
+        run = self._producing[log.info.run] = Run(log, events, policy)
+        run.task.add_done_callback(lambda _: self._done(run))
+        return run
+
+    def _done(self, run: Run) -> None:
+        if self._producing.get(run.log.info.run) is run:
+            del self._producing[run.log.info.run]
+
+    async def _adopt(self, log: RunLog) -> None:
+        """Goes on with the run of a worker that died, or ends it where nobody can."""
+        info = log.info
+        source, policy = self._sources.get(info.source, (None, Policy()))
+        try:
+            if source is None or not source.movable or info.arguments is None:
+                raise ProducerLost("the worker that produced it died, and no other can go on")
+            opener = partial(source.open, source.from_json(info.arguments.encode()), None)
+            events = await opener(max(log.last, 0))
+        except Exception as error:
+            logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)
+            if log.producing:
+                log.close("failed", encode_json({"status": "failed", "error": described(error)}))
+            return
+        if log.last < 0:
+            log.append(b"start", _start_data(info))
+        logger.warning("run %s goes on here behind event %d", info.run, log.last)
+        self.restarts += 1
+        self._produce(log, events, policy)
+
     async def join(
-        self, source: Source, policy: Policy, opener: Opener, arguments: dict[str, Any]
+        self, source: Source, policy: Policy, opener: Opener, arguments: Mapping[str, Any]
     ) -> Place:
         """The shared run for these arguments, started if there is none, at its newest event."""
-        key = (source.name, encode_json(sorted({**source.defaults, **arguments}.items())))
-        lock = self._joining.setdefault(key, asyncio.Lock())
-        async with lock:
-            try:
-                log = await self._log.find(self._shared[key])
-                live = log.status == "running"
-            except (KeyError, UnknownRun):
-                live = False
-            if not live:
-                log = await self.start(source, policy, opener, None)
-                self._shared[key] = log.info.run
-                self._producing[log.info.run].task.add_done_callback(
-                    lambda _: self._shared.pop(key, None)
-                )
+        given = sorted({**source.defaults, **arguments}.items())
+        key = f"{source.name} {encode_json(given).decode()}"
+        log = await self.start(source, policy, opener, None, arguments, key=key)
         if log.last <= 1:
             return Place(log, -1)
         return Place(log, log.last - 1, start_frame(log.info))
 
     async def resume(
-        self, last: EventId, source: Source, policy: Policy, opener: Opener, owner: str | None
+        self,
+        last: EventId,
+        source: Source,
+        policy: Policy,
+        opener: Opener,
+        owner: str | None,
+        arguments: Mapping[str, Any],
     ) -> Place | None:
         """Where a client goes on that has had everything up to `last`; None: it has it all.
 
@@ -255,8 +309,11 @@ class Runs:
         except UnknownRun:
             if not source.restartable:
                 raise RunGone(f"run {last.run} is not here (any more): start anew") from None
-            log = await self.start(source, policy, opener, owner, again=last)
-            self.restarts += 1
+            try:
+                log = await self.start(source, policy, opener, owner, arguments, again=last)
+                self.restarts += 1
+            except RunExists:  # another of its readers has been quicker
+                log = await self._log.find(last.run)
             if log.status == "completed" and log.last == last.number + 1:
                 await self._log.discard(last.run)
                 return None
@@ -295,35 +352,34 @@ class Runs:
         return Place(log, last.number)
 
     async def cancel(self, log: RunLog, reason: str = "stopped") -> None:
-        """Stops the run, if it is running."""
-        if (run := self._producing.get(log.info.run)) is not None:
-            run.cancel(reason)
+        """Stops the run, wherever it is produced, if it is running."""
+        await log.cancel(encode_json({"status": "cancelled", "reason": reason}))
 
     @contextmanager
     def reading(self, log: RunLog, after: int) -> Iterator[Reader]:
         """A reader of the log that keeps the run alive. Raises LostHistory when entered."""
-        run = self._producing.get(log.info.run)
         self.readers += 1
         try:
             with log.read(after) as reader:
-                if run is not None:
-                    run.attached()
                 yield reader
         finally:
             self.readers -= 1
-            if run is not None:
-                run.detached()
 
     async def aclose(self) -> None:
-        """Cancels every run and waits until their sources are closed."""
-        tasks = [run.task for run in self._producing.values()]
-        for run in list(self._producing.values()):
-            run.cancel("shutdown")
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLEANUP_SECONDS)
+        """Ends every run that no other worker can go on with, and waits until all are closed."""
+        runs = list(self._producing.values())
+        for run in runs:
+            if self._log.shared and run.log.info.arguments is not None:
+                run.hand_over()
+            else:
+                run.cancel("shutdown")
+        if runs:
+            await asyncio.wait([run.task for run in runs], timeout=CLEANUP_SECONDS)
+        await self._log.aclose()
 
     def health(self) -> dict[str, Any]:
         return {
+            "worker": self._log.worker,
             "runs": len(self._log),
             "running": len(self._producing),
             "readers": self.readers,
@@ -333,21 +389,6 @@ class Runs:
             "gaps": self.gaps,
             "since": self.since,
         }
-
-
-def _described(error: Exception) -> dict[str, str]:
-    """An error as a client may see it: its class, and the message if it was meant for clients."""
-    message = "the source failed; the server's log has the details, with the run's id"
-    if isinstance(error, StreamError):
-        message = str(error).encode(errors="replace").decode()
-    return {"type": type(error).__name__, "message": message}
-
-
-def _refusal(error: Exception) -> StreamError:
-    """What a client is told when nothing has been sent yet."""
-    if isinstance(error, StreamError):
-        return error
-    return StreamError(f"the source failed with {type(error).__name__}; see the server's log")
 
 
 def _start_data(info: RunInfo) -> bytes:

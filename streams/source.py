@@ -96,6 +96,7 @@ class Source:
             )
         Policy().but(policy)
         self._request_parameter: str | None = None
+        self._needs_request = False
         self.restartable = False
         self.defaults: dict[str, Any] = {}
         self._types: dict[str, Any] = {}
@@ -117,6 +118,7 @@ class Source:
                 inspect.isclass(t) and issubclass(t, Request) for t in (type_, *get_args(type_))
             ):
                 self._request_parameter = name
+                self._needs_request = type(None) not in get_args(type_)
             elif name == "after" and parameter.kind is parameter.KEYWORD_ONLY:
                 self.restartable = True
             elif type_ is None:
@@ -134,6 +136,11 @@ class Source:
         self.schema: dict[str, Any] = defs.pop(self.name)
         if defs:
             self.schema["$defs"] = defs
+
+    @property
+    def movable(self) -> bool:
+        """Whether another worker can go on with a run of it: nothing but arguments is needed."""
+        return self.restartable and not self._needs_request
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -191,11 +198,12 @@ class Source:
         return arguments
 
     async def open(
-        self, arguments: Mapping[str, Any], request: Request, after: int = 0
+        self, arguments: Mapping[str, Any], request: Request | None, after: int = 0
     ) -> AsyncIterator[Any]:
         """What the source yields behind its first `after` events.
 
-        Awaits a source that is an async function: what that raises comes from here.
+        Awaits a source that is an async function: what that raises comes from here. `request` is
+        None where another worker goes on with a run, which a source that wants one cannot have.
         """
         extra: dict[str, Any] = {}
         if self._request_parameter is not None:

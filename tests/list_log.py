@@ -5,16 +5,19 @@ and whole streams run on it shows that nothing but the protocols is needed.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from streams.errors import LogClosed, LostHistory, StoreFull, UnknownRun
+from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, UnknownRun
 from streams.event import frame
-from streams.log import RunInfo, RunLog, Status
+from streams.log import Adopt, RunInfo, RunLog, Status
 
 
 class ListLog:
     def __init__(self, *, max_runs: int = 100, max_bytes: int = 2**20) -> None:
+        self.worker = "list"
+        self.shared = False
+        self.adopt: Adopt | None = None
         self.events = 0
         self.bytes = 0
         self.max_runs = max_runs
@@ -24,18 +27,31 @@ class ListLog:
     def __len__(self) -> int:
         return len(self.runs)
 
+    async def open(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
     async def create(
-        self, info: RunInfo, *, after: int = -1, window: int, drops_oldest: bool = False
+        self,
+        info: RunInfo,
+        *,
+        after: int = -1,
+        window: int,
+        retain: float,
+        drops_oldest: bool = False,
     ) -> RunLog:
+        for log in self.runs.values():
+            if log.producing and info.key is not None and log.info.key == info.key:
+                return log
         if info.run in self.runs:
-            raise ValueError(info.run)
+            raise RunExists(info.run)
         for run, log in list(self.runs.items()):
             crowded = len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes
             if crowded and log.status != "running" and not log.readers:
                 await self.discard(run)
         if len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes:
             raise StoreFull("full")
-        self.runs[info.run] = ListRun(self, info, after, window, drops_oldest)
+        self.runs[info.run] = ListRun(self, info, after, window, retain, drops_oldest)
         return self.runs[info.run]
 
     async def find(self, run: str) -> RunLog:
@@ -48,11 +64,18 @@ class ListLog:
             log.status = "cancelled" if log.status == "running" else log.status
             self.bytes -= log.size
             log.changed()
+            log.watching()
 
 
 class ListRun:
     def __init__(
-        self, store: ListLog, info: RunInfo, after: int, window: int, drops_oldest: bool
+        self,
+        store: ListLog,
+        info: RunInfo,
+        after: int,
+        window: int,
+        retain: float,
+        drops_oldest: bool,
     ) -> None:
         self.info = info
         self.status: Status = "running"
@@ -60,10 +83,20 @@ class ListRun:
         self.first = after + 1
         self.store = store
         self.window = window
+        self.retain = retain
+        self.producer = store.worker
+        self.watching: Callable[[], None] = lambda: None
         self.drops_oldest = drops_oldest
         self.frames: list[bytes] = []
         self.attached: set[ListReader] = set()
         self.waiters: set[asyncio.Event] = set()
+
+    @property
+    def producing(self) -> bool:
+        return self.status == "running"
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        self.watching = changed
 
     @property
     def last(self) -> int:
@@ -122,12 +155,17 @@ class ListRun:
         while self.full and self.status == "running":
             await self.change()
 
-    def close(self, status: Status, data: bytes, retain: float) -> None:
+    def close(self, status: Status, data: bytes) -> None:
         self.append(b"end", data)
         self.status = status
         self.changed()
+        self.watching()
         loop = asyncio.get_running_loop()
-        loop.call_later(retain, lambda: loop.create_task(self.store.discard(self.info.run)))
+        loop.call_later(self.retain, lambda: loop.create_task(self.store.discard(self.info.run)))
+
+    async def cancel(self, data: bytes) -> None:
+        if self.status == "running":
+            self.close("cancelled", data)
 
     @contextmanager
     def read(self, after: int) -> Iterator["ListReader"]:
@@ -136,11 +174,13 @@ class ListRun:
         reader = ListReader(self, after)
         self.attached.add(reader)
         self.changed()
+        self.watching()
         try:
             yield reader
         finally:
             self.attached.discard(reader)
             self.changed()
+            self.watching()
 
 
 class ListReader:

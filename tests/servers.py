@@ -150,15 +150,21 @@ def free_port() -> int:
 
 @contextmanager
 def server_process(
-    port: int, *arguments: str, app: str = "app:app", **environ: str
+    port: int | socket.socket, *arguments: str, app: str = "app:app", **environ: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A uvicorn in a process of its own, listening when this begins, killed when it ends."""
+    """A uvicorn in a process of its own, listening when this begins, killed when it ends.
+
+    Given a socket, any number of them can listen there together.
+    """
+    fd = [port.fileno()] if isinstance(port, socket.socket) else []
+    listen = ["--fd", str(fd[0])] if fd else ["--port", str(port)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", app, "--port", str(port), *arguments],
+        [sys.executable, "-m", "uvicorn", app, *listen, *arguments],
         cwd=ROOT,
         env={**os.environ, **environ},
         stderr=subprocess.PIPE,
         text=True,
+        pass_fds=fd,
     )
     assert process.stderr is not None
     try:
@@ -174,6 +180,14 @@ def server_process(
         process.send_signal(signal.SIGKILL)
         process.wait(10)
         process.stderr.close()
+
+
+def listening() -> tuple[socket.socket, str]:
+    """A socket that listens for server processes, and its URL."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen(1000)
+    return sock, f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
 async def exit_of(process: subprocess.Popen[str], seconds: float) -> int:

@@ -35,6 +35,7 @@ def test_every_option_is_a_variable() -> None:
             "STREAMS_MAX_BODY": "500",
             "STREAMS_ORIGINS": "https://a.example, https://b.example",
             "STREAMS_PAGE": "false",
+            "STREAMS_LOG": "redis://127.0.0.1",
         }
     )
     assert set(options) == {*app.OPTIONS, "models"}
@@ -42,7 +43,7 @@ def test_every_option_is_a_variable() -> None:
     assert options["linger"] is None
     assert options["origins"] == ["https://a.example", "https://b.example"]
     assert options["page"] is False
-    streams = Streams(**options)
+    streams = Streams(**{**options, "log": None})
     assert list(streams.sources) == ["ticks", "clock"]
     assert (streams.policy.heartbeat, streams.policy.linger) == (5, None)
 

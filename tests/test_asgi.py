@@ -202,7 +202,8 @@ async def test_the_state_of_a_run_as_json() -> None:
         yield 1
         await gate.wait()
 
-    async with serving(Streams([slow])) as url, httpx.AsyncClient(base_url=url) as client:
+    streams = Streams([slow])
+    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
         headers = {"Accept": "application/json"}
         async with connection(url, "/streams/slow") as stream:
             await stream.until(lambda stream: stream.body)
@@ -212,6 +213,7 @@ async def test_the_state_of_a_run_as_json() -> None:
                 "run": stream.run,
                 "source": "slow",
                 "status": "running",
+                "producer": streams.log.worker,
                 "first_event": 0,
                 "last_event": 1,
                 "readers": 1,

