@@ -161,3 +161,9 @@ def problem(error: StreamError, headers: Mapping[str, str] | None = None) -> Res
         headers=headers,
         media_type="application/problem+json",
     )
+
+
+def shown(value: Any) -> str:
+    """A value from outside, quoted and short enough for an error message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"

@@ -5,12 +5,13 @@ what sse-starlette's ServerSentEvent would have made of it, byte for byte. run.p
 gives the id and frames. Source: WHATWG HTML, section 9.2 "Server-sent events".
 """
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import msgspec
 from sse_starlette import ServerSentEvent
 
-from streams.errors import UnencodableValue
+from streams.errors import InvalidEventId, UnencodableValue, shown
 
 RESERVED_NAMES = frozenset({"open", "error", "start", "end", "gap"})
 
@@ -26,6 +27,21 @@ _LINE_SEPARATORS = (
     (b"\xe2\x80\xa9", b"\\u2029"),
     (b"\xc2\x85", b"\\u0085"),
 )
+
+
+class EventId(NamedTuple):
+    """An event's id on the wire, `<run>.<number>`: 22 characters of base64url and a decimal."""
+
+    run: str
+    number: int
+
+    @classmethod
+    def parse(cls, text: str) -> "EventId":
+        """Raises InvalidEventId for what this server cannot have sent."""
+        match = re.fullmatch(r"([A-Za-z0-9_-]{22})\.(0|[1-9][0-9]{0,15})", text)
+        if match is None:
+            raise InvalidEventId(f"Last-Event-ID {shown(text)} is not an id of this server's")
+        return cls(match[1], int(match[2]))
 
 
 class Event(msgspec.Struct, frozen=True):

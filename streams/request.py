@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from streams.errors import BodyTooLarge, CrossSite, NotAcceptable, UnsupportedMediaType
-from streams.run import EventId
+from streams.event import EventId
 from streams.source import EVENT_ID_PARAMETERS
 
 EVENT_STREAM = "text/event-stream"

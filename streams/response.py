@@ -21,7 +21,7 @@ from streams.errors import LostHistory
 from streams.event import encode_json
 from streams.log import Reader
 from streams.run import Place, Runs, start_frame
-from streams.shutdown import stopped_with_the_server
+from streams.shutdown import StoppedWithTheServer
 from streams.source import Policy
 
 logger = logging.getLogger("streams")
@@ -105,7 +105,7 @@ class EventStreamResponse(EventSourceResponse):
         if drop_after is not None and self._place.after < drop_after:
             self._send = drop_behind(f"{self._place.log.info.run}.{drop_after}", send)
         try:
-            with stopped_with_the_server(self._shutdown.set):
+            with StoppedWithTheServer(self._shutdown.set):
                 await super().__call__(scope, receive, send)
         except Dropped:
             pass  # a response that is not completed is one that the server cuts

@@ -8,11 +8,10 @@ reads through it.
 
 import asyncio
 import logging
-import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,9 +28,9 @@ from streams.errors import (
     described,
     refusal,
 )
-from streams.event import encode_json, frame, payload
+from streams.event import EventId, encode_json, frame, payload
 from streams.log import EventLog, Reader, RunInfo, RunLog, Status
-from streams.source import Policy, Source, shown
+from streams.source import Policy, Source
 
 logger = logging.getLogger("streams")
 
@@ -47,21 +46,6 @@ FIRST_READER_SECONDS = 5.0
 
 Opener = Callable[[int], Awaitable[AsyncIterator[Any]]]
 """Opens a source behind its first n events."""
-
-
-class EventId(NamedTuple):
-    """An event's id on the wire, `<run>.<number>`: 22 characters of base64url and a decimal."""
-
-    run: str
-    number: int
-
-    @classmethod
-    def parse(cls, text: str) -> "EventId":
-        """Raises InvalidEventId for what this server cannot have sent."""
-        match = re.fullmatch(r"([A-Za-z0-9_-]{22})\.(0|[1-9][0-9]{0,15})", text)
-        if match is None:
-            raise InvalidEventId(f"Last-Event-ID {shown(text)} is not an id of this server's")
-        return cls(match[1], int(match[2]))
 
 
 class Place(NamedTuple):
@@ -355,15 +339,9 @@ class Runs:
         """Stops the run, wherever it is produced, if it is running."""
         await log.cancel(encode_json({"status": "cancelled", "reason": reason}))
 
-    @contextmanager
-    def reading(self, log: RunLog, after: int) -> Iterator[Reader]:
+    def reading(self, log: RunLog, after: int) -> "Reading":
         """A reader of the log that keeps the run alive. Raises LostHistory when entered."""
-        self.readers += 1
-        try:
-            with log.read(after) as reader:
-                yield reader
-        finally:
-            self.readers -= 1
+        return Reading(self, log.read(after))
 
     async def aclose(self) -> None:
         """Ends every run that no other worker can go on with, and waits until all are closed."""
@@ -389,6 +367,25 @@ class Runs:
             "gaps": self.gaps,
             "since": self.since,
         }
+
+
+class Reading:
+    """A reader that is counted. It lasts as long as a connection: a generator would be 1 KiB."""
+
+    __slots__ = ("_reader", "_runs")
+
+    def __init__(self, runs: Runs, reader: AbstractContextManager[Reader]) -> None:
+        self._runs = runs
+        self._reader = reader
+
+    def __enter__(self) -> Reader:
+        reader = self._reader.__enter__()
+        self._runs.readers += 1
+        return reader
+
+    def __exit__(self, *error: Any) -> None:
+        self._runs.readers -= 1
+        self._reader.__exit__(*error)
 
 
 def _start_data(info: RunInfo) -> bytes:

@@ -8,8 +8,7 @@ cut them. Signals belong to the process, and so does what is kept here. response
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 from weakref import WeakSet
@@ -19,19 +18,23 @@ _looked: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 _handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
 
-@contextmanager
-def stopped_with_the_server(stop: Callable[[], None]) -> Iterator[None]:
+class StoppedWithTheServer:
     """While in context, `stop` is called in this event loop when the server is told to stop."""
-    loop = asyncio.get_running_loop()
-    if loop not in _looked:  # a server sets its handlers once, and to ask for them takes 10 µs
-        _looked.add(loop)
-        _chain()
-    entry = (loop, stop)
-    _open.add(entry)
-    try:
-        yield
-    finally:
-        _open.discard(entry)
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._entry = asyncio.get_running_loop(), stop
+
+    def __enter__(self) -> None:
+        loop, _ = self._entry
+        if loop not in _looked:  # a server sets its handlers once, and to ask for them takes 10 µs
+            _looked.add(loop)
+            _chain()
+        _open.add(self._entry)
+
+    def __exit__(self, *error: Any) -> None:
+        _open.discard(self._entry)
 
 
 def _chain() -> None:

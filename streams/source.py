@@ -26,7 +26,7 @@ from msgspec import Meta
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from streams.errors import InvalidBody, InvalidParameters
+from streams.errors import InvalidBody, InvalidParameters, shown
 
 # A Last-Event-ID that a browser cannot send as a header (its first request) comes like this.
 EVENT_ID_PARAMETERS = ("last_event_id", "lastEventId")
@@ -267,9 +267,3 @@ async def _in_thread(iterator: Iterator[Any]) -> AsyncIterator[Any]:
 
 def _convert(value: Any, type_: Any, *, strict: bool = True) -> Any:
     return msgspec.convert(value, type_, strict=strict)
-
-
-def shown(value: Any) -> str:
-    """A value from outside, quoted and short enough for an error message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from streams import StreamError, Streams, source
 from streams.errors import InvalidEventId
-from streams.run import EventId
+from streams.event import EventId
 from streams.sources import clock, counter
 from tests.list_log import ListLog
 from tests.servers import client_of, connection, every_event, serving, until

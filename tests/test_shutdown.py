@@ -96,7 +96,7 @@ async def test_a_signal_goes_on_to_the_server_when_a_streams_event_loop_is_gone(
     loop = asyncio.new_event_loop()
     loop.close()
     monkeypatch.setattr(shutdown, "_open", {(loop, lambda: None)})
-    with shutdown.stopped_with_the_server(lambda: None):
+    with shutdown.StoppedWithTheServer(lambda: None):
         signal.raise_signal(signal.SIGTERM)
     assert handled == [signal.SIGTERM]
 
@@ -111,7 +111,7 @@ async def test_handlers_stay_as_they_are_where_there_is_no_server_or_uvicorn(
 
     for handler in (signal.SIG_DFL, Server().handle_exit):
         signal.signal(signal.SIGTERM, handler)
-        with shutdown.stopped_with_the_server(lambda: None):
+        with shutdown.StoppedWithTheServer(lambda: None):
             assert signal.getsignal(signal.SIGTERM) == handler
 
 
@@ -120,7 +120,7 @@ def test_a_thread_that_cannot_set_handlers_streams_all_the_same(handled: list[in
     entered = []
 
     async def enter() -> None:
-        with shutdown.stopped_with_the_server(lambda: None):
+        with shutdown.StoppedWithTheServer(lambda: None):
             entered.append(True)
 
     thread = threading.Thread(target=asyncio.run, args=(enter(),))
