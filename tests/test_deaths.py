@@ -17,10 +17,10 @@ from tests.valkey import Valkey
 
 
 @source
-async def mortal() -> AsyncIterator[int]:
+async def mortal(count: int = 10_000) -> AsyncIterator[dict[str, int]]:
     """Not restartable."""
-    for number in range(10_000):
-        yield number
+    for number in range(count):
+        yield {"number": number}
         await anyio.sleep(0.02)
 
 

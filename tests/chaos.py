@@ -1,0 +1,289 @@
+"""Everything at once, from a seed: viewers that come and go, workers that are killed and paused,
+a Valkey that is paused, killed and restarted. What must hold is checked at the end.
+
+`make chaos` runs it for a minute, test_chaos.py for some seconds.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import anyio
+from anyio import to_thread
+
+from tests.servers import ROOT, listening, until
+from tests.test_deaths import keys_of_runs
+from tests.valkey import Valkey, running_valkey
+
+SOURCES = "streams.sources:counter,streams.sources:clock,tests.test_deaths:mortal"
+RETAIN = 3
+PATIENCE = 15.0
+"""Seconds without a byte after which a viewer gives up a connection."""
+
+
+class Worker:
+    """A server process on the socket that all share, which is started again when killed."""
+
+    def __init__(self, number: int, sock: socket.socket, url: str, directory: str) -> None:
+        self.log = Path(directory) / f"worker-{number}.log"
+        self._sock = sock
+        self._environ = {"STREAMS_LOG": url, "STREAMS_SOURCES": SOURCES}
+        self._environ |= {"STREAMS_RETAIN": str(RETAIN), "STREAMS_RETRY": "0,0.2"}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+
+    async def start(self) -> None:
+        self._spawn()
+        await until(lambda: self.log.read_text().count("Uvicorn running") >= self.starts, 30)
+
+    def _spawn(self) -> None:
+        fd = self._sock.fileno()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "uvicorn", "app:app", "--fd", str(fd)],
+                cwd=ROOT,
+                env={**os.environ, **self._environ},
+                stderr=log,
+                stdout=log,
+                pass_fds=[fd],
+            )
+        self.starts += 1
+
+    def send(self, signal_: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal_)
+
+    async def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        await self.ended()
+
+    async def ended(self) -> None:
+        assert self._process is not None
+        await to_thread.run_sync(self._process.wait)
+
+
+class Viewer:
+    """Follows one run over any number of connections, and records all it is shown."""
+
+    def __init__(self, random: Random, address: tuple[str, int], path: str) -> None:
+        self.path = path
+        self.numbers: list[int] = []
+        self.ids: list[str] = []
+        self.end: dict[str, Any] | None = None
+        self.gaps = 0
+        self.given_up = ""
+        self._random = random
+        self._address = address
+
+    @property
+    def run(self) -> str | None:
+        return self.ids[-1].partition(".")[0] if self.ids else None
+
+    async def watch(self, calm: asyncio.Event) -> None:
+        while self.end is None and not self.given_up:
+            with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+                await self._connect(calm)
+            await asyncio.sleep(self._random.uniform(0, 0.2))
+
+    async def _connect(self, calm: asyncio.Event) -> None:
+        reader, writer = await asyncio.open_connection(*self._address)
+        try:
+            last = f"Last-Event-ID: {self.ids[-1]}\r\n" if self.ids else ""
+            writer.write(f"GET {self.path} HTTP/1.1\r\nHost: x\r\n{last}\r\n".encode())
+            async with asyncio.timeout(PATIENCE):
+                head = await reader.readuntil(b"\r\n\r\n")
+            status = int(head.split()[1])
+            if status in (204, 404, 410):
+                self.given_up = str(status)
+            if status != 200:
+                return
+            stay = 60.0 if calm.is_set() else self._random.expovariate(1 / 2)
+            with anyio.move_on_after(stay):
+                await self._read(reader)
+        finally:
+            writer.transport.abort()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        body = b""
+        while self.end is None:
+            async with asyncio.timeout(PATIENCE):
+                size = int((await reader.readuntil(b"\r\n")).strip(), 16)
+                body += (await reader.readexactly(size + 2))[:-2]
+            if not size:
+                return
+            *blocks, body = body.split(b"\n\n")
+            for block in blocks:
+                self._see(block.decode())
+
+    def _see(self, block: str) -> None:
+        lines = [line for line in block.splitlines() if not line.startswith(":")]
+        fields = dict(line.split(": ", 1) for line in lines)
+        data = json.loads(fields["data"])
+        if "id" in fields:
+            self.ids.append(fields["id"])
+        match fields.get("event"):
+            case "end":
+                self.end = data
+            case "gap":
+                self.gaps += 1
+            case None if "number" in (data if isinstance(data, dict) else {}):
+                self.numbers.append(data["number"])
+
+
+class Chaos:
+    def __init__(self, seed: int, seconds: float, viewers: int, workers: int) -> None:
+        self.random = Random(seed)
+        self.seconds = seconds
+        self.count = viewers
+        self.viewers: list[Viewer] = []
+        self.workers: list[Worker] = []
+        self.worker_count = workers
+        self.deeds: dict[str, int] = {}
+        self.calm = asyncio.Event()
+
+    async def run(self) -> str:
+        sock, _ = listening()
+        with sock, tempfile.TemporaryDirectory() as directory, running_valkey() as valkey:
+            address = sock.getsockname()
+            self.workers = [
+                Worker(n, sock, valkey.url, directory) for n in range(self.worker_count)
+            ]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for worker in self.workers:
+                        group.create_task(worker.start())
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self.count):
+                        group.create_task(self._view(address))
+                    group.create_task(self._trouble(valkey))
+                self._check()
+                await until(lambda: not keys_of_runs(valkey, "streams"), 60)
+            finally:
+                for worker in self.workers:
+                    worker.send(signal.SIGKILL)
+                    await worker.ended()
+        return self._report()
+
+    async def _view(self, address: tuple[str, int]) -> None:
+        """One person: views a run, and another one, until the time is over."""
+        random = Random(self.random.random())
+        await asyncio.sleep(random.uniform(0, 1))
+        while not self.calm.is_set():
+            path = random.choice(
+                [
+                    f"/streams/counter?count={random.randint(20, 150)}&interval=0.05",
+                    f"/streams/counter?count={random.randint(20, 150)}&interval=0.05",
+                    "/streams/mortal?count=80",
+                    *[f"/runs/{viewer.run}" for viewer in self.viewers[-3:] if viewer.run],
+                ]
+            )
+            viewer = Viewer(random, address, path)
+            self.viewers.append(viewer)
+            if random.random() < 0.2:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(viewer.watch(self.calm))
+                    group.create_task(self._stop(viewer, random, address))
+            else:
+                await viewer.watch(self.calm)
+
+    async def _stop(self, viewer: Viewer, random: Random, address: tuple[str, int]) -> None:
+        await asyncio.sleep(random.uniform(0.5, 3))
+        if viewer.run is None or viewer.end is not None:
+            return
+        self._did("stop")
+        try:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(f"DELETE /runs/{viewer.run} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            async with asyncio.timeout(PATIENCE):
+                await reader.readuntil(b"\r\n")
+            writer.close()
+        except (OSError, TimeoutError):
+            pass
+
+    async def _trouble(self, valkey: Valkey) -> None:
+        random = self.random
+        with anyio.move_on_after(self.seconds, shield=False):
+            while True:
+                await asyncio.sleep(random.uniform(0.5, 1.5))
+                deed = random.choice(["kill", "kill", "pause", "pause valkey", "restart valkey"])
+                with anyio.CancelScope(shield=True):
+                    self._did(deed)
+                    await self._do(deed, valkey)
+        self.calm.set()
+
+    async def _do(self, deed: str, valkey: Valkey) -> None:
+        random = self.random
+        worker = random.choice(self.workers)
+        match deed:
+            case "kill":
+                await worker.kill()
+                await worker.start()
+            case "pause":
+                worker.send(signal.SIGSTOP)
+                await asyncio.sleep(random.uniform(0.5, 5))
+                worker.send(signal.SIGCONT)
+            case "pause valkey":
+                valkey.pause()
+                await asyncio.sleep(random.uniform(0.2, 3))
+                valkey.go_on()
+            case _:
+                valkey.kill()
+                await asyncio.sleep(random.uniform(0, 1))
+                await to_thread.run_sync(valkey.start)
+
+    def _did(self, deed: str) -> None:
+        self.deeds[deed] = self.deeds.get(deed, 0) + 1
+
+    def _check(self) -> None:
+        for viewer in self.viewers:
+            what = f"{viewer.path} {viewer.run} {viewer.end} {viewer.given_up} {viewer.numbers}"
+            assert not viewer.gaps, what
+            assert viewer.numbers == list(range(len(viewer.numbers))), what
+            places = [int(id_.rpartition(".")[2]) for id_ in viewer.ids]
+            assert places == list(range(len(places))), f"{what} {viewer.ids}"
+            counter = "counter" in viewer.path
+            if viewer.end is not None and viewer.end["status"] == "failed":
+                assert viewer.end["error"]["type"] == "ProducerLost", what
+                assert not counter, what
+            if counter and viewer.end is not None and viewer.end["status"] == "completed":
+                asked = int(viewer.path.partition("count=")[2].partition("&")[0])
+                assert len(viewer.numbers) == asked, what
+            if viewer.given_up:
+                assert viewer.given_up == "204" or not counter, what
+        for worker in self.workers:
+            log = worker.log.read_text()
+            assert "Traceback" not in log, log
+
+    def _report(self) -> str:
+        ends: dict[str, int] = {}
+        for viewer in self.viewers:
+            end = viewer.end["status"] if viewer.end else viewer.given_up
+            ends[end] = ends.get(end, 0) + 1
+        numbers = sum(len(viewer.numbers) for viewer in self.viewers)
+        return f"{len(self.viewers)} views, {numbers} numbers, ends {ends}, deeds {self.deeds}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=Random().randint(0, 10**6))
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--viewers", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=4)
+    given = parser.parse_args()
+    sys.stdout.write(f"seed {given.seed}\n")
+    report = asyncio.run(Chaos(given.seed, given.seconds, given.viewers, given.workers).run())
+    sys.stdout.write(f"{report}\n")
+
+
+if __name__ == "__main__":
+    main()
