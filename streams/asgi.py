@@ -114,10 +114,11 @@ class Streams:
         await app(scope, receive, send)
 
     async def _answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope = {"app": self, **scope}
+        scope.setdefault("app", self)
         root, path = _whole_path(scope)  # /streams/x/ is /streams/x: a redirect would lead
-        scope["root_path"] = root
-        scope["path"] = f"{root}/" if path in ("", root) else path  # out of some mounts
+        path = f"{root}/" if path in ("", root) else path  # out of some mounts
+        if path != scope["path"] or root != scope.get("root_path", ""):
+            scope = {**scope, "root_path": root, "path": path}
         try:
             await self._router(scope, receive, send)
         except StreamError as error:
