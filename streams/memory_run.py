@@ -78,7 +78,7 @@ class MemoryRun:
         self.elsewhere: dict[str, int] = {}
         self.older: Callable[[int], Awaitable[tuple[bytes, int]]] | None = None
         self.changed: Callable[[], None] = _nobody
-        self.moved: Callable[[], None] = _nobody
+        self.moved: Callable[[], None] | None = None
         self.gone = False
         self._store = store
         self._drops_oldest = drops_oldest
@@ -88,9 +88,9 @@ class MemoryRun:
         self._ends = array("Q")
         self._start = 0
         self._readers: set[MemoryReader] = set()
-        self.waiting: set[asyncio.Future[None]] = set()
+        self.awaited = False
         self._newest = b""
-        self._room: asyncio.Future[None] | None = None
+        self.wanted_room: asyncio.Future[None] | None = None
         self._shared_piece = NO_PIECE
 
     @property
@@ -190,17 +190,18 @@ class MemoryRun:
 
     async def room(self) -> None:
         while self.full and not self.closed:
-            self._room = asyncio.get_running_loop().create_future()
+            self.wanted_room = asyncio.get_running_loop().create_future()
             self._store.wait_for_room(self, True)
             try:
-                await self._room
+                await self.wanted_room
             finally:
-                self._room = None
+                self.wanted_room = None
                 self._store.wait_for_room(self, False)
 
     def resume_producer(self) -> None:
-        if self._room is not None and not self._room.done() and (self.closed or not self.full):
-            self._room.set_result(None)
+        wanted = self.wanted_room
+        if wanted is not None and not wanted.done() and (self.closed or not self.full):
+            wanted.set_result(None)
 
     def read(self, after: int) -> "MemoryReader":
         return MemoryReader(self, after)
@@ -214,7 +215,6 @@ class MemoryRun:
 
     def detach(self, reader: "MemoryReader") -> None:
         self._readers.discard(reader)
-        self.waiting.discard(reader.woken)
         if len(self._readers) < 2:
             self._shared_piece = NO_PIECE
         self.resume_producer()
@@ -232,12 +232,12 @@ class MemoryRun:
         self.changed()
 
     def _wake(self) -> bool:
-        if not self.waiting:
+        if not self.awaited:
             return False
-        for woken in self.waiting:
-            if not woken.done():
-                woken.set_result(None)
-        self.waiting.clear()
+        self.awaited = False
+        for reader in self._readers:
+            if (news := reader.news) is not None and not news.done():
+                news.set_result(None)
         return True
 
     def _offset(self, number: int) -> int:
@@ -303,7 +303,7 @@ class MemoryReader:
         self._given = after
         self._stopped = False
         self._loop = asyncio.get_running_loop()
-        self.woken = self._loop.create_future()
+        self.news: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
         self._log.attach(self)
@@ -324,21 +324,23 @@ class MemoryReader:
         log = self._log
         if self._given > self.after:
             self.after = self._given
-            log.resume_producer()
-            log.moved()
+            if log.wanted_room is not None:
+                log.resume_producer()
+            if log.moved is not None:
+                log.moved()
         while self.after >= log.shown and not self._stopped:
             if log.closed and log.shown == log.last:
                 raise StopAsyncIteration
-            self.woken = self._loop.create_future()
-            log.waiting.add(self.woken)
-            await self.woken
-        if not self._stopped and self.after < log.first - 1:
-            assert log.older is not None, "what an attached reader has not had stays"
-            frames, self._given = await log.older(self.after)
-        elif not self._stopped:
-            frames, self._given = log.piece(self.after)
+            self.news = self._loop.create_future()
+            log.awaited = True
+            await self.news
         if self._stopped:
             raise StopAsyncIteration
+        if self.after < log.first - 1:
+            assert log.older is not None, "what an attached reader has not had stays"
+            frames, self._given = await log.older(self.after)
+        else:
+            frames, self._given = log.piece(self.after)
         return frames
 
     @property
@@ -350,5 +352,5 @@ class MemoryReader:
 
     def stop(self) -> None:
         self._stopped = True
-        if not self.woken.done():
-            self.woken.set_result(None)
+        if self.news is not None and not self.news.done():
+            self.news.set_result(None)

@@ -4,6 +4,8 @@ The law of this file: each function answers one question about a request, or rai
 that refuses it; none starts anything. asgi.py asks.
 """
 
+from urllib.parse import unquote
+
 from starlette.requests import Request
 from starlette.types import Scope
 
@@ -13,6 +15,18 @@ from streams.source import EVENT_ID_PARAMETERS
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
+
+
+def whole_path(scope: Scope) -> tuple[str, str]:
+    """The root path and the path that begins with it, neither with a slash at the end.
+
+    Some hosts cut the prefix off and do not say so (Litestar): the raw path still has it.
+    """
+    root, path = scope.get("root_path", "").rstrip("/"), scope["path"].rstrip("/")
+    whole = unquote((scope.get("raw_path") or b"").decode("latin-1")).rstrip("/")
+    if whole != path and whole.endswith(path):
+        return whole.removesuffix(path), whole
+    return root, path
 
 
 def accepts(request: Request, media_type: str) -> bool:

@@ -9,6 +9,7 @@ heartbeat, and notices a disconnect and the server's shutdown; the frames are wr
 import asyncio
 import logging
 import random
+from collections.abc import Mapping
 from typing import NoReturn, Self, cast
 
 import anyio
@@ -86,6 +87,7 @@ class EventStreamResponse(EventSourceResponse):
         self._runs = runs
         self._place = place
         self._policy = policy
+        self._location = location
         self._shutdown = _Shutdown()
         self._send: Send
         super().__init__(
@@ -96,8 +98,10 @@ class EventStreamResponse(EventSourceResponse):
             shutdown_event=cast(anyio.Event, self._shutdown),
             shutdown_grace_period=SHUTDOWN_SECONDS,
         )
-        # Its headers have a Connection, which is illegal in HTTP/2 (RFC 9113, section 8.2.2)
-        self.init_headers(event_stream_headers(location))
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        """Not sse-starlette's: they have a Connection, illegal in HTTP/2 (RFC 9113, 8.2.2)."""
+        super().init_headers(event_stream_headers(self._location))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send

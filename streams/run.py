@@ -73,8 +73,20 @@ class Run:
         self.task = self._loop.create_task(self._produce(), name=f"run {log.info.run}")
 
     async def _produce(self) -> None:
+        log, clock = self.log, time.monotonic
+        burst, since = 0, clock()
         try:
-            await self._pump()
+            async for value in self._events:
+                if self._over:  # and the source did not care: closing it is all that is left
+                    break
+                if log.append(*payload(value)):  # a reader waited, so others had their turn
+                    burst, since = 0, clock()
+                elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
+                    await asyncio.sleep(0)
+                    burst, since = 0, clock()
+                burst += 1
+                if log.full:
+                    await log.room()
         except asyncio.CancelledError:
             self._end("cancelled", {"reason": "shutdown"})  # unless it has ended: see cancel()
         except Exception as error:
@@ -88,21 +100,6 @@ class Run:
         finally:
             self._disarm()
             await self._close_source()
-
-    async def _pump(self) -> None:
-        log, clock = self.log, time.monotonic
-        burst, since = 0, clock()
-        async for value in self._events:
-            if self._over:  # and the source did not care: closing it is all that is left
-                return
-            if log.append(*payload(value)):  # a reader waited, so others had their turn
-                burst, since = 0, clock()
-            elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
-                await asyncio.sleep(0)
-                burst, since = 0, clock()
-            burst += 1
-            if log.full:
-                await log.room()
 
     async def _close_source(self) -> None:
         aclose = getattr(self._events, "aclose", None)
