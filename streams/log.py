@@ -138,7 +138,8 @@ Adopt = Callable[[RunLog], Awaitable[None]]
 
 
 class EventLog(Protocol):
-    """All runs' events. `events` counts what was ever appended here, `bytes` what is held here.
+    """All runs' events. `events` counts what was ever appended here, `bytes` what is held here,
+    `readers` those that are attached here.
 
     `adopt` is for a log of many workers to call; Runs sets it.
     """
@@ -150,6 +151,9 @@ class EventLog(Protocol):
 
     @property
     def bytes(self) -> int: ...
+
+    @property
+    def readers(self) -> int: ...
 
     @property
     def worker(self) -> str:

@@ -40,6 +40,10 @@ class MemoryLog:
         return self.store.bytes
 
     @property
+    def readers(self) -> int:
+        return self.store.readers
+
+    @property
     def worker(self) -> str:
         return self.store.worker
 

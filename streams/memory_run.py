@@ -32,6 +32,7 @@ class Store:
         self.worker = f"{os.getpid()}-{secrets.token_hex(4)}"
         self.events = 0
         self.bytes = 0
+        self.readers = 0
         self.max_bytes = max_bytes
         self._waiting: set[MemoryRun] = set()
 
@@ -124,7 +125,7 @@ class MemoryRun:
         self._ends.append(self._start + len(frames))
         self.last += 1
         self._store.bytes += len(frame_)
-        if len(frames) > self._limit:
+        if len(frames) > self.window or self._store.bytes >= self._store.max_bytes:
             self._trim()
 
     def show(self, number: int) -> None:
@@ -210,11 +211,13 @@ class MemoryRun:
         if reader.after < self.first - 1 and self.older is None:
             raise LostHistory(self.first - 1 - reader.after, self.first)
         self._readers.add(reader)
+        self._store.readers += 1
         self.resume_producer()
         self.changed()
 
     def detach(self, reader: "MemoryReader") -> None:
         self._readers.discard(reader)
+        self._store.readers -= 1
         if len(self._readers) < 2:
             self._shared_piece = NO_PIECE
         self.resume_producer()

@@ -120,7 +120,7 @@ class Completions:
 
     async def _text(self, answer: Answer, drop_after: int | None) -> tuple[str, bool]:
         text = ""
-        with self._runs.reading(answer.log, -1) as reader:
+        with answer.log.read(-1) as reader:
             async for frames in reader:
                 for name, data in events_in(frames):
                     text += answer.text_of(name, data)
@@ -147,7 +147,7 @@ class CompletionStream(EventStreamResponse):
     async def _chunks(self, drop_after: int | None) -> AsyncIterator[bytes]:
         answer = self._answer
         yield answer.chunk({"role": "assistant", "content": ""})
-        with self._runs.reading(answer.log, -1) as reader:
+        with answer.log.read(-1) as reader:
             self._shutdown.stops(reader)
             async for frames in reader:
                 chunks = b""

@@ -71,6 +71,10 @@ class RedisLog:
         self._ticks = 0
 
     @property
+    def readers(self) -> int:
+        return self._here.readers
+
+    @property
     def worker(self) -> str:
         return self._here.worker
 

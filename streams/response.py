@@ -139,7 +139,7 @@ class EventStreamResponse(EventSourceResponse):
         head, after = self._beginning()
         while True:
             try:
-                with self._runs.reading(self._place.log, after) as reader:
+                with self._place.log.read(after) as reader:
                     self._shutdown.stops(reader)
                     if not reader.ready:
                         await send({"type": "http.response.body", "body": head, "more_body": True})

@@ -11,7 +11,6 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from streams.errors import (
     refusal,
 )
 from streams.event import EventId, encode_json, frame, payload
-from streams.log import EventLog, Reader, RunInfo, RunLog, Status
+from streams.log import EventLog, RunInfo, RunLog, Status
 from streams.source import Policy, Source
 
 logger = logging.getLogger("streams")
@@ -173,11 +172,14 @@ class Runs:
         self.since = datetime.now(UTC)
         self.restarts = 0
         self.gaps = 0
-        self.readers = 0
         self._log = log
         self._sources = sources
         self._producing: dict[str, Run] = {}
         log.adopt = self._adopt
+
+    @property
+    def readers(self) -> int:
+        return self._log.readers
 
     async def start(
         self,
@@ -336,10 +338,6 @@ class Runs:
         """Stops the run, wherever it is produced, if it is running."""
         await log.cancel(encode_json({"status": "cancelled", "reason": reason}))
 
-    def reading(self, log: RunLog, after: int) -> "Reading":
-        """A reader of the log that keeps the run alive. Raises LostHistory when entered."""
-        return Reading(self, log.read(after))
-
     async def aclose(self) -> None:
         """Ends every run that no other worker can go on with, and waits until all are closed."""
         runs = list(self._producing.values())
@@ -364,25 +362,6 @@ class Runs:
             "gaps": self.gaps,
             "since": self.since,
         }
-
-
-class Reading:
-    """A reader that is counted. It lasts as long as a connection: a generator would be 1 KiB."""
-
-    __slots__ = ("_reader", "_runs")
-
-    def __init__(self, runs: Runs, reader: AbstractContextManager[Reader]) -> None:
-        self._runs = runs
-        self._reader = reader
-
-    def __enter__(self) -> Reader:
-        reader = self._reader.__enter__()
-        self._runs.readers += 1
-        return reader
-
-    def __exit__(self, *error: Any) -> None:
-        self._runs.readers -= 1
-        self._reader.__exit__(*error)
 
 
 def _start_data(info: RunInfo) -> bytes:

@@ -27,6 +27,10 @@ class ListLog:
     def __len__(self) -> int:
         return len(self.runs)
 
+    @property
+    def readers(self) -> int:
+        return sum(log.readers for log in self.runs.values())
+
     async def open(self) -> None: ...
 
     async def aclose(self) -> None: ...
