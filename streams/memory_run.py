@@ -113,7 +113,7 @@ class MemoryRun:
         self.add(frame(self._id, self.last + 1, name, data))
         self._store.events += 1
         self.shown = self.last
-        return self._wake()
+        return self.awaited and self._wake()
 
     def add(self, frame_: bytes) -> None:
         """Adds the next event's frame, which show() makes visible. Raises LogClosed."""
@@ -174,9 +174,9 @@ class MemoryRun:
 
     @property
     def full(self) -> bool:
-        limit = self._limit
-        if len(self._frames) < limit:
+        if len(self._frames) < self.window and self._store.bytes < self._store.max_bytes:
             return False
+        limit = self._limit
         ahead = self._start + len(self._frames) - self._offset(self.slowest)
         return ahead > 0 and ahead >= limit
 
