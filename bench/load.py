@@ -6,6 +6,7 @@ counting events is counting one byte, wherever the network cut the stream. run.p
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import cast
 
 from bench.peers.feed import MARK
@@ -100,7 +101,7 @@ async def opened(port: int, path: str, count: int, record: bool = False) -> list
     return readers
 
 
-async def all_ended(readers: list[Reader], events: int, within: float) -> None:
+async def all_ended(readers: Sequence[Reader], events: int, within: float) -> None:
     """Waits `within` seconds for every stream's end. Raises ValueError if one had not `events`."""
     async with asyncio.timeout(within):
         await asyncio.gather(*(reader.ended for reader in readers))

@@ -56,20 +56,23 @@ class Cost:
 
 
 class Server:
-    """A running peer, perhaps `under` another command. Entering waits until it listens, leaving
-    kills it."""
+    """A running peer (or `package.module:app`), perhaps `under` another command. Entering waits
+    until it listens, leaving kills it."""
 
-    def __init__(self, peer: str, under: Sequence[str] = ()) -> None:
+    def __init__(self, peer: str, under: Sequence[str] = (), **environ: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         if peer == "better-sse":
             command = [*under, "node", PEERS[peer], str(self.port)]
         else:
-            command = [*under, sys.executable, "-m", "uvicorn", PEERS[peer]]
+            command = [*under, sys.executable, "-m", "uvicorn", PEERS.get(peer, peer)]
             command += [*UVICORN.split(), "--backlog", "4096", "--port", str(self.port)]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE})
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environ},
+            preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
         )
         self.pid = self._process.pid
 

@@ -1,0 +1,37 @@
+"""This project over the log that STREAMS_LOG names, or in memory: the values that all peers
+stream, each with the moment of its yield, so that a viewer anywhere on the machine knows how late
+it is. redis_log.py starts workers of it.
+"""
+
+import os
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from bench.peers import feed
+from streams import Streams, source
+
+
+async def stamped(count: int, interval: float, gated: bool) -> AsyncIterator[dict[str, Any]]:
+    async for value in feed.numbers(count, interval, gated):
+        yield {"at": time.monotonic_ns(), **value}
+
+
+@source
+async def private(
+    count: int, interval: float = 0.0, gated: bool = False
+) -> AsyncIterator[dict[str, Any]]:
+    """Values, to one reader."""
+    async for value in stamped(count, interval, gated):
+        yield value
+
+
+@source(shared=True)
+async def shared(count: int, interval: float, gated: bool = False) -> AsyncIterator[dict[str, Any]]:
+    """Values, to all readers."""
+    async for value in stamped(count, interval, gated):
+        yield value
+
+
+streams = Streams([private, shared], log=os.environ.get("STREAMS_LOG"), max_runs=20_000)
+app = feed.gated(streams)
