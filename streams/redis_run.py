@@ -322,11 +322,13 @@ class RedisRun:
     def _readers_moved(self) -> None:
         if self.mine or self.memory.closed:
             return
-        memory = self.memory
+        memory, held = self.memory, self.memory.first - 1
+        told, much = max(self._told, held), memory.window // 4
+        if self._told >= held and not self.crowded and memory.size(told, memory.shown) <= much:
+            return  # wherever the slowest is; to find it is to ask all, at each step of each
         at = memory.slowest
-        step = memory.size(max(self._told, memory.first - 1), at)
-        came_in = self._told < memory.first - 1 <= at
-        if came_in or step > memory.window // 4 or (self.crowded and not memory.full):
+        came_in = self._told < held <= at
+        if came_in or memory.size(told, at) > much or (self.crowded and not memory.full):
             self._tell_place()
 
     def tell_place_again(self, anyway: bool) -> None:
