@@ -41,6 +41,9 @@ TICKS_PER_LEASE = 3
 TICKS_PER_LOOK = 10
 TICKS_PER_STAY = 1000
 
+MOST_RUNS = 32
+"""Written in one round trip. Others' events wait meanwhile, and then go many in one call."""
+
 LAST_WRITE_SECONDS = 5.0
 """How long the end of a worker waits for Redis to take what its runs have appended."""
 
@@ -218,8 +221,11 @@ class RedisLog:
         work = self._work
         await work.there_is_some.wait()
         work.there_is_some.clear()
-        runs, moved = list(work.unwritten), list(work.moved)
-        work.unwritten.clear()
+        runs, moved = list(work.unwritten)[:MOST_RUNS], list(work.moved)
+        for run in runs:
+            del work.unwritten[run]
+        if work.unwritten:
+            work.there_is_some.set()
         work.moved.clear()
         calls = [*map(self._append, runs), *map(self._place, moved)]
         try:
