@@ -207,7 +207,7 @@ class Chaos:
             async with asyncio.timeout(PATIENCE):
                 await reader.readuntil(b"\r\n")
             writer.close()
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass
 
     async def _trouble(self, valkey: Valkey) -> None:
