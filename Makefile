@@ -80,7 +80,7 @@ bench-instructions: .venv/installed-bench ## count instructions with valgrind, f
 bench-quick: .venv/installed-bench ## the same cases small and once, under two minutes
 	$(BIN)/python -m bench.run --quick
 
-bench-redis: .venv/installed-dev ## measure the log in Valkey against the log in memory (3 minutes)
+bench-redis: .venv/installed-dev ## measure the log in Valkey against the log in memory (2 minutes)
 	$(BIN)/python -m bench.redis_log
 
 clean: ## remove all that the other targets made
