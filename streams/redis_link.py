@@ -66,7 +66,6 @@ class RedisLink:
         self._url = urlunsplit(parts._replace(query=urlencode(query)))
         self._known: dict[str, Any] = {
             "protocol": 2,
-            "socket_timeout": ANSWER_SECONDS,
             "socket_connect_timeout": ANSWER_SECONDS,
         }
         pool = BlockingConnectionPool.from_url(
@@ -74,6 +73,9 @@ class RedisLink:
             max_connections=CONNECTIONS,
             timeout=ANSWER_SECONDS,
             retry=Retry(NoBackoff(), 0),
+            # With one, redis-py sends in an asyncio.wait_for(), which before Python 3.12 loses a
+            # cancellation that comes when the sending is done: a task would never end
+            socket_timeout=None,
             **self._known,
         )
         self._pool = pool
@@ -83,7 +85,9 @@ class RedisLink:
     def check(self) -> None:
         """Blocks until Redis has answered. Raises StoreDown if it does not, or is too old."""
         try:
-            with redis.Redis.from_url(self._url, **self._known) as client:
+            with redis.Redis.from_url(
+                self._url, socket_timeout=ANSWER_SECONDS, **self._known
+            ) as client:
                 version = str(client.info("server")["redis_version"])
         except FAILURES as error:
             raise StoreDown(f"there is no Redis to talk to at {self.place}: {error}") from None
@@ -100,11 +104,12 @@ class RedisLink:
     async def call_all(self, calls: Sequence[tuple[Script, Sequence[Any]]]) -> list[Any]:
         """What each script returns, or the exception, in one round trip. Raises StoreDown."""
         try:
-            results = await self._pipelined(calls)
-            if any(isinstance(result, NoScriptError) for result in results):
-                for script in SCRIPTS:
-                    await self._client.script_load(script.text)
+            async with asyncio.timeout(ANSWER_SECONDS):
                 results = await self._pipelined(calls)
+                if any(isinstance(result, NoScriptError) for result in results):
+                    for script in SCRIPTS:
+                        await self._client.script_load(script.text)
+                    results = await self._pipelined(calls)
         except FAILURES as error:
             raise StoreDown(f"Redis does not answer: {error!r}") from error
         if any(isinstance(result, redis.ReadOnlyError) for result in results):
@@ -131,21 +136,20 @@ class RedisLink:
     async def news(self, cursors: Mapping[str, str]) -> list[Any]:
         """Entries of streams behind the given ids, as soon as there are any. Raises StoreDown."""
         try:
-            if self._listening is None:
-                self._listening = await self._connected()
-            milliseconds = str(int(NEWS_SECONDS * 1000))
-            await self._listening.send_command(
-                "XREAD",
-                "COUNT",
-                "256",
-                "BLOCK",
-                milliseconds,
-                "STREAMS",
-                *cursors,
-                *cursors.values(),
-            )
-            timeout = NEWS_SECONDS + ANSWER_SECONDS
-            return await self._listening.read_response(timeout=timeout) or []
+            async with asyncio.timeout(NEWS_SECONDS + ANSWER_SECONDS):
+                if self._listening is None:
+                    self._listening = await self._connected()
+                await self._listening.send_command(
+                    "XREAD",
+                    "COUNT",
+                    "256",
+                    "BLOCK",
+                    str(int(NEWS_SECONDS * 1000)),
+                    "STREAMS",
+                    *cursors,
+                    *cursors.values(),
+                )
+                return await self._listening.read_response() or []
         except FAILURES as error:
             await self._hang_up()
             raise StoreDown(f"Redis does not answer: {error!r}") from error
