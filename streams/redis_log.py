@@ -148,7 +148,8 @@ class RedisLog:
         await self.open()
         state = State.of(await self._link.call(LOOK, self.worker, run))
         if state is None:
-            self._gone(run)
+            if (known := self._runs.get(run)) is not None:
+                self._look(known, None)
             raise UnknownRun(f"there is no run {run!r} here (any more)")
         return self._known(state)
 
@@ -160,10 +161,15 @@ class RedisLog:
             self._look(known, state)
         return known
 
-    def _look(self, run: RedisRun, state: State) -> None:
-        if state.producer != self.worker or (run.producing and state.status != "running"):
-            self._superseded(run)
-        run.look(state)
+    def _look(self, run: RedisRun, state: State | None) -> None:
+        """Redis was asked, maybe before this worker began to produce the run."""
+        running_here = state and (state.producer, state.status) == (self.worker, "running")
+        if run.producing and not running_here:
+            self._work.write(run)  # is refused, unless the answer is old
+        elif state is None:
+            self._gone(run.info.run)
+        if state is not None:
+            run.look(state)
 
     async def discard(self, run: str) -> None:
         await self._discard_all([run])
@@ -184,17 +190,16 @@ class RedisLog:
         await self._work.done.wait()
 
     async def aclose(self) -> None:
-        if not self._tasks:
-            return
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.written(), LAST_WRITE_SECONDS)
-        tasks = [*self._tasks, *self._others]
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        self._tasks = []
-        with suppress(StoreDown):
-            await self._link.call(LEAVE, self.worker)
+        if self._tasks:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.written(), LAST_WRITE_SECONDS)
+            tasks = [*self._tasks, *self._others]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            self._tasks = []
+            with suppress(StoreDown):
+                await self._link.call(LEAVE, self.worker)
         await self._link.aclose()
 
     async def _for_ever(self, loop: Callable[[], Awaitable[None]]) -> None:
@@ -330,11 +335,7 @@ class RedisLog:
         for run, reply in zip(runs, await self._link.call_all(calls) if calls else [], strict=True):
             if isinstance(reply, Exception):
                 raise StoreDown(f"Redis refuses: {reply}") from reply
-            state = State.of(reply)
-            if state is None:
-                self._gone(run.info.run)
-            else:
-                self._look(run, state)
+            self._look(run, State.of(reply))
 
     # Life and death
 
@@ -358,7 +359,7 @@ class RedisLog:
                     run.place(worker, None, 0)
                     call = (self.worker, run.info.run, worker, "", 0, "0")
                     await self._link.call(PLACE, *call)
-            if not had_lease and self._ticks:  # taken for dead: what is left of what was here?
+            if not had_lease:  # taken for dead: what is left of what was here?
                 await self._look_at(self._mine.values())
             self._ticks += 1
             if self._ticks % TICKS_PER_LOOK == 0 or not had_lease:

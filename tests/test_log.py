@@ -26,7 +26,7 @@ DATA = b"x" * 900  # a frame of it has a little less than SIZE bytes
 
 
 def info(run: str = "r", **members: Any) -> RunInfo:
-    return RunInfo(run=run, source="s", started=datetime.now(UTC), **members)
+    return RunInfo(**{"run": run, "source": "s", "started": datetime.now(UTC), **members})
 
 
 @pytest.fixture(params=[MemoryLog, ListLog, RedisLog])

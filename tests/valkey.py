@@ -18,12 +18,14 @@ class Valkey:
     """A server with its data in a directory, every write in its log before it is answered."""
 
     def __init__(self, directory: str, *options: str) -> None:
+        self.directory = directory
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self.client = redis.Redis(port=self.port, decode_responses=True)
         binary = shutil.which("redis-server") or str(get_binary_path())
         self._command = [binary, "--port", str(self.port), "--dir", directory, "--save", ""]
-        self._command += ["--appendonly", "yes", "--bind", "127.0.0.1", *options]
+        self._command += ["--appendonly", "yes", "--bind", "127.0.0.1"]
+        self._command += ["--unixsocket", f"{directory}/socket", *options]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
