@@ -41,7 +41,7 @@ def worker_processes(count: int, redis_url: str) -> Iterator[list[Worker]]:
                     "2",
                     STREAMS_LOG=redis_url,
                     STREAMS_SOURCES=sources,
-                    STREAMS_RETAIN="5",
+                    STREAMS_RETAIN="2",
                 )
             )
             workers.append((f"http://127.0.0.1:{port}", process))

@@ -17,7 +17,7 @@ from tests.test_deaths import numbers
 from tests.test_workers import workers
 from tests.valkey import Valkey, running_valkey
 
-PATH = "/streams/counter?count=200&interval=0.01"
+PATH = "/streams/counter?count=120&interval=0.01"
 EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
 
 
@@ -49,7 +49,7 @@ async def test_streams_go_on_when_redis_was_paused_and_no_worker_is_taken_for_de
         valkey.go_on()
 
     seen = await through(valkey, pause)
-    assert seen == [list(range(200))] * 2
+    assert seen == [list(range(120))] * 2
 
 
 async def test_streams_go_on_when_redis_was_killed_and_restarted_with_its_data(
@@ -67,7 +67,7 @@ async def test_streams_go_on_when_redis_was_killed_and_restarted_with_its_data(
                 assert (response.status_code, response.content) == (200, b"retry: 3000\n")
         valkey.start()
 
-    assert await through(valkey, restart) == [list(range(200))] * 2
+    assert await through(valkey, restart) == [list(range(120))] * 2
 
 
 async def test_streams_go_on_when_all_connections_are_cut(valkey: Valkey) -> None:
@@ -76,7 +76,7 @@ async def test_streams_go_on_when_all_connections_are_cut(valkey: Valkey) -> Non
             valkey.command("CLIENT KILL TYPE normal")
             await asyncio.sleep(0.1)
 
-    assert await through(valkey, cut) == [list(range(200))] * 2
+    assert await through(valkey, cut) == [list(range(120))] * 2
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ async def test_streams_wait_while_redis_refuses(valkey: Valkey, trouble: str, re
                 assert (await client.get("/streams/counter")).status_code == 503
         valkey.command(remedy)
 
-    assert await through(valkey, refuse) == [list(range(200))] * 2
+    assert await through(valkey, refuse) == [list(range(120))] * 2
 
 
 async def test_a_redis_that_comes_back_empty_breaks_the_streams_which_restart(
@@ -116,7 +116,7 @@ async def test_a_redis_that_comes_back_empty_breaks_the_streams_which_restart(
         headers = f"Last-Event-ID: {stream.run}.{had[-1] + 1}\r\n"
         async with connection(other, PATH, headers=headers) as again:
             await again.until(lambda again: again.terminated, 10)
-        assert had + numbers(again.body) == list(range(200))
+        assert had + numbers(again.body) == list(range(120))
 
 
 async def test_events_that_redis_has_lost_are_sent_again(valkey: Valkey) -> None:
@@ -131,9 +131,9 @@ async def test_events_that_redis_has_lost_are_sent_again(valkey: Valkey) -> None
             pipeline.hset(f"streams:run:{stream.run}", "last", "4")
             pipeline.execute()
             await stream.until(lambda stream: stream.terminated)
-        assert numbers(stream.body) == list(range(200))
+        assert numbers(stream.body) == list(range(120))
         entries: Any = valkey.client.xlen(log)
-        assert entries == 202
+        assert entries == 122
 
 
 async def test_without_lifespan_and_without_redis_the_first_use_is_refused_and_a_later_one_not(
