@@ -47,10 +47,10 @@ chaos: .venv/installed-dev ## kill workers and Valkey under 200 viewers for a mi
 
 lowest: ## run the tests with the lowest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
-	sed -n '/^dependencies\|^llm = /,/^]/s/^ *"\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
+	sed -n '/^dependencies\|^llm = \|^redis = /,/^]/s/^ *"\([a-z-]*\)[^">]*>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
 	    > .venv-lowest/constraints.txt
 	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
-	.venv-lowest/bin/pip install --quiet --editable '.[llm]' --group dev -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --editable '.[llm,redis]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest
 
 sdks: .venv/installed-dev tests/llm/node_modules ## meet npm's clients of OpenAI's API (a minute)
