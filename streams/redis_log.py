@@ -326,8 +326,8 @@ class RedisLog:
             self._gone(run)
         elif what == "place":
             known.place(worker, int(at) if at else None, int(count))
-        elif what != "wake":  # closed, taken
-            self._later(self._look_at([known]))
+        elif what != "wake" and known.producing:  # closed, taken
+            self._work.write(known)  # which is refused
 
     async def _look_at(self, runs: Iterable[RedisRun]) -> None:
         runs = list(runs)

@@ -208,9 +208,9 @@ async def test_500_readers_need_one_worker_two_connections_and_a_few(
             nonlocal reading
             path = "/streams/counter?interval=30&count=2"
             async with connection(one, path) as stream:
-                await stream.until(lambda stream: b".1\n" in stream.body)
+                await stream.until(lambda stream: b".1\n" in stream.body, 20)
                 async with connection(other, f"/runs/{stream.run}") as again:
-                    await again.until(lambda again: b".1\n" in again.body)
+                    await again.until(lambda again: b".1\n" in again.body, 20)
                     reading += 2
                     await anyio.sleep_forever()
 
