@@ -1,6 +1,8 @@
 """redis_log.py when Redis itself fails: paused, killed, cut off, full, or somebody's replica."""
 
 import asyncio
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -10,10 +12,14 @@ import httpx
 import pytest
 
 from streams import Streams
+from streams.errors import StoreDown
+from streams.event import frame
+from streams.redis_link import RedisLink
 from streams.redis_log import RedisLog
 from streams.sources import counter
-from tests.servers import connection, serving
+from tests.servers import ROOT, connection, serving, until
 from tests.test_deaths import numbers
+from tests.test_log import new
 from tests.test_workers import workers
 from tests.valkey import Valkey, running_valkey
 
@@ -38,6 +44,64 @@ async def through(valkey: Valkey, trouble: Any, path: str = PATH) -> list[list[i
         await stream.until(lambda stream: stream.terminated, 20)
         await view.until(lambda view: view.terminated, 20)
         return [numbers(stream.body), numbers(view.body)]
+
+
+async def test_readers_see_only_what_redis_has(valkey: Valkey) -> None:
+    log = RedisLog(valkey.url)
+    run = await new(log)
+    with run.read(-1) as reader:
+        reading = asyncio.ensure_future(anext(reader))
+        valkey.pause()
+        run.append(None, b"0")
+        with anyio.move_on_after(0.2) as waited:
+            await log.written()
+        assert waited.cancelled_caught
+        assert not reader.ready
+        assert not reading.done()
+        valkey.go_on()
+        await asyncio.wait_for(log.written(), 5)
+        assert await asyncio.wait_for(reading, 5) == frame(b"r", 0, None, b"0")
+    await log.aclose()
+
+
+async def test_a_stop_that_is_told_just_when_redis_goes_away_reaches_the_producer(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = RedisLog(valkey.url), RedisLog(valkey.url)
+    run = await new(one)
+    run.append(None, b"0")
+    await one.written()
+    found = await other.find("r")
+    failures = 3
+    call_all = RedisLink.call_all
+
+    async def failing(self: RedisLink, *arguments: Any) -> Any:
+        nonlocal failures
+        if self is one._link and failures:
+            failures -= 1
+            raise StoreDown("gone just now")
+        return await call_all(self, *arguments)
+
+    monkeypatch.setattr(RedisLink, "call_all", failing)
+    await found.cancel(b"{}")
+    await until(lambda: not run.producing)
+    assert not failures
+    for log in (one, other):
+        await log.aclose()
+
+
+async def test_no_redis_at_start_is_one_clear_line(valkey: Valkey) -> None:
+    valkey.kill()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "uvicorn", "app:app", "--port", "0"),
+        env={**os.environ, "STREAMS_LOG": valkey.url},
+        cwd=ROOT,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 1
+    (line,) = said.decode().splitlines()
+    assert f"there is no Redis to talk to at {valkey.url}" in line
 
 
 async def test_streams_go_on_when_redis_was_paused_and_no_worker_is_taken_for_dead(

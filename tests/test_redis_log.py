@@ -5,12 +5,16 @@ others see is the same as with a process that is killed, or stopped and continue
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 import redis
+import trustme
 
 from streams import Policy, Streams, source
 from streams.errors import LogClosed, LostHistory, StoreDown, UnknownRun
@@ -489,3 +493,36 @@ async def test_a_socket_a_password_and_a_prefix_are_parts_of_the_url(
             await log.aclose()
     finally:
         shared_valkey.client.config_set("requirepass", "")
+
+
+async def test_a_connection_may_be_encrypted_and_is_not_made_to_a_stranger(
+    shared_valkey: Valkey, tmp_path: Path
+) -> None:
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with anyio.create_task_group() as group:
+            back, forth = await asyncio.open_connection("127.0.0.1", shared_valkey.port)
+
+            async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                with suppress(ConnectionError):
+                    while data := await reader.read(65536):
+                        writer.write(data)
+                writer.close()
+
+            group.start_soon(copy, reader, forth)
+            group.start_soon(copy, back, writer)
+
+    authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    server = await asyncio.start_server(relay, "localhost", 0, ssl=context)
+    url = f"rediss://localhost:{server.sockets[0].getsockname()[1]}?prefix=tls"
+    async with server:
+        log = RedisLog(f"{url}&ssl_ca_certs={tmp_path}/ca.pem")
+        await asyncio.to_thread(log.check)
+        (await new(log)).close("completed", b"{}")
+        await log.written()
+        assert await read_all(await log.find("r")) == frame(b"r", 0, b"end", b"{}")
+        await log.discard("r")
+        await log.aclose()
+        with pytest.raises(StoreDown, match="certificate verify failed"):
+            await asyncio.to_thread(RedisLog(url).check)
