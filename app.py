@@ -103,7 +103,7 @@ def served(environ: Mapping[str, str]) -> Streams:
     try:
         return Streams(**given)
     except (ImportError, StreamError, ValueError) as error:
-        raise SystemExit(f"STREAMS_LOG={given.get('log')!r} cannot be: {error}") from None
+        raise SystemExit(f"STREAMS_LOG cannot be: {error}") from None  # it may have a password
 
 
 app = served(os.environ)

@@ -94,7 +94,7 @@ async def test_no_redis_at_start_is_one_clear_line(valkey: Valkey) -> None:
     valkey.kill()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "uvicorn", "app:app", "--port", "0"),
-        env={**os.environ, "STREAMS_LOG": valkey.url},
+        env={**os.environ, "STREAMS_LOG": valkey.url.replace("//", "//:secret@")},
         cwd=ROOT,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -102,6 +102,7 @@ async def test_no_redis_at_start_is_one_clear_line(valkey: Valkey) -> None:
     assert process.returncode == 1
     (line,) = said.decode().splitlines()
     assert f"there is no Redis to talk to at {valkey.url}" in line
+    assert "secret" not in line
 
 
 async def test_streams_go_on_when_redis_was_paused_and_no_worker_is_taken_for_dead(
