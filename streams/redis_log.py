@@ -155,7 +155,7 @@ class RedisLog:
 
     def _known(self, state: State) -> RedisRun:
         known = self._runs.get(state.info.run)
-        if known is None:
+        if known is None or known.memory.gone:
             known = self._runs[state.info.run] = RedisRun(self._work, state, mine=False)
         else:
             self._look(known, state)

@@ -296,6 +296,25 @@ async def test_a_discarded_run_ends_its_readers_everywhere(worker: Make) -> None
         await other.find("r")
 
 
+async def test_a_run_that_was_gone_and_began_again_is_read_where_a_reader_of_the_old_one_is(
+    worker: Make,
+) -> None:
+    one, other = worker(), worker()
+    (await new(one)).append(None, b"0")
+    await one.written()
+    found = await other.find("r")
+    with found.read(0) as reader:
+        waiting = asyncio.ensure_future(anext(reader, None))
+        await asyncio.sleep(0)
+        await one.discard("r")
+        assert await asyncio.wait_for(waiting, 5) is None
+        log = await new(one, after=0)
+        assert (await other.find("r")).status == "running"
+        log.append(None, b"1")
+        log.close("completed", b"{}")
+        assert (await read_all(await other.find("r"), 0)).startswith(frame(b"r", 1, None, b"1"))
+
+
 async def test_a_run_that_expires_under_a_reader_ends_it(
     worker: Make, shared_valkey: Valkey, redis_url: str
 ) -> None:
