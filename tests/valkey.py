@@ -15,7 +15,10 @@ from tests.servers import free_port
 
 
 class Valkey:
-    """A server with its data in a directory, every write in its log before it is answered."""
+    """A server with its data in a directory, every write in its log before it is answered.
+
+    With its default, appendfsync everysec, a write waits while the one before is being synced.
+    """
 
     def __init__(self, directory: str, *options: str) -> None:
         self.directory = directory
@@ -24,7 +27,7 @@ class Valkey:
         self.client = redis.Redis(port=self.port, decode_responses=True)
         binary = shutil.which("redis-server") or str(get_binary_path())
         self._command = [binary, "--port", str(self.port), "--dir", directory, "--save", ""]
-        self._command += ["--appendonly", "yes", "--bind", "127.0.0.1"]
+        self._command += ["--appendonly", "yes", "--appendfsync", "no", "--bind", "127.0.0.1"]
         self._command += ["--unixsocket", f"{directory}/socket", *options]
         self._process: subprocess.Popen[bytes] | None = None
 
