@@ -258,7 +258,9 @@ class Chaos:
     def _check(self) -> None:
         asked = {viewer.run: viewer.asked for viewer in self.viewers if viewer.asked}
         for viewer in self.viewers:
-            what = f"{viewer.path} {viewer.ids[-1:]} {viewer.end} {viewer.given_up} {viewer.numbers}"
+            what = (
+                f"{viewer.path} {viewer.ids[-1:]} {viewer.end} {viewer.given_up} {viewer.numbers}"
+            )
             assert not viewer.gaps, what
             assert viewer.numbers == list(range(len(viewer.numbers))), what
             places = [int(id_.rpartition(".")[2]) for id_ in viewer.ids]
