@@ -47,9 +47,11 @@ async def test_a_run_started_on_one_worker_is_read_on_another_from_any_place(
                 assert [event.id for event in again] == [event.id for event in expected]
             end = await client.get(f"{other}/runs/{run}", headers={"Last-Event-ID": f"{run}.51"})
             assert end.status_code == 204
+            names = [(await client.get(f"{url}/health")).json()["worker"] for url in (one, other)]
         one_says, other_says = await state_of(one, run), await state_of(other, run)
         assert one_says == other_says
         assert one_says["status"] == "completed"
+        assert one_says["producer"] == names[0] != names[1]
 
 
 async def test_live_events_reach_a_viewer_on_another_worker(redis_url: str) -> None:
