@@ -22,7 +22,7 @@ install: .venv/installed-dev ## build the environment, with all that development
 # uvicorn starts a worker that cannot start again and again: settings are tried before there are many.
 run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes, the log in LOG (redis://…)
 	$(if $(filter-out 1,$(WORKERS)),@WORKERS= $(SETTINGS) $(BIN)/python -c 'import app')
-	WORKERS=$(WORKERS) $(SETTINGS) $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
+	@WORKERS=$(WORKERS) $(SETTINGS) $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
 	    --timeout-graceful-shutdown 5
 
 test: .venv/installed-dev .venv/browser ## run the tests, with branch coverage

@@ -68,6 +68,10 @@ class RedisLink:
             "protocol": 2,
             "socket_connect_timeout": ANSWER_SECONDS,
         }
+        try:
+            _ = parts.port
+        except ValueError:  # which would show it
+            raise ValueError("in a password, # / ? @ and : have to be %-encoded") from None
         pool = BlockingConnectionPool.from_url(
             self._url,
             max_connections=CONNECTIONS,

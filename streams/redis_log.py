@@ -164,7 +164,7 @@ class RedisLog:
     def _look(self, run: RedisRun, state: State | None) -> None:
         """Redis was asked, maybe before this worker began to produce the run."""
         running_here = state and (state.producer, state.status) == (self.worker, "running")
-        if run.producing and not running_here:
+        if self._mine.get(run.info.run) is run and not running_here:
             self._work.write(run)  # is refused, unless the answer is old
         elif state is None:
             self._gone(run.info.run)
@@ -177,7 +177,13 @@ class RedisLog:
     async def _discard_all(self, runs: Iterable[str]) -> None:
         for run in runs:
             self._gone(run)
-            await self._link.call(DISCARD, self.worker, run)
+            try:
+                await self._link.call(DISCARD, self.worker, run)
+            except StoreDown:
+                self._later(self._link.patiently(DISCARD, self.worker, run))
+            except asyncio.CancelledError:
+                self._later(self._link.patiently(DISCARD, self.worker, run))
+                raise
 
     def _gone(self, run: str) -> None:
         self._mine.pop(run, None)
@@ -249,7 +255,7 @@ class RedisLog:
             if isinstance(result, Exception):
                 refused = result
                 self._again([], [run])
-            elif result == b"gone":
+            elif result == b"gone" and self._runs.get(run.info.run) is run:
                 self._gone(run.info.run)
         if not work.unwritten and not work.moved:
             work.done.set()
@@ -262,6 +268,7 @@ class RedisLog:
                 self._work.write(run)
         for run in moved:
             self._work.tell_place(run)
+        self._work.there_is_some.set()  # to look again, if only to find that all is done
 
     def _append(self, run: RedisRun) -> Any:
         frames, trim, status = run.unwritten()

@@ -250,7 +250,7 @@ class RedisRun:
 
     def taken(self, state: State) -> None:
         """This worker produces now, behind what Redis has."""
-        self._work.followed.pop(self.info.run, None)
+        self._unfollow()
         self.mine, self.producer = True, self._work.store.worker
         self.first, self.sent = state.first, state.last
         if self.memory.last != state.last:
@@ -261,8 +261,9 @@ class RedisRun:
 
     def gone(self) -> None:
         """The run is not in Redis any more: its readers' streams break."""
-        self._work.followed.pop(self.info.run, None)
+        self._unfollow()
         self._work.unwritten.pop(self, None)
+        self._work.moved.pop(self, None)
         if not self.memory.gone:
             self.mine = False
             self.memory.forgotten()
@@ -301,20 +302,24 @@ class RedisRun:
         memory.show(memory.last)
         self.crowded = memory.full
         if memory.closed:
-            self._work.followed.pop(self.info.run, None)
+            self._unfollow()
+
+    def _unfollow(self) -> None:
+        if self._work.followed.get(self.info.run) is self:  # not one that began anew
+            del self._work.followed[self.info.run]
 
     def _readers_changed(self) -> None:
         if self.mine:
             self._watcher()
             return
-        followed, memory = self._work.followed, self.memory
+        memory = self.memory
         if memory.gone or memory.closed:
-            followed.pop(self.info.run, None)
+            self._unfollow()
         elif memory.readers:
-            followed[self.info.run] = self
+            self._work.followed[self.info.run] = self
             self._tell_place()
         else:
-            followed.pop(self.info.run, None)
+            self._unfollow()
             self._work.tell_place(self)
         if not memory.readers and not memory.gone:
             memory.begin_after(memory.last)

@@ -98,17 +98,7 @@ class Run:
             self._end("completed", {})
         finally:
             self._disarm()
-            await self._close_source()
-
-    async def _close_source(self) -> None:
-        aclose = getattr(self._events, "aclose", None)
-        if aclose is None or getattr(self._events, "ag_frame", self) is None:
-            return  # a generator without a frame has ended
-        try:
-            with anyio.fail_after(CLEANUP_SECONDS):
-                await aclose()
-        except Exception:
-            logger.exception("run %s: closing its source failed", self.log.info.run)
+            await _close(self._events, self.log.info.run)
 
     def _end(self, status: Status, members: dict[str, Any]) -> None:
         over, self._over = self._over, True
@@ -224,6 +214,9 @@ class Runs:
                 logger.exception("run %s: source %s failed to open", info.run, source.name)
                 raise refusal(error) from error
             raise
+        if not log.producing:
+            await _close(events, info.run)
+            raise RunGone(f"run {info.run} was stopped before it began: start anew")
         if again is None:
             log.append(b"start", _start_data(info))
         begun = log.last
@@ -256,6 +249,9 @@ class Runs:
             logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)
             if log.producing:
                 log.close("failed", encode_json({"status": "failed", "error": described(error)}))
+            return
+        if not log.producing:
+            await _close(events, info.run)
             return
         if log.last < 0:
             log.append(b"start", _start_data(info))
@@ -362,6 +358,17 @@ class Runs:
             "gaps": self.gaps,
             "since": self.since,
         }
+
+
+async def _close(events: AsyncIterator[Any], run: str) -> None:
+    aclose = getattr(events, "aclose", None)
+    if aclose is None or getattr(events, "ag_frame", events) is None:
+        return  # a generator without a frame has ended
+    try:
+        with anyio.fail_after(CLEANUP_SECONDS):
+            await aclose()
+    except Exception:
+        logger.exception("run %s: closing its source failed", run)
 
 
 def _start_data(info: RunInfo) -> bytes:

@@ -309,10 +309,39 @@ async def test_a_run_that_was_gone_and_began_again_is_read_where_a_reader_of_the
         await one.discard("r")
         assert await asyncio.wait_for(waiting, 5) is None
         log = await new(one, after=0)
-        assert (await other.find("r")).status == "running"
-        log.append(None, b"1")
-        log.close("completed", b"{}")
-        assert (await read_all(await other.find("r"), 0)).startswith(frame(b"r", 1, None, b"1"))
+        anew = await other.find("r")
+        assert anew.status == "running"
+        reading = anew.read(0)
+        waiting = asyncio.ensure_future(anext(reading.__enter__()))
+        await until(lambda: log.readers == 1)
+    log.append(None, b"1")
+    assert await asyncio.wait_for(waiting, 5) == frame(b"r", 1, None, b"1")
+    reading.__exit__(None, None, None)
+
+
+async def test_a_discard_that_is_not_answered_is_tried_again(
+    worker: Make,
+    shared_valkey: Valkey,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = worker()
+    await new(one)
+
+    async def unanswered(self: RedisLink, *arguments: Any) -> Any:
+        monkeypatch.undo()
+        raise StoreDown("no answer")
+
+    monkeypatch.setattr(RedisLink, "call", unanswered)
+    await one.discard("r")
+    prefix = redis_url.partition("prefix=")[2]
+    await until(lambda: not shared_valkey.client.exists(f"{prefix}:run:r"))
+
+
+def test_a_password_that_is_not_encoded_is_not_shown() -> None:
+    with pytest.raises(ValueError, match="%-encoded") as refused:
+        RedisLog("redis://:hush#hush@127.0.0.1:6379")
+    assert "hush" not in str(refused.value)
 
 
 async def test_a_run_that_expires_under_a_reader_ends_it(
@@ -451,6 +480,7 @@ async def test_whatever_is_cancelled_at_any_moment_ends_and_costs_no_connection(
             cancelled = task.cancel()
             await asyncio.wait([task], timeout=5)
             assert task.cancelled() == cancelled
+            assert not link._pool._in_use_connections
     calls = [link.call(LOOK, "worker", "r") for _ in range(50)]
     await asyncio.wait_for(asyncio.gather(*calls), 5)
     await link.aclose()

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streams import StreamError, Streams, source
-from streams.errors import InvalidEventId
+from streams.errors import InvalidEventId, RunGone
 from streams.event import EventId
 from streams.sources import clock, counter
 from tests.list_log import ListLog
@@ -636,3 +636,27 @@ async def test_a_gated_stream_can_be_resumed_while_it_waits() -> None:
             gate.set()
             await again.until(lambda stream: stream.terminated)
     assert [data for _, data in complete_events(again.body)] == ["2", '{"status":"completed"}']
+
+
+async def test_a_run_that_is_stopped_while_its_source_opens_closes_what_was_opened() -> None:
+    closed = anyio.Event()
+
+    class Opened:
+        def __aiter__(self) -> "Opened":
+            return self
+
+        async def __anext__(self) -> int:
+            raise AssertionError("nobody wants it any more")
+
+        async def aclose(self) -> None:
+            closed.set()
+
+    async def opener(after: int) -> AsyncIterator[int]:
+        [log] = list(streams.log.runs.values())
+        await streams.runs.cancel(log)
+        return Opened()
+
+    streams: Any = Streams(log=ListLog())
+    with pytest.raises(RunGone, match="stopped before it began"):
+        await streams.runs.start(counter, streams.policy, opener, None)
+    assert closed.is_set()
