@@ -108,7 +108,11 @@ CASES = [
 async def fleet(log: str, workers: int) -> AsyncIterator[tuple[list[Server], Valkey | None]]:
     """Workers, each on a port of its own, and the Valkey that they meet in."""
     async with AsyncExitStack() as stack:
-        valkey = stack.enter_context(running_valkey("--appendfsync", "everysec")) if log == "Valkey" else None
+        valkey = (
+            stack.enter_context(running_valkey("--appendfsync", "everysec"))
+            if log == "Valkey"
+            else None
+        )
         environ = {"STREAMS_LOG": valkey.url} if valkey else {}
         servers = [await stack.enter_async_context(Server(APP, **environ)) for _ in range(workers)]
         for server in servers:
