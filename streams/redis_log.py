@@ -329,12 +329,12 @@ class RedisLog:
             self._later(self._bury(worker))
         elif known is None:
             return
-        elif what == "gone":
-            self._gone(run)
         elif what == "place":
             known.place(worker, int(at) if at else None, int(count))
-        elif what != "wake" and known.producing:  # closed, taken
-            self._work.write(known)  # which is refused
+        elif what != "wake" and run in self._mine:  # closed, taken or gone
+            self._work.write(known)  # which is refused, unless the run began anew since
+        elif what == "gone":
+            self._gone(run)
 
     async def _look_at(self, runs: Iterable[RedisRun]) -> None:
         runs = list(runs)

@@ -319,6 +319,19 @@ async def test_a_run_that_was_gone_and_began_again_is_read_where_a_reader_of_the
     reading.__exit__(None, None, None)
 
 
+async def test_late_news_that_a_run_is_gone_does_not_end_the_one_that_began_since(
+    worker: Make,
+) -> None:
+    one, other = worker(), worker()
+    log = await new(one)
+    one._told("gone", "r")
+    log.append(None, b"0")
+    log.close("completed", b"{}")
+    await one.written()
+    assert (await other.find("r")).status == "completed"
+    assert await read_all(await other.find("r")) == await read_all(log)
+
+
 async def test_a_discard_that_is_not_answered_is_tried_again(
     worker: Make,
     shared_valkey: Valkey,
