@@ -51,9 +51,9 @@ class MemoryRun:
     one slice, whatever the number of events in it, and an event costs its bytes and eight more.
 
     Offsets count from the run's beginning, so trimming changes none of them. Readers get events
-    up to number `shown`: in a MemoryLog, all. `elsewhere` is where the readers in other processes
-    are, `older` finds what is held elsewhere only: the frames behind an event, in a piece, and
-    the number of the last of them.
+    up to number `shown`: in a MemoryLog, all; `awaited` says that some wait for more. `elsewhere`
+    is where the readers in other processes are, `older` finds what is held elsewhere only: the
+    frames behind an event, in a piece, and the number of the last of them.
     """
 
     def __init__(

@@ -166,7 +166,7 @@ class RedisLog:
         running_here = state and (state.producer, state.status) == (self.worker, "running")
         if self._mine.get(run.info.run) is run and not running_here:
             self._work.write(run)  # is refused, unless the answer is old
-        elif state is None:
+        elif state is None and self._runs.get(run.info.run) is run:
             self._gone(run.info.run)
         if state is not None:
             run.look(state)
@@ -179,11 +179,10 @@ class RedisLog:
             self._gone(run)
             try:
                 await self._link.call(DISCARD, self.worker, run)
-            except StoreDown:
+            except (StoreDown, asyncio.CancelledError) as error:
                 self._later(self._link.patiently(DISCARD, self.worker, run))
-            except asyncio.CancelledError:
-                self._later(self._link.patiently(DISCARD, self.worker, run))
-                raise
+                if isinstance(error, asyncio.CancelledError):
+                    raise
 
     def _gone(self, run: str) -> None:
         self._mine.pop(run, None)

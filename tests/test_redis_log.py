@@ -21,7 +21,7 @@ from streams.errors import LogClosed, LostHistory, StoreDown, UnknownRun
 from streams.event import EventId, frame
 from streams.log import RunLog
 from streams.redis_link import RedisLink
-from streams.redis_log import RedisLog
+from streams.redis_log import MOST_RUNS, RedisLog
 from streams.redis_scripts import LOOK
 from streams.run import Runs
 from streams.sources import counter
@@ -317,6 +317,17 @@ async def test_a_run_that_was_gone_and_began_again_is_read_where_a_reader_of_the
     log.append(None, b"1")
     assert await asyncio.wait_for(waiting, 5) == frame(b"r", 1, None, b"1")
     reading.__exit__(None, None, None)
+
+
+async def test_more_runs_than_one_round_trip_takes_are_all_written(worker: Make) -> None:
+    one, other = worker(), worker()
+    logs = [await new(one, f"run{number}") for number in range(MOST_RUNS + 8)]
+    await one.written()
+    for log in logs:
+        log.append(None, b"0")
+    await asyncio.wait_for(one.written(), 5)
+    for log in logs:
+        assert (await other.find(log.info.run)).last == log.last
 
 
 async def test_late_news_that_a_run_is_gone_does_not_end_the_one_that_began_since(
