@@ -41,12 +41,12 @@ format: .venv/installed-dev ## format the code and order the imports
 	$(BIN)/ruff format .
 
 screenshot: .venv/installed-dev .venv/browser ## take the README's picture anew
-	UPDATE_SCREENSHOT=1 $(BIN)/pytest -k picture tests/test_page.py
+	UPDATE_SCREENSHOT=1 $(BIN)/pytest -k picture tests/page/test_page.py
 
 check: lint test ## what CI runs: lint, then test
 
 chaos: .venv/installed-dev ## kill workers and Valkey under 200 viewers for a minute (SEED=...)
-	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.log.redis.chaos $(if $(SEED),--seed $(SEED))
 
 lowest: ## run the tests with the lowest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest

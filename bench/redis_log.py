@@ -22,7 +22,7 @@ import uvloop
 from bench.load import AT_ONCE, Reader, all_ended, go, opened, stream
 from bench.run import allow_connections, percentile
 from bench.server import LOAD_CORE, Cost, Server
-from tests.valkey import Valkey, running_valkey
+from tests.support.valkey import Valkey, running_valkey
 
 APP = "bench.peers.stamped:app"
 STAMP = re.compile(rb'"at":(\d+),')

@@ -4,7 +4,7 @@ from streams.asgi import Streams
 from streams.errors import StreamError
 from streams.event import Event
 from streams.log import EventLog
-from streams.memory_log import MemoryLog
+from streams.log.memory import MemoryLog
 from streams.source import Policy, Source, source
 
 __all__ = ["Event", "EventLog", "MemoryLog", "Policy", "Source", "StreamError", "Streams", "source"]

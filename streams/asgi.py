@@ -30,8 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from streams.errors import StoreFull, StreamError, UnknownSource, problem
 from streams.event import encode_json
 from streams.log import EventLog, RunLog
-from streams.memory_log import MemoryLog
-from streams.openai import Completions
+from streams.log.memory import MemoryLog
 from streams.request import (
     EVENT_STREAM,
     JSON,
@@ -47,6 +46,7 @@ from streams.request import (
 from streams.response import EventStreamResponse, event_stream_headers, gap_frame
 from streams.run import Opener, Place, Runs
 from streams.source import Policy, Source, iterate
+from streams.wires.openai.routes import Completions
 
 PAGE = {path.name: path for path in (Path(__file__).parent / "page").iterdir()}
 
@@ -326,7 +326,7 @@ def _unlisted(name: str) -> Source:
 
 
 def _log_at(url: str, limits: dict[str, int]) -> EventLog:
-    from streams.redis_log import RedisLog  # an extra, which may not be installed
+    from streams.log.redis import RedisLog  # an extra, which may not be installed
 
     log = RedisLog(url, **limits)
     log.check()

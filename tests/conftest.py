@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.valkey import Valkey, running_valkey
+from tests.support.valkey import Valkey, running_valkey
 
 # No test measures time, and a machine may be busy.
 settings.register_profile("unhurried", deadline=None)

@@ -26,7 +26,7 @@ from starlette.routing import Mount, Route
 
 from streams import StreamError, Streams, source
 from streams.sources import clock, counter, tokens
-from tests.servers import client_of, connection, every_event, serving, until
+from tests.support.servers import client_of, connection, every_event, serving, until
 
 UNKNOWN = "AAAAAAAAAAAAAAAAAAAAAA"
 EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}

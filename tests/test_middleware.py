@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streams import Streams
 from streams.sources import counter
-from tests.servers import Connection, connection, every_event, serving, until
+from tests.support.servers import Connection, connection, every_event, serving, until
 
 
 class Passing(BaseHTTPMiddleware):
@@ -116,7 +116,7 @@ async def test_events_come_one_by_one_and_a_disconnect_is_noticed_at_once(
             await stream.until(first_number_is_there)
             assert "content-encoding" not in stream.head
             assert streams.runs.readers == 1
-        await until(lambda: not streams.runs.readers, 1)
+        await until(lambda: not streams.runs.readers, seconds=1)
 
 
 @every_stack

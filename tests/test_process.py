@@ -13,7 +13,7 @@ import anyio
 import httpx
 import pytest
 
-from tests.servers import ROOT, connection, exit_of, free_port, server_process
+from tests.support.servers import ROOT, connection, exit_of, free_port, server_process
 
 
 async def test_kill_9_in_mid_count_costs_one_reconnect_and_not_one_number() -> None:
@@ -97,7 +97,9 @@ async def test_one_signal_ends_50_open_streams_within_2_seconds_each_terminated(
 async def test_a_source_of_ones_own_is_plugged_in_by_its_name() -> None:
     port = free_port()
     with server_process(
-        port, STREAMS_SOURCES="streams.sources:clock, tests.test_app:ticks", STREAMS_HEARTBEAT="5"
+        port,
+        STREAMS_SOURCES="streams.sources:clock, tests.test_settings:ticks",
+        STREAMS_HEARTBEAT="5",
     ):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             sources = (await client.get("/streams")).json()["sources"]

@@ -11,24 +11,24 @@ import pytest
 
 import app
 import streams
-from tests.servers import connection, serving
+from tests.support.servers import connection, serving
 
 ROOT = Path(__file__).parent.parent
 
 # Imports run one way: a file imports what stands to its right.
 ORDER = [
     "asgi",
-    "openai",
+    "wires.openai.routes",
     "response",
     "request",
     "run",
-    "redis_log",
-    "redis_run",
-    "redis_link",
-    "redis_scripts",
-    "completion",
-    "memory_log",
-    "memory_run",
+    "log.redis",
+    "log.redis.run",
+    "log.redis.connection",
+    "log.redis.scripts",
+    "wires.openai.chat",
+    "log.memory",
+    "log.memory_run",
     "log",
     "source",
     "shutdown",
@@ -49,7 +49,9 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("module", ORDER)
 def test_imports_run_one_way(module: str) -> None:
-    ours = {name for name in imported(ROOT / f"streams/{module}.py") if name.startswith("streams")}
+    path = ROOT / "streams" / module.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    ours = {name for name in imported(path) if name.startswith("streams")}
     assert ours <= {f"streams.{name}" for name in ORDER[ORDER.index(module) + 1 :]}
 
 

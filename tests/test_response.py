@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from streams import Event, Streams, source
 from streams.sources import clock, counter
-from tests.servers import client_of, connection, every_event, serving, until
+from tests.support.servers import client_of, connection, every_event, serving, until
 
 
 def gated(gate: asyncio.Event) -> Any:
@@ -129,18 +129,18 @@ async def test_200_viewers_of_a_shared_run_get_the_same_bytes_and_none_is_held_u
 
         async def view() -> None:
             async with connection(url, "/streams/feed") as stream:
-                await stream.until(lambda stream: stream.terminated, 30)
+                await stream.until(lambda stream: stream.terminated, seconds=30)
                 bodies.append(stream.body.partition(b"\n")[2])
 
         for _ in range(199):
             group.start_soon(view)
-        await until(lambda: streams.runs.readers == 200, 20)
+        await until(lambda: streams.runs.readers == 200, seconds=20)
         gate.set()
-        await until(lambda: len(bodies) == 199, 30)
+        await until(lambda: len(bodies) == 199, seconds=30)
         assert len(set(bodies)) == 1
         assert bodies[0].count(b"\ndata: ") == 102
         assert streams.log.events == 102, "one run, framed once"
-        await stalled.until(lambda stream: stream.terminated, 20)
+        await stalled.until(lambda stream: stream.terminated, seconds=20)
         assert stalled.body.partition(b"\n")[2] == bodies[0]
 
 
@@ -174,7 +174,7 @@ async def test_a_client_that_never_reads_pauses_the_source_and_is_disconnected()
         connection(url, "/streams/flood", receive_buffer=4096) as stream,
     ):
         await until(lambda: streams.runs.readers == 1)
-        await until(lambda: not streams.runs.readers, 10)
+        await until(lambda: not streams.runs.readers, seconds=10)
         held = produced
         assert held < 10_000, "the source was held; sockets' buffers took the rest"
         assert streams.log.bytes <= 320_000
@@ -239,9 +239,11 @@ async def test_500_connects_and_aborts_leave_nothing_behind() -> None:
             async with anyio.create_task_group() as group:
                 for _ in range(50):
                     group.start_soon(connect_and_abort, url)
-        await until(lambda: not streams.runs.readers, 10)
-        await until(lambda: not len(streams.log), 10)
-        await until(lambda: len(asyncio.all_tasks()) <= before + 1, 10)  # sse-starlette's watcher
+        await until(lambda: not streams.runs.readers, seconds=10)
+        await until(lambda: not len(streams.log), seconds=10)
+        await until(
+            lambda: len(asyncio.all_tasks()) <= before + 1, seconds=10
+        )  # sse-starlette's watcher
     assert streams.log.bytes == 0
     assert streams.log.events == 1500
 
@@ -261,7 +263,7 @@ async def test_a_disconnect_frees_the_reader_at_once_and_not_the_run() -> None:
         async with connection(url, "/streams/gated") as stream:
             await stream.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
             run = stream.run
-        await until(lambda: not streams.runs.readers, 1)
+        await until(lambda: not streams.runs.readers, seconds=1)
         gate.set()
         async with httpx.AsyncClient(base_url=url) as client:
             events = await every_event(client, f"/runs/{run}")

@@ -20,8 +20,8 @@ from streams import StreamError, Streams, source
 from streams.errors import InvalidEventId, RunGone
 from streams.event import EventId
 from streams.sources import clock, counter
-from tests.list_log import ListLog
-from tests.servers import client_of, connection, every_event, serving, until
+from tests.support.list_log import ListLog
+from tests.support.servers import client_of, connection, every_event, serving, until
 from tests.test_response import gated
 
 UNKNOWN = "AAAAAAAAAAAAAAAAAAAAAA"

@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from streams import Streams, shutdown
 from streams.sources import clock
-from tests.servers import until
+from tests.support.servers import until
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

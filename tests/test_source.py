@@ -15,7 +15,7 @@ from starlette.requests import Request
 from streams import Policy, Source, Streams, source
 from streams.errors import InvalidBody, InvalidParameters
 from streams.source import iterate
-from tests.servers import client_of, every_event
+from tests.support.servers import client_of, every_event
 
 
 class Box(msgspec.Struct):

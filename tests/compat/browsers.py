@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from tests.compat.processes import HERE, program, running
-from tests.servers import serving
+from tests.support.servers import serving
 
 FIREFOX_PREFERENCES = """
 user_pref("browser.shell.checkDefaultBrowser", false);

@@ -18,7 +18,7 @@ from streams import Streams
 from streams.sources import counter
 from tests.compat.browsers import pages, report_of
 from tests.compat.processes import HERE, first_number, program, versions
-from tests.servers import serving
+from tests.support.servers import serving
 
 NUMBERS = [{"number": number} for number in range(30)]
 PATH = "/streams/counter?count=30&interval=0.03"

@@ -19,7 +19,7 @@ from streams.sources import counter
 from tests.compat.browsers import pages, report_of
 from tests.compat.processes import first_number
 from tests.compat.test_clients import PATH, cutting, is_whole
-from tests.servers import serving
+from tests.support.servers import serving
 
 
 class Browser(NamedTuple):

@@ -14,7 +14,7 @@ from streams import Streams
 from streams.sources import counter
 from tests.compat.hosts import HOSTS, Host, configure_django
 from tests.compat.processes import ROOT
-from tests.servers import client_of, connection, every_event, serving, until
+from tests.support.servers import client_of, connection, every_event, serving, until
 
 every_host = pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
 
@@ -75,7 +75,7 @@ async def test_a_disconnect_is_noticed_at_once(host: Host) -> None:
         async with connection(at.url, f"{at.prefix}/streams/counter?interval=60") as stream:
             await stream.until(lambda stream: b'{"number":0}' in stream.body)
             assert at.streams.runs.readers == 1
-        await until(lambda: not at.streams.runs.readers, 1)
+        await until(lambda: not at.streams.runs.readers, seconds=1)
 
 
 @every_host

@@ -12,7 +12,7 @@ import pytest
 
 from tests.compat.processes import BIN, ROOT, first_number, listening, program, running
 from tests.compat.test_servers import IDLE, readers, stream
-from tests.servers import every_event, free_port
+from tests.support.servers import every_event, free_port
 
 NGINX = first_number("nginx", "-v")
 HAPROXY = first_number("haproxy", "-v")

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.compat.processes import BIN, Process, listening, program, running, versions
-from tests.servers import every_event, free_port
+from tests.support.servers import every_event, free_port
 
 
 class Server(NamedTuple):

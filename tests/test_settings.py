@@ -23,7 +23,7 @@ def test_without_settings_the_built_in_sources_are_served() -> None:
 def test_every_option_is_a_variable() -> None:
     options = app.options(
         {
-            "STREAMS_SOURCES": "tests.test_app:ticks,streams.sources:clock",
+            "STREAMS_SOURCES": "tests.test_settings:ticks,streams.sources:clock",
             "STREAMS_HEARTBEAT": "5",
             "STREAMS_RETRY": "0.5,2",
             "STREAMS_LINGER": "",

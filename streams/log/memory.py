@@ -9,7 +9,7 @@ import asyncio
 
 from streams.errors import RunExists, StoreFull, UnknownRun
 from streams.log import Adopt, RunInfo, RunLog
-from streams.memory_run import MemoryRun, Store
+from streams.log.memory_run import MemoryRun, Store
 
 
 class MemoryLog:

@@ -17,7 +17,7 @@ import httpx
 import uvicorn
 from httpx_sse import ServerSentEvent, aconnect_sse
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @asynccontextmanager
@@ -42,11 +42,15 @@ async def client_of(app: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient
         yield client
 
 
-async def until(holds: Callable[[], Any], seconds: float = 5) -> None:
-    """Returns when `holds()` does; asks at every turn of the event loop, for a bounded time."""
-    with anyio.fail_after(seconds):
-        while not holds():
-            await asyncio.sleep(0.001)
+async def until(holds: Callable[[], Any], what: str = "", seconds: float = 5) -> None:
+    """Waits until `holds()` is true, asking at every turn of the event loop.
+
+    Raises AssertionError after `seconds`: `what` is the state that was not reached, in words.
+    """
+    deadline = anyio.current_time() + seconds
+    while not holds():
+        assert anyio.current_time() < deadline, f"not reached in {seconds:g} s: {what}"
+        await asyncio.sleep(0.001)
 
 
 async def every_event(
@@ -89,13 +93,24 @@ class Connection:
     def terminated(self) -> bool:
         return self.received.endswith(b"0\r\n\r\n")
 
-    async def until(self, holds: Callable[["Connection"], Any], seconds: float = 5) -> None:
-        """Reads until `holds(self)`, or fails."""
-        with anyio.fail_after(seconds):
-            while not holds(self):
-                data = await self.reader.read(65536)
-                assert data, f"the connection ended: {self.received!r}"
-                self.received += data
+    async def until(
+        self, holds: Callable[["Connection"], Any], what: str = "", seconds: float = 5
+    ) -> None:
+        """Reads until `holds(self)`.
+
+        Raises AssertionError after `seconds`, and when the connection ends first: `what` is the
+        state that was not reached, in words.
+        """
+        try:
+            with anyio.fail_after(seconds):
+                while not holds(self):
+                    data = await self.reader.read(65536)
+                    assert data, f"the connection ended before this: {what}; {self.received!r}"
+                    self.received += data
+        except TimeoutError:
+            raise AssertionError(
+                f"not reached in {seconds:g} s: {what}; received {self.received!r}"
+            ) from None
 
     async def to_the_end(self, seconds: float = 5) -> None:
         with anyio.fail_after(seconds):

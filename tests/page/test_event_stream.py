@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.browser import CLIENT, Node, base64_of, node, node_command
-from tests.servers import free_port
+from tests.support.browser import CLIENT, Node, base64_of, node, node_command
+from tests.support.servers import free_port
 
 Event = dict[str, str]
 

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from streams import Source, Streams, source
 from streams.sources import tokens
 from streams.sources.chat import chat_with
-from tests.servers import client_of, connection, every_event, free_port, serving, until
+from tests.support.servers import client_of, connection, every_event, free_port, serving, until
 
 KEY = "sk-do-not-tell"
 QUICK = {"tokens_per_second": 10_000, "first_token": 0}
@@ -277,8 +277,8 @@ async def test_stop_closes_the_connection_to_the_model_and_a_viewer_who_leaves_d
             await again.until(lambda stream: b'" asked"' in stream.body)
             assert models.runs.readers == 1
             assert (await client.delete(f"/runs/{run}")).status_code == 204
-            await until(lambda: not models.runs.readers, 3)
-            await until(lambda: not models.runs.health()["running"], 3)
+            await until(lambda: not models.runs.readers, seconds=3)
+            await until(lambda: not models.runs.health()["running"], seconds=3)
             await again.until(lambda stream: stream.terminated)
         assert again.body.endswith(b'data: {"status":"cancelled","reason":"stopped"}\n\n')
 

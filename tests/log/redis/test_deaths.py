@@ -12,8 +12,8 @@ import anyio
 import httpx
 
 from streams import source
-from tests.servers import connection, exit_of, free_port, server_process, until
-from tests.valkey import Valkey
+from tests.support.servers import connection, exit_of, free_port, server_process, until
+from tests.support.valkey import Valkey
 
 
 @source
@@ -29,7 +29,7 @@ Worker = tuple[str, subprocess.Popen[str]]
 
 @contextmanager
 def worker_processes(count: int, redis_url: str) -> Iterator[list[Worker]]:
-    sources = "streams.sources:counter,tests.test_deaths:mortal"
+    sources = "streams.sources:counter,tests.log.redis.test_deaths:mortal"
     with ExitStack() as stack:
         workers = []
         for _ in range(count):
@@ -67,7 +67,7 @@ async def test_a_restartable_run_goes_on_elsewhere_when_its_worker_is_killed(
                 await view.until(lambda view: len(numbers(view.body)) > 10)
                 process.send_signal(signal.SIGKILL)
                 with anyio.fail_after(5):
-                    await view.until(lambda view: 50 in numbers(view.body), 5)
+                    await view.until(lambda view: 50 in numbers(view.body), seconds=5)
                 await view.until(lambda view: view.terminated)
         assert numbers(view.body) == list(range(60))
         assert view.body.endswith(b'"completed"}\n\n')
@@ -85,7 +85,7 @@ async def test_any_other_run_fails_with_producer_lost(redis_url: str) -> None:
             async with connection(other, f"/runs/{stream.run}") as view:
                 await view.until(lambda view: b".10\n" in view.body)
                 process.send_signal(signal.SIGKILL)
-                await view.until(lambda view: view.terminated, 6)
+                await view.until(lambda view: view.terminated, seconds=6)
     end = json.loads(view.body.rpartition(b"data: ")[2])
     assert end["status"] == "failed"
     assert end["error"]["type"] == "ProducerLost"
@@ -100,10 +100,10 @@ async def test_a_producer_that_wakes_after_the_takeover_is_refused(redis_url: st
                 await view.until(lambda view: len(numbers(view.body)) > 10)
                 process.send_signal(signal.SIGSTOP)
                 paused_at = len(numbers(view.body))
-                await view.until(lambda view: len(numbers(view.body)) > paused_at + 30, 10)
+                await view.until(lambda view: len(numbers(view.body)) > paused_at + 30, seconds=10)
                 process.send_signal(signal.SIGCONT)
-                await view.until(lambda view: view.terminated, 20)
-                await stream.until(lambda stream: stream.terminated, 20)
+                await view.until(lambda view: view.terminated, seconds=20)
+                await stream.until(lambda stream: stream.terminated, seconds=20)
         assert numbers(view.body) == list(range(300))
         assert numbers(stream.body) == list(range(300)), "its own viewers go on, too"
         async with httpx.AsyncClient() as client:
@@ -123,10 +123,10 @@ async def test_a_worker_that_leaves_hands_its_runs_over_at_once(redis_url: str) 
                 had = numbers(stream.body)
                 await exit_of(process, 5)
                 so_far = len(numbers(view.body))
-                await view.until(lambda view: len(numbers(view.body)) > so_far + 20, 2)
+                await view.until(lambda view: len(numbers(view.body)) > so_far + 20, seconds=2)
                 headers = f"Last-Event-ID: {last_id(stream.body)}\r\n"
                 async with connection(other, path, headers=headers) as again:
-                    await again.until(lambda again: again.terminated, 10)
+                    await again.until(lambda again: again.terminated, seconds=10)
                 await view.until(lambda view: view.terminated)
     assert numbers(view.body) == list(range(200))
     assert had + numbers(again.body) == list(range(200))
@@ -147,9 +147,9 @@ async def test_when_all_have_left_the_next_one_to_come_goes_on(
     with worker_processes(1, redis_url) as ((other, _),):
         headers = f"Last-Event-ID: {last_id(stream.body)}\r\n"
         async with connection(other, path, headers=headers) as again:
-            await again.until(lambda again: again.terminated, 10)
+            await again.until(lambda again: again.terminated, seconds=10)
         assert numbers(stream.body) + numbers(again.body) == list(range(100))
-        await until(lambda: not keys_of_runs(shared_valkey, prefix), 10)
+        await until(lambda: not keys_of_runs(shared_valkey, prefix), seconds=10)
 
 
 def keys_of_runs(valkey: Valkey, prefix: str) -> list[Any]:

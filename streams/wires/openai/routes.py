@@ -16,13 +16,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from streams.completion import Answer, arguments_for, error_object, events_in, parsed
 from streams.errors import StreamError, shown
 from streams.event import encode_json
 from streams.request import JSON, check_site, identity, read_json
 from streams.response import Dropped, EventStreamResponse
 from streams.run import Place, Runs
 from streams.source import Policy, Source
+from streams.wires.openai.chat import Answer, arguments_for, error_object, events_in, parsed
 
 
 class Completions:

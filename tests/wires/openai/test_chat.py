@@ -18,9 +18,9 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from streams import Event, Streams, source
-from streams.completion import StopSequences
 from streams.sources import tokens
-from tests.servers import Connection, client_of, connection, serving, until
+from streams.wires.openai.chat import StopSequences
+from tests.support.servers import Connection, client_of, connection, serving, until
 
 QUICK: dict[str, Any] = {"tokens_per_second": 10_000, "first_token": 0}
 HELLO: dict[str, Any] = {"model": "mock", "messages": [{"role": "user", "content": "Hello?"}]}
@@ -132,7 +132,7 @@ async def test_a_disconnect_stops_the_run_at_once(stream: bool) -> None:
     async with serving(streams) as url:
         async with posted(url, {**HELLO, "first_token": 60, "stream": stream}):
             await until(lambda: streams.runs.readers)
-        await until(lambda: not streams.runs.health()["running"], 3)
+        await until(lambda: not streams.runs.health()["running"], seconds=3)
         assert not streams.runs.readers
 
 

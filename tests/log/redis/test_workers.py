@@ -12,8 +12,8 @@ import pytest
 
 from streams import Streams, source
 from streams.sources import clock, counter
-from tests.servers import connection, every_event, serving, until
-from tests.valkey import Valkey
+from tests.support.servers import connection, every_event, serving, until
+from tests.support.valkey import Valkey
 
 
 @asynccontextmanager
@@ -134,7 +134,7 @@ async def test_100_first_viewers_on_4_workers_start_one_shared_run(redis_url: st
 
         for n in range(100):
             group.start_soon(view, urls[n % 4])
-        await until(lambda: len(runs) == 100, 20)
+        await until(lambda: len(runs) == 100, seconds=20)
     assert opened == 1
     assert len(set(runs)) == 1
 
@@ -185,7 +185,7 @@ async def test_the_producer_is_held_up_by_a_slow_reader_on_another_worker(redis_
             async with connection(other, path, receive_buffer=32_768) as slow:
                 await slow.until(lambda slow: b".1\n" in slow.body)
                 both_are_there.set()
-                task = asyncio.create_task(quick.until(lambda quick: quick.terminated, 20))
+                task = asyncio.create_task(quick.until(lambda quick: quick.terminated, seconds=20))
                 await until(lambda: produced > 20)
                 before = -1
                 while before != produced:
@@ -193,7 +193,7 @@ async def test_the_producer_is_held_up_by_a_slow_reader_on_another_worker(redis_
                     await asyncio.sleep(0.2)
                 assert produced < 600, "the reader on the other worker takes nothing"
                 so_far = len(slow.received)
-                await slow.until(lambda slow: len(slow.received) > so_far + 100_000, 20)
+                await slow.until(lambda slow: len(slow.received) > so_far + 100_000, seconds=20)
                 assert b"event: gap" not in slow.received
             await task  # who leaves holds nobody up
         assert quick.body.count(b"\ndata: ") == 603
@@ -210,15 +210,15 @@ async def test_500_readers_need_one_worker_two_connections_and_a_few(
             nonlocal reading
             path = "/streams/counter?interval=30&count=2"
             async with connection(one, path) as stream:
-                await stream.until(lambda stream: b".1\n" in stream.body, 20)
+                await stream.until(lambda stream: b".1\n" in stream.body, seconds=20)
                 async with connection(other, f"/runs/{stream.run}") as again:
-                    await again.until(lambda again: b".1\n" in again.body, 20)
+                    await again.until(lambda again: b".1\n" in again.body, seconds=20)
                     reading += 2
                     await anyio.sleep_forever()
 
         for number in range(250):
             group.start_soon(view, number)
-        await until(lambda: reading == 500, 30)
+        await until(lambda: reading == 500, seconds=30)
         connections = len(shared_valkey.client.client_list()) - before
         group.cancel_scope.cancel()
     assert connections <= 2 * 5

@@ -18,10 +18,10 @@ from weakref import WeakValueDictionary
 from streams.errors import RunExists, StoreDown, UnknownRun
 from streams.event import encode_json
 from streams.log import Adopt, RunInfo, RunLog
-from streams.memory_log import MemoryLog
-from streams.redis_link import Pause, RedisLink
-from streams.redis_run import Entry, RedisRun, State, Work
-from streams.redis_scripts import (
+from streams.log.memory import MemoryLog
+from streams.log.redis.connection import Pause, RedisLink
+from streams.log.redis.run import Entry, RedisRun, State, Work
+from streams.log.redis.scripts import (
     APPEND,
     BURY,
     CREATE,

@@ -15,9 +15,9 @@ import msgspec
 from streams.errors import LogClosed, LostHistory
 from streams.event import frame
 from streams.log import RunInfo, Status
-from streams.memory_run import CHUNK, MemoryReader, MemoryRun, Store
-from streams.redis_link import RedisLink
-from streams.redis_scripts import CLOSE, OLDER
+from streams.log.memory_run import CHUNK, MemoryReader, MemoryRun, Store
+from streams.log.redis.connection import RedisLink
+from streams.log.redis.scripts import CLOSE, OLDER
 
 MOST_BYTES = 256 * 1024
 MOST_EVENTS = 512

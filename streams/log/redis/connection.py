@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from streams.errors import StoreDown
-from streams.redis_scripts import SCRIPTS, Script
+from streams.log.redis.scripts import SCRIPTS, Script
 
 logger = logging.getLogger("streams")
 

@@ -14,10 +14,10 @@ from streams import EventLog, MemoryLog
 from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, UnknownRun
 from streams.event import frame
 from streams.log import Reader, RunInfo, RunLog
-from streams.memory_run import CHUNK
-from streams.redis_log import RedisLog
-from tests.list_log import ListLog
-from tests.servers import until
+from streams.log.memory_run import CHUNK
+from streams.log.redis import RedisLog
+from tests.support.list_log import ListLog
+from tests.support.servers import until
 
 MakeLog = Callable[..., EventLog]
 

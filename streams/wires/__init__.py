@@ -1,0 +1,1 @@
+"""Wires: what a run's events become for one kind of client."""
