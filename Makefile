@@ -1,5 +1,5 @@
-# Everything this project does, each target with all its own set-up.
-# A fresh machine needs Python 3.11 or newer (PYTHON=...), make and git.
+# The project's commands. Each target installs what it needs.
+# Requirements: Python 3.11 or newer (PYTHON=...), make and git.
 
 PYTHON ?= python3
 HOST ?= 127.0.0.1
@@ -17,38 +17,39 @@ BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: .venv/installed-dev ## build the environment, with all that development needs
+install: .venv/installed-dev ## create .venv with everything that development needs
 
-# uvicorn starts a worker that cannot start again and again: settings are tried before there are many.
-run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes, the log in LOG (redis://…)
+# uvicorn restarts a worker that fails to start, forever. So with several workers, import the app
+# once first: an invalid setting then ends the command.
+run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes; LOG=redis://… keeps the log in Redis
 	$(if $(filter-out 1,$(WORKERS)),@WORKERS= $(SETTINGS) $(BIN)/python -c 'import app')
 	@WORKERS=$(WORKERS) $(SETTINGS) $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
 	    --timeout-graceful-shutdown 5
 
-test: .venv/installed-dev .venv/browser ## run the tests, with branch coverage
+test: .venv/installed-dev .venv/browser ## run the tests and report branch coverage
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report
 
-lint: .venv/installed-dev .venv/node_modules ## look for faults; changes nothing
+lint: .venv/installed-dev .venv/node_modules ## check format, style and types without changing files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(NODE)/bin/node .venv/node_modules/typescript/bin/tsc --noEmit --allowJs --checkJs --strict \
 	    --target es2022 --lib es2023,dom,dom.iterable,dom.asynciterable streams/page/event-stream.js
 
-format: .venv/installed-dev ## format the code and order the imports
+format: .venv/installed-dev ## format the code, sort the imports, apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-screenshot: .venv/installed-dev .venv/browser ## take the README's picture anew
+screenshot: .venv/installed-dev .venv/browser ## take the README's screenshot again
 	UPDATE_SCREENSHOT=1 $(BIN)/pytest -k picture tests/page/test_page.py
 
-check: lint test ## what CI runs: lint, then test
+check: lint test ## run lint and test, as CI does
 
-chaos: .venv/installed-dev ## kill workers and Valkey under 200 viewers for a minute (SEED=...)
+chaos: .venv/installed-dev ## kill workers and Valkey at random for a minute while 200 clients read (SEED=...)
 	$(BIN)/python -m tests.log.redis.chaos $(if $(SEED),--seed $(SEED))
 
-lowest: ## run the tests with the lowest versions that pyproject.toml allows
+lowest: ## run the tests with the lowest dependency versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
 	sed -n '/^dependencies\|^llm = \|^redis = /,/^]/s/^ *"\([a-z-]*\)[^">]*>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
 	    > .venv-lowest/constraints.txt
@@ -56,37 +57,37 @@ lowest: ## run the tests with the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/pip install --quiet --editable '.[llm,redis]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest
 
-sdks: .venv/installed-dev tests/llm/node_modules ## meet npm's clients of OpenAI's API (a minute)
+sdks: .venv/installed-dev tests/llm/node_modules ## test the OpenAI API with its npm clients (1 minute)
 	$(BIN)/python -m pytest tests/llm/test_sdks.py
 
-llama: .venv/installed-llama ## put a real model behind chat: llama.cpp, which is built first (10 minutes)
+llama: .venv/installed-llama ## test the chat source with a real model; builds llama.cpp first (10 minutes)
 	$(BIN)/python -m pytest tests/llm/test_llama.py
 
-compat: .venv/installed-compat tests/compat/node_modules ## meet real servers, proxies, browsers, clients (minutes)
+compat: .venv/installed-compat tests/compat/node_modules ## test with real servers, proxies, browsers and clients (minutes)
 	$(BIN)/python -m pytest -q -W default tests/compat --write-tables docs/compat.md
 	@sed -n '/^<!-- tables/,/^<!-- end/p' docs/compat.md
 
-programs: ## install, with apt, the proxies, browsers and node that compat meets
+programs: ## install the proxies, browsers and Node that compat needs, with apt
 	@for program in nginx haproxy chromium firefox-esr curl node npm; do \
 	    PATH=$$PATH:/usr/sbin command -v $$program > /dev/null || missing="$$missing $$program"; \
 	done; \
 	test -z "$$missing" || { apt-get update -qq && \
 	    apt-get install -y -qq $$(echo "$$missing" | sed 's/ node\b/ nodejs/'); }
 
-bench: .venv/installed-bench ## measure against the peers, 30 minutes; draws bench/scaling.svg
+bench: .venv/installed-bench ## measure this project and its peers, draw bench/scaling.svg (30 minutes)
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.scaling
 
-bench-instructions: .venv/installed-bench ## count instructions with valgrind, for busy machines
+bench-instructions: .venv/installed-bench ## count instructions with valgrind; works on a busy machine
 	$(BIN)/python -m bench.instructions
 
-bench-quick: .venv/installed-bench ## the same cases small and once, under two minutes
+bench-quick: .venv/installed-bench ## run the cases of bench once, with small sizes (2 minutes)
 	$(BIN)/python -m bench.run --quick
 
-bench-redis: .venv/installed-dev ## measure the log in Valkey against the log in memory (2 minutes)
+bench-redis: .venv/installed-dev ## compare the event log in Valkey with the one in memory (2 minutes)
 	$(BIN)/python -m bench.redis_log
 
-clean: ## remove all that the other targets made
+clean: ## remove everything that the other targets created
 	rm -rf .venv .venv-lowest build *.egg-info .coverage .*_cache .hypothesis
 	rm -rf bench/node_modules tests/compat/node_modules tests/llm/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -103,14 +104,14 @@ clean: ## remove all that the other targets made
 	$(BIN)/pip install --quiet --group dev
 	touch $@
 
-# The tests of the page need a browser: one that is here, or Playwright's own, or Debian's.
+# The tests of the page need a browser: an installed one, else Playwright's, else Debian's.
 .venv/browser: .venv/installed-dev
 	for name in $(BROWSERS); do command -v $$name && break; done \
 	    || $(BIN)/playwright install chromium \
 	    || { apt-get update && apt-get install --yes chromium; }
 	touch $@
 
-# The type checker for the browser's client, which says its types in comments.
+# TypeScript checks event-stream.js, which declares its types in comments.
 .venv/node_modules: .venv/installed-dev
 	$(NODE)/bin/node $(NODE)/lib/node_modules/npm/bin/npm-cli.js install --silent --no-save \
 	    --prefix .venv typescript@5.9
