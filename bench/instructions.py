@@ -1,8 +1,9 @@
-"""User-space instructions per event, counted by valgrind: hardly a per cent between two runs.
+"""Counts user-space instructions per event with valgrind.
 
-For machines without counters in the processor, or with neighbours, where CPU time says little.
-A server under valgrind is fifty times slower, so these cases are small; only streams in full flow
-are counted, but for `short`, which is about beginning and end. Needs valgrind and its callgrind.
+Two runs differ by hardly 1 %, even on a busy machine where CPU time is not reliable, and the
+processor needs no performance counters. A server is fifty times slower under valgrind, so the cases
+are small. Counting starts when all streams are open; only the case `short` includes opening and
+closing them. Requires valgrind with callgrind. Run it with `make bench-instructions`.
 """
 
 import argparse
@@ -27,7 +28,7 @@ FAN_OUT_PEERS = ["floor", "streams", "sse-starlette"]
 
 
 class Counted(Server):
-    """A peer under valgrind, which counts from counting() on."""
+    """A peer under valgrind. Counting starts with count()."""
 
     def __init__(self, peer: str, directory: str) -> None:
         self._out = Path(directory)
@@ -42,28 +43,29 @@ class Counted(Server):
         self._control("-i", "on")
 
     def counted(self) -> int:
+        """Number of instructions executed since count()."""
         self._control("-d")
         lines = [line for out in self._out.iterdir() for line in out.read_text().splitlines()]
         return sum(int(line.split()[1]) for line in lines if line.startswith("totals:"))
 
 
-async def ten_events_each(reader: Reader, times: int) -> None:
+async def read_short_streams(reader: Reader, times: int) -> None:
     for _ in range(times):
         reader.ask(CASES["short"][1])
         await all_ended([reader], 10, 60)
 
 
-async def thousands(case: str, peer: str) -> float:
-    """Thousands of instructions per event; of `short`, per stream."""
+async def measure(case: str, peer: str) -> float:
+    """Returns thousands of instructions per delivered event; for `short`, per stream."""
     readers, path, events = CASES[case]
     with tempfile.TemporaryDirectory() as directory:
         async with Counted(peer, directory) as server, asyncio.timeout(180):
             await stream(server.port, "/streams/numbers?count=50", 50)
             if case == "short":
                 reader = await connected(server.port)
-                await ten_events_each(reader, 20)
+                await read_short_streams(reader, 20)
                 server.count()
-                await ten_events_each(reader, readers)
+                await read_short_streams(reader, readers)
                 return server.counted() / readers / 1e3
             open_ = await opened(server.port, path, readers)
             server.count()
@@ -85,8 +87,8 @@ def main() -> None:
     for case in given.cases:
         cells = [case]
         for peer in peers:
-            known = case != "fan-out" or peer in FAN_OUT_PEERS
-            cells.append(f"{asyncio.run(thousands(case, peer)):.1f}" if known else "")
+            supported = case != "fan-out" or peer in FAN_OUT_PEERS
+            cells.append(f"{asyncio.run(measure(case, peer)):.1f}" if supported else "")
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

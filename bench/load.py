@@ -1,7 +1,10 @@
-"""The load: readers that count events and bytes and parse nothing.
+"""The load generator: readers that count events and bytes without parsing them.
 
-The law of this file: it costs less than what it measures. Each event holds MARK once, so that
-counting events is counting one byte, wherever the network cut the stream. run.py opens these.
+Invariants:
+
+1. A reader costs less CPU than the server that it measures.
+2. Each event contains MARK, one byte, exactly once. A reader counts events by counting this byte,
+   however the network splits the stream.
 """
 
 import asyncio
@@ -13,11 +16,11 @@ from bench.peers.feed import MARK
 
 BODY_END = b"0\r\n\r\n"
 MARK_BYTE = MARK.encode()
-AT_ONCE = 200  # connections opened at the same moment; a listen backlog is not what is measured
+AT_ONCE = 200  # connections opened at the same time, so that the listen backlog is not the limit
 
 
 class Reader(asyncio.Protocol):
-    """One connection, one stream at a time: what has come of it, and when."""
+    """One connection, which reads one stream at a time and counts what it receives."""
 
     def __init__(self, record: bool = False) -> None:
         self.events = 0
@@ -35,7 +38,7 @@ class Reader(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def ask(self, path: str, last_event_id: str | None = None) -> None:
-        """Sends a request; the counts begin at 0 again."""
+        """Sends a request and sets the counts to 0."""
         loop = asyncio.get_running_loop()
         self.events = self.bytes = 0
         self.head = self._tail = b""
@@ -53,7 +56,7 @@ class Reader(asyncio.Protocol):
             if b"\r\n\r\n" not in self.head:
                 return
             if not self.head.startswith(b"HTTP/1.1 200"):
-                self._fail(f"answered {self.head!r}")
+                self._fail(f"the server answered {self.head!r}")
                 return
             data = self.head
             self.answered.set_result(None)
@@ -69,13 +72,13 @@ class Reader(asyncio.Protocol):
             self.ended.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._fail(f"lost after {self.events} events: {error}")
+        self._fail(f"connection lost after {self.events} events: {error}")
 
     def _fail(self, what: str) -> None:
         for future in (self.answered, self.ended):
             if not future.done():
                 future.set_exception(ConnectionError(what))
-                future.exception()  # it may be that nobody waits for it
+                future.exception()  # asyncio logs an error that nobody retrieves
 
     def close(self) -> None:
         if self._transport is not None:
@@ -89,7 +92,7 @@ async def connected(port: int, record: bool = False) -> Reader:
 
 
 async def opened(port: int, path: str, count: int, record: bool = False) -> list[Reader]:
-    """`count` readers that each have the head of their response."""
+    """Opens `count` readers; returns when each has received the head of its response."""
     readers: list[Reader] = []
     while len(readers) < count:
         batch = min(AT_ONCE, count - len(readers))
@@ -102,16 +105,20 @@ async def opened(port: int, path: str, count: int, record: bool = False) -> list
 
 
 async def all_ended(readers: Sequence[Reader], events: int, within: float) -> None:
-    """Waits `within` seconds for every stream's end. Raises ValueError if one had not `events`."""
+    """Waits until all streams have ended.
+
+    Raises TimeoutError after `within` seconds, and ValueError if a reader received another number
+    of events than `events`.
+    """
     async with asyncio.timeout(within):
         await asyncio.gather(*(reader.ended for reader in readers))
     counts = {reader.events for reader in readers}
     if counts != {events}:
-        raise ValueError(f"readers had {sorted(counts)} events, not {events} each")
+        raise ValueError(f"readers received {sorted(counts)} events; each should receive {events}")
 
 
 async def stream(port: int, path: str, events: int) -> Reader:
-    """One stream, read to its end on a connection of its own."""
+    """Reads one stream to its end, on a new connection."""
     reader = await connected(port)
     reader.ask(path)
     await all_ended([reader], events, 60)
@@ -120,7 +127,7 @@ async def stream(port: int, path: str, events: int) -> Reader:
 
 
 async def go(port: int) -> None:
-    """Opens the gate behind which the peer's streams wait."""
+    """Opens the peer's gate: its gated streams start to send."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET /go HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
     await reader.read()

@@ -1,9 +1,14 @@
-"""The log in Valkey against the log in memory: what an event costs, how late it is, what Valkey has
-of it; then what a run takes to keep and a reader to come back.
+"""Compares the event log in Valkey with the one in memory.
 
-The law of this file: each case has fresh workers and a Valkey of its own that writes its log to
-disk; every reader must have had every event. Workers share one core, Valkey and the load the other,
-so costs are CPU time, and a rate is one of a second of CPU. `make bench-redis`.
+The first table shows what an event costs in the worker and in Valkey, and how late it arrives. The
+second shows what it costs to keep a run and to resume a reader. Run it with `make bench-redis`.
+
+Invariants:
+
+1. Each case starts new workers and a new Valkey, which writes its append-only file to disk.
+2. Every reader must receive every event.
+3. The workers share one core; Valkey and the load generator share the other. So costs are CPU time,
+   and rates are per second of CPU time.
 """
 
 import asyncio
@@ -28,16 +33,16 @@ APP = "bench.peers.stamped:app"
 STAMP = re.compile(rb'"at":(\d+),')
 
 SECONDS = 4
-FLOOD = 60_000
-BACK = 400
-KEPT = 500
-LONG = 200
+FLOOD = 60_000  # events of a run without a rate
+BACK = 400  # readers that reconnect
+KEPT = 500  # runs whose memory is measured
+LONG = 200  # events of a long run
 
-HERE, BOTH, OTHER = "one", "two, half each", "two, all on the other"
+HERE, BOTH, OTHER = "one", "two, half each", "two, readers on the other"
 
 
 class Viewer(Reader):
-    """A reader that knows how late each event is, in ms."""
+    """A reader that records how late each event arrives, in ms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,8 +65,12 @@ class Viewer(Reader):
 
 @dataclass(frozen=True)
 class Case:
-    """`rate` is of one run, in events per second; 0: as fast as it goes. Readers share a run, or
-    have one each, which is produced where they are or on the `OTHER` worker."""
+    """One row of the first table.
+
+    `rate` is in events per second of one run; 0 means as fast as possible. The readers share one
+    run, or have one each. `where` says on which workers they read; with `OTHER`, one worker
+    produces all runs and the other serves all readers.
+    """
 
     what: str
     rate: int
@@ -106,7 +115,7 @@ CASES = [
 
 @asynccontextmanager
 async def fleet(log: str, workers: int) -> AsyncIterator[tuple[list[Server], Valkey | None]]:
-    """Workers, each on a port of its own, and the Valkey that they meet in."""
+    """Starts workers, each on its own port, and the Valkey that they share, if any."""
     async with AsyncExitStack() as stack:
         valkey = (
             stack.enter_context(running_valkey("--appendfsync", "everysec"))
@@ -122,7 +131,7 @@ async def fleet(log: str, workers: int) -> AsyncIterator[tuple[list[Server], Val
 
 @dataclass(frozen=True)
 class Traffic:
-    """What Valkey has had to do: seconds of CPU, calls of clients, bytes in and out."""
+    """Valkey's work: seconds of CPU, calls from clients, bytes in and out."""
 
     cpu: float = 0.0
     calls: int = 0
@@ -143,8 +152,11 @@ class Traffic:
         return Traffic(self.cpu - before.cpu, self.calls - before.calls, self.bytes - before.bytes)
 
 
-async def viewers(asked: Sequence[tuple[int, str, str | None]]) -> list[Viewer]:
-    """A reader for each port, path and Last-Event-ID, that has the head of its response."""
+async def viewers(requests: Sequence[tuple[int, str, str | None]]) -> list[Viewer]:
+    """Opens a reader for each port, path and Last-Event-ID.
+
+    Returns when each has received the head of its response.
+    """
     loop = asyncio.get_running_loop()
     found: list[Viewer] = []
 
@@ -154,13 +166,14 @@ async def viewers(asked: Sequence[tuple[int, str, str | None]]) -> list[Viewer]:
         await viewer.answered
         return viewer
 
-    for first in range(0, len(asked), AT_ONCE):
-        found += await asyncio.gather(*(view(*one) for one in asked[first : first + AT_ONCE]))
+    for first in range(0, len(requests), AT_ONCE):
+        batch = requests[first : first + AT_ONCE]
+        found += await asyncio.gather(*(view(*request) for request in batch))
     return found
 
 
-async def viewing(case: Case, servers: list[Server]) -> list[Viewer]:
-    """The readers of a case, where they have to be."""
+async def viewers_of(case: Case, servers: list[Server]) -> list[Viewer]:
+    """Opens the readers of a case on the workers where they belong."""
     if case.where != OTHER:
         ports = islice(cycle(server.port for server in servers), case.readers)
         return await viewers([(port, case.path, None) for port in ports])
@@ -172,8 +185,9 @@ async def viewing(case: Case, servers: list[Server]) -> list[Viewer]:
 
 
 async def row(case: Case) -> str:
+    """Runs a case; returns its row of the table."""
     async with fleet(case.log, 1 if case.where == HERE else 2) as (servers, valkey):
-        open_ = await viewing(case, servers)
+        open_ = await viewers_of(case, servers)
         before = Traffic.of(valkey)
         gc.collect()
         gc.disable()
@@ -192,7 +206,7 @@ def cells(case: Case, open_: list[Viewer], costs: list[Cost], traffic: Traffic) 
     appended = case.events if case.shared else delivered
     cpu = sum(cost.cpu for cost in costs)
     late = [ms for viewer in open_ for ms in viewer.late] if case.rate else []
-    found = [case.what, str(case.rate or "all it can"), str(case.readers), case.log, case.where]
+    found = [case.what, str(case.rate or "max"), str(case.readers), case.log, case.where]
     found += [f"{delivered / costs[0].wall:,.0f}", f"{cpu / delivered * 1e6:.1f}"]
     found += [f"{delivered / cpu:,.0f}", f"{cpu / costs[0].wall:.0%}"]
     if traffic.calls:
@@ -204,8 +218,8 @@ def cells(case: Case, open_: list[Viewer], costs: list[Cost], traffic: Traffic) 
     return [*found, f"{max(cost.load_share for cost in costs):.0%}"]
 
 
-async def coming_back(log: str, shared: bool, other: bool) -> str:
-    """What it costs when many connections break at once and resume a moment later."""
+async def reconnecting(log: str, shared: bool, other: bool) -> str:
+    """Measures the cost of resuming many readers whose connections broke at the same time."""
     path = f"/streams/{'shared' if shared else 'private'}?count=1000&interval=1"
     async with fleet(log, 2 if other else 1) as (servers, valkey):
         first, last = servers[0].port, servers[-1]
@@ -217,21 +231,20 @@ async def coming_back(log: str, shared: bool, other: bool) -> str:
             viewer.close()
         before = Traffic.of(valkey)
         with last.measured() as cost:
-            asked = [(last.port, f"/runs/{one.run}", f"{one.run}.1") for one in open_]
-            back = await viewers(asked)
+            requests = [(last.port, f"/runs/{one.run}", f"{one.run}.1") for one in open_]
+            resumed = await viewers(requests)
             async with asyncio.timeout(20):
-                while not all(viewer.events for viewer in back):
+                while not all(viewer.events for viewer in resumed):
                     await asyncio.sleep(0.001)
         traffic = Traffic.of(valkey).since(before)
-    what = f"resume, {'shared' if shared else 'private'}, {'the other' if other else 'its'} worker"
+    what = f"resume, {'shared' if shared else 'private'}, {'another' if other else 'same'} worker"
     per_core = f"{BACK / cost.cpu:,.0f} per second of CPU"
     valkeys = f"; Valkey {traffic.cpu / BACK * 1e6:.0f} µs" if valkey else ""
     return f"{what} | {log} | {cost.cpu / BACK * 1e3:.2f} ms of CPU; {per_core}{valkeys}"
 
 
-async def keeping() -> AsyncIterator[str]:
-    """What a run takes in Valkey, finished with two events and with many more; what it takes in
-    the worker while it is open."""
+async def memory() -> AsyncIterator[str]:
+    """Measures the memory of a finished run in Valkey and of an open run in the worker."""
     async with fleet("Valkey", 1) as ([server], valkey):
         assert valkey is not None
         used = [valkey.client.info("memory")["used_memory"]]
@@ -244,8 +257,8 @@ async def keeping() -> AsyncIterator[str]:
         short, long = ((b - a) / KEPT for a, b in pairwise(used))
         each = (long - short) / LONG
         size = frames[0].bytes / LONG
-        yield f"a run with its start and end | Valkey | {short:,.0f} bytes"
-        yield f"each event more, of {size:.0f} bytes | Valkey | {each:.0f} bytes"
+        yield f"a run with only `start` and `end` | Valkey | {short:,.0f} bytes"
+        yield f"each further event of {size:.0f} bytes | Valkey | {each:.0f} bytes"
     for log in ("memory", "Valkey"):
         async with fleet(log, 1) as ([server], _):
             path = "/streams/private?count=1&gated=1"
@@ -255,17 +268,17 @@ async def keeping() -> AsyncIterator[str]:
             await opened(server.port, path, KEPT)
             await asyncio.sleep(0.5)
             kib = (server.memory() - held) / KEPT / 1024
-            yield f"an open run with its reader | {log} | {kib:.1f} KiB of the worker"
+            yield f"an open run with one reader | {log} | {kib:.1f} KiB in the worker"
 
 
 TITLES = """case | events/s of a run | readers | log | workers | delivered/s | worker µs/delivered \
-| delivered/s of CPU | their core | Valkey µs/event | calls/event | bytes/event \
+| delivered/s of CPU | worker core | Valkey µs/event | calls/event | bytes/event \
 | late ms p50 | p99 | load"""
 
 
-async def others() -> list[str]:
+async def second_table() -> list[str]:
     found = [
-        await coming_back(log, shared, other)
+        await reconnecting(log, shared, other)
         for log, shared, other in [
             ("memory", False, False),
             ("Valkey", False, False),
@@ -273,7 +286,7 @@ async def others() -> list[str]:
             ("Valkey", True, True),
         ]
     ]
-    return [*found, *[line async for line in keeping()]]
+    return [*found, *[line async for line in memory()]]
 
 
 def main() -> None:
@@ -284,7 +297,7 @@ def main() -> None:
     for case in CASES:
         print(f"| {asyncio.run(row(case))} |", flush=True)
     print("\n| what | log | |\n|---|---|---|")
-    for line in asyncio.run(others()):
+    for line in asyncio.run(second_table()):
         print(f"| {line} |", flush=True)
 
 

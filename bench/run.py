@@ -1,8 +1,11 @@
-"""Runs the cases against this project and its peers and prints one table of ratios.
+"""Measures this project and its peers and prints one table of ratios.
 
-The law of this file: peers take turns within a round, on the same core, with the same settings,
-each case in a fresh process; what counts is a peer's cost over this project's in the same round,
-the median of the rounds, and how far the rounds differ. `make bench` and `make bench-quick`.
+Run it with `make bench` or `make bench-quick`. Invariants:
+
+1. In a round the peers run one after another, on the same core, with the same settings.
+2. Each case of each peer runs in a new process.
+3. A ratio divides a peer's cost by this project's cost in the same round. The table shows the
+   median of the rounds and how far they differ.
 """
 
 import argparse
@@ -27,7 +30,7 @@ OURS = "streams"
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """How large the cases are."""
 
     rounds: int = 3
     flood: int = 200_000
@@ -58,7 +61,7 @@ QUICK = Size(
 
 @dataclass
 class Figures:
-    """What one case gave for one peer: a name and a number each, and the share of the load."""
+    """The results of one case for one peer, by name, and the load generator's share of its core."""
 
     numbers: dict[str, float]
     load: float = 0.0
@@ -72,7 +75,7 @@ def per_event(cost: Cost, events: int) -> Figures:
 
 
 async def gated(server: Server, path: str, readers: int, events: int) -> Figures:
-    """The cost of an event when `readers` get `events` each."""
+    """Measures the cost of an event when each of `readers` receives `events` events."""
     await stream(server.port, "/streams/numbers?count=300", 300)
     open_ = await opened(server.port, path, readers)
     with server.measured() as cost:
@@ -98,7 +101,7 @@ async def fan_out(server: Server, size: Size) -> Figures:
 
 async def idle(server: Server, size: Size) -> Figures:
     path = "/streams/numbers?count=1&gated=1"
-    for reader in await opened(server.port, path, 50):  # what a first stream loads and caches
+    for reader in await opened(server.port, path, 50):  # they fill caches
         reader.close()
     await asyncio.sleep(0.5)
     before = server.memory()
@@ -131,9 +134,9 @@ async def short(server: Server, size: Size) -> Figures:
 
 
 async def fairness(server: Server, size: Size) -> Figures:
-    """How long others wait while one source never does: a request, an event that is due.
+    """Measures how long requests and events of other streams wait for a source that never waits.
 
-    Where others get no turn at all, the wait is as long as this case has patience.
+    A request that gets no turn within `patience` seconds counts as `patience` seconds.
     """
     interval, patience = 0.05, 2.0
     port = server.port
@@ -167,7 +170,7 @@ def percentile(values: list[float], which: int) -> float:
 
 
 async def replay(server: Server, size: Size) -> Figures:
-    """A finished run to 20 readers at once; the floor has it as one buffer."""
+    """Replays a finished run to 20 readers at once. The floor sends one ready-made buffer."""
     readers = 20
     path = f"/streams/history?count={size.history}"
     await go(server.port)
@@ -191,21 +194,21 @@ class Case:
 
 
 CASES = {
-    "flood": Case("one reader, unpaced; per event", flood),
-    "paced": Case("a run each, 50 events/s each; per event", paced),
+    "flood": Case("one reader, no pause between events; per event", flood),
+    "paced": Case("one run per reader, 50 events/s each; per event", paced),
     "fan-out": Case(
         "one shared run, 100 events/s; per event delivered",
         fan_out,
         ["floor", OURS, "sse-starlette", "better-sse"],
     ),
-    "idle": Case("open connections, nothing to send; each", idle),
-    "short": Case("streams of 10 events; per stream", short),
-    "fairness": Case("while one source never waits", fairness),
+    "idle": Case("open connections with nothing to send; per connection", idle),
+    "short": Case("streams of ten events; per stream", short),
+    "fairness": Case("other streams while one source never waits", fairness),
     "replay": Case("a finished run; per event delivered", replay, ["floor", OURS]),
 }
 
 
-async def one(case: str, peer: str, size: Size) -> Figures:
+async def measure(case: str, peer: str, size: Size) -> Figures:
     async with Server(peer) as server:
         gc.collect()
         gc.disable()
@@ -220,9 +223,9 @@ def head(peers: list[str]) -> str:
 
 
 def rows(case: str, peers: list[str], rounds: list[dict[str, Figures]]) -> Iterator[str]:
-    """A row for each figure: this project's median, and each peer's over it, with the spread.
+    """Yields a row for each figure: this project's median, then each peer's ratio and its spread.
 
-    The load is the highest share of its core that it had with any of them.
+    The last cell is the load generator's highest share of its core with any peer.
     """
     load = max(figures.load for results in rounds for figures in results.values())
     for figure in rounds[0][OURS].numbers:
@@ -238,13 +241,13 @@ def rows(case: str, peers: list[str], rounds: list[dict[str, Figures]]) -> Itera
 
 
 def ratio(ratios: list[float]) -> str:
-    """The median; behind it half the distance between the lowest and the highest."""
+    """The median ± half the distance between the lowest and the highest ratio."""
     middle = f"{statistics.median(ratios):.2f}"
     return middle if len(ratios) == 1 else f"{middle} ±{(max(ratios) - min(ratios)) / 2:.2f}"
 
 
 def allow_connections() -> None:
-    """As many files as may be, for this process and the servers that it starts."""
+    """Raises the limit of open files, which the started servers inherit, to the allowed maximum."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -267,7 +270,7 @@ def main() -> None:
     for case in given.cases:
         peers = [peer for peer in CASES[case].peers if peer in chosen]
         results = [
-            {peer: asyncio.run(one(case, peer, size)) for peer in peers} for _ in range(rounds)
+            {peer: asyncio.run(measure(case, peer, size)) for peer in peers} for _ in range(rounds)
         ]
         print(*rows(case, others, results), sep="\n", flush=True)
 

@@ -1,7 +1,7 @@
-"""How cost grows, drawn as bench/scaling.svg: with readers, with open runs, with history.
+"""Draws bench/scaling.svg: how cost grows with readers, with open runs and with history.
 
-What it should show: work is linear in events delivered and flat in history. `make bench` calls it
-behind run.py, and its numbers are printed, too.
+Expected: cost is linear in delivered events and independent of history. `make bench` runs this
+after run.py. It also prints the numbers.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ Line = list[tuple[float, float]]
 
 
 async def delivered(peer: str, readers: int) -> float:
-    """Events that a second of CPU delivers when a shared run of 100 a second has so many readers.
+    """Returns the events delivered per second of CPU when a shared run has `readers` readers.
 
-    Of CPU, not of wall: that is what a core of one's own gives, whoever else is on this one.
+    CPU time, not wall time: other processes on this core do not change it.
     """
     async with Server(peer) as server:
         await stream(server.port, "/streams/numbers?count=300", 300)
@@ -48,7 +48,7 @@ async def delivered(peer: str, readers: int) -> float:
 
 
 async def memory(peer: str) -> Line:
-    """MiB against open streams that have nothing to send, each a run of its own."""
+    """Measures MiB against the number of open streams: one run each, with nothing to send."""
     line: Line = []
     async with Server(peer) as server:
         path = "/streams/numbers?count=1&gated=1"
@@ -64,7 +64,7 @@ async def memory(peer: str) -> Line:
 
 
 async def resumes() -> Line:
-    """Microseconds of CPU for a client that has all but ten events, against the run's length."""
+    """Measures the CPU µs of a resume ten events before the end, against the length of the run."""
     times, line = 300, Line()
     async with Server("streams") as server:
         for events in HISTORY:
@@ -76,7 +76,7 @@ async def resumes() -> Line:
                     reader.ask(f"/runs/{run}", last_event_id=f"{run}.{events - 10}")
                     await all_ended([reader], 10, 10)
             line.append((events, cost.cpu / times * 1e6))
-            print(f"| streams | resumed in {events} events | {line[-1][1]:.0f} µs |")
+            print(f"| streams | resume in a run of {events} events | {line[-1][1]:.0f} µs |")
     return line
 
 
@@ -95,9 +95,9 @@ def draw(rates: dict[str, Line], megabytes: dict[str, Line], resumed: Line) -> N
         axes.grid(alpha=0.3)
     left.set(yscale="log", xscale="log")
     left.set(title="One run of 100 events/s", xlabel="readers", ylabel="events/s per core")
-    middle.set(title="Open runs, nothing to send", xlabel="open runs", ylabel="MiB")
+    middle.set(title="Open runs with nothing to send", xlabel="open runs", ylabel="MiB")
     right.plot(*zip(*resumed, strict=True), marker=".", color="C1")
-    right.set(title="Resume with ten events to come", xlabel="events in the run", ylabel="CPU µs")
+    right.set(title="Resume ten events before the end", xlabel="events in the run", ylabel="CPU µs")
     right.set(xscale="log", ylim=(0, 2 * statistics.median(value for _, value in resumed)))
     right.grid(alpha=0.3)
     figure.tight_layout()

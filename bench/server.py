@@ -1,7 +1,7 @@
-"""A peer as a process on a core of its own, and what it costs: CPU time, instructions, memory.
+"""Runs a peer as a process on its own core and measures its CPU time, instructions and memory.
 
-CPU time is the scheduler's count of all threads, in nanoseconds. User-space instructions come from
-`perf stat` where the machine has the counters. run.py starts these one after another.
+CPU time is the scheduler's count for all threads. User-space instructions come from `perf stat`
+if the processor has the counters.
 """
 
 import asyncio
@@ -41,7 +41,10 @@ UVICORN = "--loop uvloop --http httptools --lifespan off --no-access-log --log-l
 
 @dataclass
 class Cost:
-    """What happened between two moments: seconds of CPU and wall, `instructions` if counted."""
+    """The cost of an interval, in seconds. `load` is the load generator's CPU time.
+
+    `instructions` is None if the machine cannot count them.
+    """
 
     cpu: float = 0.0
     user: float = 0.0
@@ -51,13 +54,16 @@ class Cost:
 
     @property
     def load_share(self) -> float:
-        """How much of its core the load had: at 1 it would be the bottleneck."""
+        """The share of its core that the load generator used; at 1 it is the bottleneck."""
         return self.load / self.wall
 
 
 class Server:
-    """A running peer (or `package.module:app`), perhaps `under` another command. Entering waits
-    until it listens, leaving kills it."""
+    """A running peer, by its name in PEERS or as `package.module:app`.
+
+    `under` is a command that runs the server's command, such as valgrind. Entering the context
+    waits until the server listens; leaving it kills the server.
+    """
 
     def __init__(self, peer: str, under: Sequence[str] = (), **environ: str) -> None:
         with socket.socket() as free:
@@ -88,7 +94,7 @@ class Server:
                 writer.close()
                 return self
         self._process.kill()
-        raise RuntimeError(f"{self._process.args!r} did not start")
+        raise RuntimeError(f"the server did not start: {self._process.args!r}")
 
     async def __aexit__(
         self,
@@ -100,23 +106,23 @@ class Server:
         self._process.wait()
 
     def cpu(self) -> float:
-        """Seconds of CPU that all threads have had."""
+        """Seconds of CPU that all threads have used."""
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
     def user(self) -> float:
-        """Seconds of it in user space, as the kernel samples it: good to a few per cent."""
+        """Seconds of CPU in user space; the kernel samples it, to a few per cent."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return int(fields[11]) / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> int:
-        """Bytes of memory that are this process's own."""
+        """Bytes of private memory of this process."""
         text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
         return sum(int(kb) for kb in re.findall(r"^Private_\w+: +(\d+) kB", text, re.M)) * 1024
 
     @contextmanager
     def measured(self) -> Iterator[Cost]:
-        """The cost of what is done inside, known when it is left."""
+        """Measures the block; the yielded Cost is filled in when the block ends."""
         counter = Instructions(self.pid) if INSTRUCTIONS else None
         cost = Cost()
         cpu, user, load, wall = self.cpu(), self.user(), time.process_time(), time.perf_counter()
@@ -130,14 +136,14 @@ class Server:
 
 
 class Instructions:
-    """User-space instructions of a process from now on, counted by `perf stat`."""
+    """Counts user-space instructions of a process with `perf stat`, from construction to stop()."""
 
     EVENT = "instructions:u"
 
     def __init__(self, pid: int) -> None:
         command = ["perf", "stat", "-x,", "-e", self.EVENT, "-p", str(pid)]
         self._perf = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        time.sleep(0.2)  # until it has attached: it does not say when
+        time.sleep(0.2)  # perf does not report when it has attached
 
     def stop(self) -> int:
         self._perf.send_signal(signal.SIGINT)
@@ -146,7 +152,7 @@ class Instructions:
 
     @classmethod
     def counted_here(cls) -> bool:
-        """Whether there is a perf, and a counter in this processor that it may use."""
+        """Whether perf is installed and may use an instruction counter of this processor."""
         if shutil.which("perf") is None:
             return False
         command = ["perf", "stat", "-x,", "-e", cls.EVENT, "true"]

@@ -1,7 +1,9 @@
-"""A million viewers who all lose their connections at once, and come back: how long the queue gets.
+"""Simulates a million viewers that reconnect at once: how long does the queue get?
 
-Each comes after the `retry` that it was sent, to workers that take so many a second together, in
-turn. What a worker takes is measured: see *resume* in redis_log.py. `python -m bench.stampede`.
+All viewers lose their connections at the same moment. Each reconnects after a random delay from
+its `retry` range, and the workers together serve a fixed number of resumes per second, in order of
+arrival. redis_log.py measures the rate of one worker (*resume*). Run it with
+`python -m bench.stampede`.
 """
 
 import random
@@ -9,17 +11,17 @@ from collections.abc import Iterator
 
 VIEWERS = 1_000_000
 RESUMES = 500
-"""That a worker takes in a second, if it does nothing else."""
+"""Resumes per second that a worker serves if it does nothing else."""
 
 PATIENCE = 60
-"""Seconds after which a proxy answers in place of a worker, commonly."""
+"""Seconds after which a proxy typically gives up waiting for the worker and answers itself."""
 
 RETRIES = [(2, 2), (1, 3), (5, 15), (10, 60), (30, 120)]
 WORKERS = [16, 64, 256]
 
 
 def waits(retry: tuple[float, float], a_second: float) -> Iterator[tuple[float, float]]:
-    """When each viewer asks, and when it is served, in seconds from the break."""
+    """When each viewer reconnects, and when it is served, in seconds after the disconnect."""
     chance = random.Random(1)
     free = 0.0
     for asks in sorted(chance.uniform(*retry) for _ in range(VIEWERS)):
@@ -38,10 +40,9 @@ def row(retry: tuple[float, float], workers: int) -> str:
 
 
 def main() -> None:
-    titles = (
-        f"retry | workers | resumes/s | longest queue | longest wait | all back | over {PATIENCE} s"
-    )
-    print(f"| {titles} |\n|{'---|' * (titles.count('|') + 1)}")
+    titles = ["retry", "workers", "resumes/s", "longest queue", "longest wait", "all served"]
+    titles.append(f"wait over {PATIENCE} s")
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for workers in WORKERS:
         for retry in RETRIES:
             print(row(retry, workers), flush=True)

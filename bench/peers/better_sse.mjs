@@ -1,4 +1,4 @@
-// better-sse on Node's own HTTP server; its channel is the fan-out.
+// better-sse on Node's own HTTP server; fan-out uses a better-sse channel.
 
 import { createServer } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";

@@ -1,4 +1,4 @@
-"""FastAPI's own server-sent events: an endpoint that yields, and EventSourceResponse."""
+"""FastAPI's own server-sent events: an endpoint that yields, with EventSourceResponse."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,7 +1,7 @@
-"""What every Python peer streams: the same values at the same pace, from behind a gate.
+"""What every Python peer streams: the same values at the same pace, held back by a gate.
 
-A case opens its connections first and then the gate (GET /go), so that what it measures is
-events alone. Each value holds MARK once, by which the load counts events.
+A case first opens its connections and then the gate (GET /go), so that it measures only events.
+Each value contains MARK once; the load generator counts events by it.
 """
 
 import asyncio
@@ -23,7 +23,10 @@ def value(number: int) -> dict[str, Any]:
 async def numbers(
     count: int, interval: float = 0.0, gated: bool = False
 ) -> AsyncIterator[dict[str, Any]]:
-    """`count` values, `interval` seconds apart, from a random moment within the first interval."""
+    """Yields `count` values, `interval` seconds apart.
+
+    The first one comes at a random time within the first interval, so that streams are not in step.
+    """
     if gated:
         await gate.wait()
     if interval:
@@ -35,7 +38,7 @@ async def numbers(
 
 
 class Queues:
-    """Fan-out as one writes it by hand: a task that feeds a queue for each client."""
+    """Fan-out as people write it by hand: one task puts each value into one queue per client."""
 
     def __init__(self) -> None:
         self._queues: set[asyncio.Queue[Any]] = set()
@@ -61,7 +64,7 @@ class Queues:
 
 
 def gated(app: App) -> App:
-    """The app, and GET /go."""
+    """Wraps `app`; GET /go opens the gate."""
 
     async def with_gate(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] != "/go":

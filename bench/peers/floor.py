@@ -1,4 +1,4 @@
-"""The floor: a raw ASGI app that writes bytes which are ready. No server in Python does less."""
+"""The floor: a raw ASGI app that sends ready-made bytes. No Python app can do less work."""
 
 import asyncio
 import random
@@ -54,7 +54,7 @@ async def raw(scope: Any, receive: Any, send: Any) -> None:
 
 
 def history(count: int, buffers: dict[int, bytes] = {}) -> bytes:  # noqa: B006
-    """One buffer of `count` frames, made once."""
+    """Returns one buffer of `count` frames, which is created only once."""
     if count not in buffers:
         buffers[count] = FRAME * count
     return buffers[count]

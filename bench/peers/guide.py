@@ -1,4 +1,4 @@
-"""What the usual guide shows: FastAPI's StreamingResponse over a generator of f-strings."""
+"""What most tutorials show: FastAPI's StreamingResponse with a generator of f-strings."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Litestar's ServerSentEvent over a generator of JSON texts."""
+"""Litestar's ServerSentEvent with a generator of JSON texts."""
 
 import json
 from collections.abc import AsyncIterator

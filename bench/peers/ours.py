@@ -1,6 +1,6 @@
-"""This project: three sources over the values that all peers stream, with default policies.
+"""This project, with default policies: three sources that stream the values of all peers.
 
-Only limits are wider: `history` is to be replayed whole, and 10,000 runs are to be open.
+Only the limits are higher: `history` is replayed as a whole, and 10,000 runs are open at once.
 """
 
 from collections.abc import AsyncIterator
@@ -14,21 +14,21 @@ from streams import Streams, source
 async def numbers(
     count: int, interval: float = 0.0, gated: bool = False
 ) -> AsyncIterator[dict[str, Any]]:
-    """Values, to one reader."""
+    """Values for one reader."""
     async for value in feed.numbers(count, interval, gated):
         yield value
 
 
 @source(name="feed", shared=True)
 async def shared(count: int, interval: float) -> AsyncIterator[dict[str, Any]]:
-    """Values, to all readers."""
+    """The same values for all readers."""
     async for value in feed.numbers(count, interval, gated=True):
         yield value
 
 
 @source(window=2**28)
 async def history(count: int) -> AsyncIterator[dict[str, Any]]:
-    """Values to be read again."""
+    """Values that are replayed later."""
     async for value in feed.numbers(count):
         yield value
 

@@ -1,4 +1,4 @@
-"""Bare sse-starlette on Starlette: a generator of JSON texts, and for fan-out a queue a client."""
+"""sse-starlette alone, on Starlette: a generator of JSON texts; fan-out uses a queue per client."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,6 +1,7 @@
-"""This project over the log that STREAMS_LOG names, or in memory: the values that all peers
-stream, each with the moment of its yield, so that a viewer anywhere on the machine knows how late
-it is. redis_log.py starts workers of it.
+"""This project with the event log that STREAMS_LOG names (default: in memory), for redis_log.py.
+
+It streams the values of all peers. Each value carries the time at which it was yielded, so that a
+viewer on the same machine can compute how late it is.
 """
 
 import os
@@ -21,14 +22,14 @@ async def stamped(count: int, interval: float, gated: bool) -> AsyncIterator[dic
 async def private(
     count: int, interval: float = 0.0, gated: bool = False
 ) -> AsyncIterator[dict[str, Any]]:
-    """Values, to one reader."""
+    """Values for one reader."""
     async for value in stamped(count, interval, gated):
         yield value
 
 
 @source(shared=True)
 async def shared(count: int, interval: float, gated: bool = False) -> AsyncIterator[dict[str, Any]]:
-    """Values, to all readers."""
+    """The same values for all readers."""
     async for value in stamped(count, interval, gated):
         yield value
 
