@@ -1,4 +1,4 @@
-"""Chromium and Firefox, without a driver: they open a page that reports what it saw."""
+"""Runs Chromium and Firefox without a driver: they open a page that reports what it has read."""
 
 import asyncio
 import json
@@ -27,18 +27,27 @@ user_pref("network.connectivity-service.enabled", false);
 
 
 class Pages:
-    """A site with clients/page.html, and what that reported."""
+    """A site with clients/page.html, which reports here what it has read.
 
-    def __init__(self) -> None:
+    `shown` has the data of its events, as they come; `report` has all events, after the end.
+    """
+
+    def __init__(self, shown: bytearray | None = None) -> None:
         self.url = ""
+        self.shown = bytearray() if shown is None else shown
         self.report: asyncio.Future[list[dict[str, str]]] = asyncio.Future()
         self.app = Starlette(
             routes=[
+                Route("/show", self._show, methods=["POST"]),
                 Route("/report", self._report, methods=["POST"]),
                 Route("/modules/{path:path}", self._module),
                 Mount("/clients", StaticFiles(directory=HERE / "clients")),
             ]
         )
+
+    async def _show(self, request: Request) -> Response:
+        self.shown += await request.body()
+        return Response(status_code=204)
 
     async def _report(self, request: Request) -> Response:
         self.report.set_result(json.loads(await request.body()))
@@ -50,14 +59,14 @@ class Pages:
 
 
 @asynccontextmanager
-async def pages() -> AsyncIterator[Pages]:
-    site = Pages()
+async def pages(shown: bytearray | None = None) -> AsyncIterator[Pages]:
+    site = Pages(shown)
     async with serving(site.app) as site.url:
         yield site
 
 
 async def report_of(browser: str, site: Pages, folder: Path, **query: Any) -> list[dict[str, str]]:
-    """What the page saw in this browser, when it had ended by itself."""
+    """Opens the page in a browser; returns the events that it read until its client stopped."""
     url = f"{site.url}/clients/page.html?{urlencode(query)}"
     if browser == "chromium":
         options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]

@@ -1,8 +1,9 @@
-"""Draws the tables of what was seen with which versions: each test is a cell.
+"""Writes the tables of docs/compat.md from the test results: each test is one cell.
 
-A test's row is its parameter that has a `name` and a `version`, its column is what its marker
-`column` says, its table is its file's docstring up to the colon. A remark that a test records
-becomes a footnote, and so does the reason of what is expected to fail.
+- Table: the docstring of the test's file, up to the colon.
+- Row: the test's parameter that has a `name` and a `version`.
+- Column: the argument of the test's marker `column`.
+- Footnote: the property `remark` that a test records, or the reason of an expected failure.
 """
 
 from collections.abc import Iterator
@@ -15,11 +16,11 @@ BEGIN, END = "<!-- tables: written by make compat -->\n", "<!-- end of tables --
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-tables", metavar="FILE", help="put the tables into this file")
+    parser.addoption("--write-tables", metavar="FILE", help="write the tables into this file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "column(title): the table's column that the test fills")
+    config.addinivalue_line("markers", "column(title): the table column of the test's result")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,7 +53,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def tables(reports: list[Any]) -> Iterator[str]:
-    """The lines, in Markdown, of all tables that these reports make."""
+    """Yields the lines of the tables, in Markdown."""
     drawn: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
     notes: dict[str, list[str]] = {}
     for report in sorted(reports, key=lambda report: str(report.location[0])):

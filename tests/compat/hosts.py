@@ -1,4 +1,4 @@
-"""Apps in other frameworks, each with a route of its own and Streams mounted under prefixes."""
+"""Apps in other frameworks, each with its own route /hello and with Streams mounted in it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ Mounts = Mapping[str, ASGIApp]
 
 
 class Host(NamedTuple):
-    """A framework, and how Streams is mounted in it, below `under`."""
+    """A framework, and how to mount apps in it by prefix. Each prefix starts with `under`."""
 
     name: str
     version: str
@@ -106,7 +106,7 @@ def quart(mounts: Mounts) -> Any:
 
 
 def bare(mounts: Mounts, otherwise: ASGIApp | None = None) -> ASGIApp:
-    """What needs no framework: a function that gives each prefix to its app."""
+    """An ASGI function without a framework, which passes each request on by its prefix."""
 
     async def host(scope: Scope, receive: Receive, send: Send) -> None:
         app = otherwise or PlainTextResponse("hello", 200 if scope["path"] == "/hello" else 404)

@@ -1,4 +1,4 @@
-"""Other people's programs, started for a test and killed after it, with all that they started."""
+"""Runs other programs for a test and kills them afterwards, with their child processes."""
 
 import asyncio
 import os
@@ -14,13 +14,14 @@ from pathlib import Path
 
 import anyio
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.servers import ROOT, exit_of
+
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 
 
 class Process:
-    """A program in a process group of its own; what it prints is in `log`."""
+    """A program in its own process group; `log` has its output."""
 
     def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
         self.process = process
@@ -31,24 +32,26 @@ class Process:
         return self._output.read_text(errors="replace")
 
     def terminate(self) -> None:
-        """SIGTERM to the first process, as a supervisor does."""
+        """Sends SIGTERM to the first process, as a supervisor does."""
         self.process.send_signal(signal.SIGTERM)
 
     def interrupt(self) -> None:
-        """SIGINT to all of the group, as a terminal does at Ctrl-C."""
+        """Sends SIGINT to the whole group, as a terminal does at Ctrl-C."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     async def exits(self, seconds: float) -> None:
-        with anyio.fail_after(seconds):
-            while self.process.poll() is None:
-                await asyncio.sleep(0.01)
+        """Waits for the first process to end. Raises TimeoutError after `seconds`."""
+        await exit_of(self.process, seconds)
 
 
 @asynccontextmanager
 async def running(
     *command: str | Path, ready: Callable[[], bool], **environ: str
 ) -> AsyncIterator[Process]:
-    """Starts a program; begins when it is ready. Raises AssertionError, with what it printed."""
+    """Runs a program in the block, which begins when `ready()` is true.
+
+    Raises AssertionError with its output if it ends before, or is not ready within 30 s.
+    """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"
         started = start(command, output, environ)
@@ -82,7 +85,10 @@ def start(
 
 
 def listening(port: int) -> Callable[[], bool]:
-    """Whether somebody listens there, for `ready`; asks the kernel, and so connects to nobody."""
+    """Returns a function for `ready` that says whether a server listens on the port.
+
+    It asks the kernel, because a connection of its own could disturb the server.
+    """
     needle = f":{port:04X} "
 
     def ready() -> bool:
@@ -93,19 +99,19 @@ def listening(port: int) -> Callable[[], bool]:
 
 
 def program(name: str) -> str:
-    """Where a program is. Raises AssertionError if it is not installed."""
+    """The path of a program. Raises AssertionError if it is not installed."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    assert path, f"{name} is not installed: make compat does that"
+    assert path, f"{name} is not installed; run `make programs`"
     return path
 
 
 def versions(*packages: str) -> str:
-    """The versions of Python packages, as a table shows them."""
+    """The versions of Python packages, as the tables show them."""
     return ", ".join(version(package) for package in packages)
 
 
 def first_number(command: str, *arguments: str) -> str:
-    """The version number that a program prints of itself."""
+    """The first version number that a program prints."""
     ran = subprocess.run(
         [program(command), *arguments], capture_output=True, text=True, check=True, timeout=30
     )

@@ -1,4 +1,4 @@
-"""Cross-origin: a page of one origin reads a stream of another, with its visitor's cookies."""
+"""Cross-origin: a page of one origin reads a stream of another origin, with the user's cookies."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,8 @@ from streams import Streams
 from streams.sources import counter
 from tests.compat.browsers import pages, report_of
 from tests.compat.processes import first_number
-from tests.compat.test_clients import PATH, cutting, is_whole
+from tests.compat.relay import cutting, has_shown
+from tests.compat.test_clients import PATH, assert_complete
 from tests.support.servers import serving
 
 
@@ -48,7 +49,7 @@ async def login(request: Request) -> Response:
 
 
 class Site:
-    """An app with users and session cookies, and what it was asked."""
+    """An app with users and session cookies. It records the requests except logins."""
 
     def __init__(self, streams: Streams) -> None:
         self.requests: list[tuple[str, dict[str, str]]] = []
@@ -68,21 +69,24 @@ class Site:
 
 
 @every_browser
-@pytest.mark.column("with cookies, and back after a cut")
-async def test_an_allowed_origin_streams_with_credentials_and_resumes_with_them(
+@pytest.mark.column("sends cookies, also when it resumes")
+async def test_a_page_of_an_allowed_origin_reads_and_resumes_with_cookies(
     browser: Browser, tmp_path: Path
 ) -> None:
     async with pages() as there:
         streams = Streams([counter], retry=(0.1, 0.1), origins=[there.url])
         site = Site(streams)
-        async with serving(site) as url, cutting(url, b'{"number":7}\n\n') as relay:
+        async with (
+            serving(site) as url,
+            cutting(url, b'{"number":7}\n\n', lambda: has_shown(there.shown, 7)) as relay,
+        ):
             stream = f"{relay}/live{PATH}"
-            is_whole(
+            assert_complete(
                 await report_of(browser.program, there, tmp_path, url=stream, login=f"{url}/login")
             )
     first, second, third = site.requests
     for method, headers in site.requests:
-        assert method == "GET", "a preflight: each would cost a round trip"
+        assert method == "GET", "the browser sent a preflight request"
         assert headers["origin"] == there.url
         assert headers["sec-fetch-site"] == "same-site"
         assert "session=" in headers["cookie"]
@@ -94,17 +98,17 @@ async def test_an_allowed_origin_streams_with_credentials_and_resumes_with_them(
 
 
 @every_browser
-@pytest.mark.column("another site starts nothing")
+@pytest.mark.column("a page of another site is refused")
 async def test_a_page_of_another_site_starts_nothing(browser: Browser, tmp_path: Path) -> None:
     async with pages() as there:
         streams = Streams([counter], origins=["https://other.example"])
         site = Site(streams)
         async with serving(site) as url:
-            url = url.replace("127.0.0.1", "localhost")  # a site of its own
-            seen = await report_of(
+            url = url.replace("127.0.0.1", "localhost")  # for a browser another site than 127.0.0.1
+            read = await report_of(
                 browser.program, there, tmp_path, url=f"{url}/live{PATH}", login=f"{url}/login"
             )
-    assert seen == []
-    [(_, headers)] = site.requests  # an EventSource gives up
+    assert read == []
+    [(_, headers)] = site.requests  # an EventSource does not try again after an error status
     assert headers["sec-fetch-site"] == "cross-site"
     assert streams.log.events == 0

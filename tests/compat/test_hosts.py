@@ -1,4 +1,4 @@
-"""Hosts: Streams mounted in other frameworks, none of which runs its lifespan."""
+"""Hosts: Streams mounted in other frameworks, which do not run its lifespan."""
 
 import re
 import sys
@@ -13,16 +13,23 @@ import pytest
 from streams import Streams
 from streams.sources import counter
 from tests.compat.hosts import HOSTS, Host, configure_django
-from tests.compat.processes import ROOT
-from tests.support.servers import client_of, connection, every_event, serving, until
+from tests.support.servers import (
+    ROOT,
+    Connection,
+    client_of,
+    connection,
+    every_event,
+    serving,
+    until,
+)
 
 every_host = pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
 
 
 class Mounted:
-    """Two Streams in a host that is being served."""
+    """A host that is served at `url`, with two Streams, at `prefix` and at `other`."""
 
-    def __init__(self, host: Host, url: str, streams: dict[str, Streams]) -> None:
+    def __init__(self, url: str, streams: dict[str, Streams]) -> None:
         self.url = url
         self.prefix, self.other = streams
         self.streams = streams[self.prefix]
@@ -31,7 +38,8 @@ class Mounted:
 
 @asynccontextmanager
 async def mounted(host: Host) -> AsyncIterator[tuple[Mounted, httpx.AsyncClient]]:
-    # the second prefix is the beginning of a path inside, for hosts that guess
+    # The second prefix is also how the paths inside Streams begin: a host that looks for the prefix
+    # in the wrong part of the path fails.
     streams = {
         f"{host.under}/live": Streams([counter]),
         f"{host.under}/streams": Streams([counter]),
@@ -40,12 +48,16 @@ async def mounted(host: Host) -> AsyncIterator[tuple[Mounted, httpx.AsyncClient]
         serving(host.app(streams)) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
-        yield Mounted(host, url, streams), client
+        yield Mounted(url, streams), client
+
+
+def has_first_number(stream: Connection) -> bool:
+    return b'{"number":0}' in stream.body
 
 
 @every_host
 @pytest.mark.column("streams and resumes")
-async def test_a_stream_is_whole_and_resumes(host: Host) -> None:
+async def test_a_stream_is_complete_and_resumes(host: Host) -> None:
     async with mounted(host) as (at, client):
         for slash in ("", "/"):
             path = f"{at.prefix}/streams/counter{slash}?count=5&interval=0"
@@ -56,31 +68,31 @@ async def test_a_stream_is_whole_and_resumes(host: Host) -> None:
 
 
 @every_host
-@pytest.mark.column("one by one, and stops")
-async def test_events_come_one_by_one_until_the_run_is_stopped(host: Host) -> None:
+@pytest.mark.column("sends events immediately, and stops")
+async def test_events_arrive_immediately_until_the_run_is_stopped(host: Host) -> None:
     async with mounted(host) as (at, client):
         path = f"{at.prefix}/streams/counter?interval=60"
         async with connection(at.url, path) as stream:
-            await stream.until(lambda stream: b'{"number":0}' in stream.body)
+            await stream.until(has_first_number, "the first number has arrived")
             response = await client.delete(f"{at.prefix}/runs/{stream.run}")
             assert response.status_code == 204
-            await stream.until(lambda stream: stream.terminated)
+            await stream.until(lambda stream: stream.terminated, "the body is terminated")
             assert b'{"status":"cancelled","reason":"stopped"}' in stream.body
 
 
 @every_host
-@pytest.mark.column("a disconnect is noticed")
-async def test_a_disconnect_is_noticed_at_once(host: Host) -> None:
+@pytest.mark.column("notices a disconnect")
+async def test_a_disconnect_is_noticed_before_the_next_heartbeat(host: Host) -> None:
     async with mounted(host) as (at, _):
         async with connection(at.url, f"{at.prefix}/streams/counter?interval=60") as stream:
-            await stream.until(lambda stream: b'{"number":0}' in stream.body)
+            await stream.until(has_first_number, "the first number has arrived")
             assert at.streams.runs.readers == 1
-        await until(lambda: not at.streams.runs.readers, seconds=1)
+        await until(lambda: not at.streams.runs.readers, "the run has no reader")
 
 
 @every_host
 @pytest.mark.column("right URLs")
-async def test_the_urls_that_it_gives_lead_back_to_it(host: Host) -> None:
+async def test_its_urls_include_the_prefix(host: Host) -> None:
     async with mounted(host) as (at, client):
         for prefix in (at.prefix, at.other):
             source = (await client.get(f"{prefix}/streams")).json()["sources"][0]
@@ -107,8 +119,8 @@ async def test_the_page_is_under_the_prefix(host: Host) -> None:
 
 
 @every_host
-@pytest.mark.column("two do not meet")
-async def test_two_mounts_do_not_meet(host: Host) -> None:
+@pytest.mark.column("two mounts are separate")
+async def test_two_mounts_are_separate(host: Host) -> None:
     async with mounted(host) as (at, client):
         started = await client.get(f"{at.prefix}/streams/counter?count=1")
         path = started.headers["content-location"]
@@ -119,8 +131,8 @@ async def test_two_mounts_do_not_meet(host: Host) -> None:
 
 
 @every_host
-@pytest.mark.column("host's routes unharmed")
-async def test_the_hosts_own_routes_are_unharmed(host: Host) -> None:
+@pytest.mark.column("host's routes still work")
+async def test_the_routes_of_the_host_still_work(host: Host) -> None:
     async with mounted(host) as (_, client):
         response = await client.get("/hello")
         assert (response.status_code, response.text.strip('"')) == (200, "hello")
@@ -136,7 +148,7 @@ async def test_every_python_block_of_the_documentation_runs(
 ) -> None:
     configure_django()
     module: Any = ModuleType(f"compat_{number}")
-    monkeypatch.setitem(sys.modules, module.__name__, module)  # Litestar looks for it there
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # Litestar looks it up there
     exec(compile(BLOCKS[number], f"docs/compat.md, block {number}", "exec"), vars(module))
     async with client_of(module.app) as client:
         response = await client.get("/live/streams/counter?count=1")

@@ -1,4 +1,4 @@
-"""Servers: each is started as its users do, and told to stop with streams open."""
+"""Servers: each serves app:app as its users start it, and stops while streams are open."""
 
 import asyncio
 import json
@@ -16,7 +16,10 @@ from tests.support.servers import every_event, free_port
 
 
 class Server(NamedTuple):
-    """A way to serve app:app on {port}, how many seconds it takes to stop, and how curl exits."""
+    """A command that serves app:app on {port}.
+
+    The server stops within `stops_in` seconds; then curl, with a stream open, exits with `curl`.
+    """
 
     name: str
     version: str
@@ -50,8 +53,8 @@ SERVERS = [
     Server("granian, HTTP/2", GRANIAN, "granian app:app --interface asgi --port {port}", True),
     Server("daphne", versions("daphne"), "daphne app:app -p {port}"),
 ]
-LATE = "after its own 3 s, as its worker processes are not told before; every body is terminated"
-CUT = "after its own 3 s, and cut: it cancels its own sender together with the app"
+LATE = "after 3 s, because its worker processes learn of the stop only then; no body is cut"
+CUT = "after 3 s, and bodies are cut, because it cancels its own sender together with the app"
 
 every_server = pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
 over_http2 = pytest.mark.parametrize(
@@ -79,7 +82,7 @@ async def serving(server: Server) -> AsyncIterator[tuple[Process, httpx.AsyncCli
 
 
 class Stream(NamedTuple):
-    """An open stream that has had its first number."""
+    """An open stream whose first number has arrived."""
 
     response: httpx.Response
     run: str
@@ -100,8 +103,8 @@ async def stream(
 
 
 @every_server
-@pytest.mark.column("every event, at once")
-async def test_an_event_is_there_while_the_next_one_is_not(server: Server) -> None:
+@pytest.mark.column("sends events immediately")
+async def test_an_event_arrives_before_the_next_one_is_sent(server: Server) -> None:
     async with serving(server) as (_, client):
         async with stream(client, IDLE):
             pass
@@ -113,7 +116,7 @@ async def test_an_event_is_there_while_the_next_one_is_not(server: Server) -> No
 
 @every_server
 @pytest.mark.column("page, URLs")
-async def test_the_page_and_the_urls_are_where_they_should_be(server: Server) -> None:
+async def test_the_page_and_its_files_are_served_and_urls_are_right(server: Server) -> None:
     async with serving(server) as (_, client):
         for path in ("/", "/?source=counter", "/page/page.js"):
             assert (await client.get(path)).status_code == 200
@@ -123,8 +126,8 @@ async def test_the_page_and_the_urls_are_where_they_should_be(server: Server) ->
 
 
 @every_server
-@pytest.mark.column("a disconnect is noticed")
-async def test_a_disconnect_is_noticed_within_a_second(server: Server) -> None:
+@pytest.mark.column("notices a disconnect")
+async def test_a_disconnect_is_noticed_before_the_next_heartbeat(server: Server) -> None:
     async with serving(server) as (_, client):
         for path in (IDLE, BUSY):
             async with httpx.AsyncClient(
@@ -138,7 +141,7 @@ async def test_a_disconnect_is_noticed_within_a_second(server: Server) -> None:
 
 
 async def readers(client: httpx.AsyncClient, run: str) -> int:
-    """How many readers a run has, asked of whichever worker has it."""
+    """The number of readers of a run. It asks on new connections until the run's worker answers."""
     for _ in range(100):
         async with httpx.AsyncClient(base_url=client.base_url) as fresh:
             response = await fresh.get(f"/runs/{run}", headers={"Accept": "application/json"})
@@ -180,7 +183,7 @@ async def ends(
 
 
 async def curl(server: Server, url: str) -> asyncio.subprocess.Process:
-    """A curl that has had the first number; its exit code tells a cut body from a whole one."""
+    """Starts curl, which has received the first number. Its exit code says if the body is cut."""
     http = "--http2-prior-knowledge" if server.http2 else "--http1.1"
     viewer = await asyncio.create_subprocess_exec(
         program("curl"), "-sSfN", http, "--max-time", "20", url, stdout=asyncio.subprocess.PIPE

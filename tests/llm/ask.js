@@ -1,13 +1,13 @@
-// Asks the model `mock` through one of npm's clients, and prints as JSON what it made of the answer.
-//   node ask.js CLIENT BASE_URL '{"reply": "Yes."}' [SECONDS_OF_PATIENCE]
+// Asks the model `mock` through one of the npm clients and prints what the client read, as JSON.
+//   node ask.js CLIENT BASE_URL '{"reply": "Yes."}' [TIMEOUT_IN_SECONDS]
 
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateText, streamText } from "ai";
 import OpenAI from "openai";
 
-const [name, baseURL, json, patience = "20"] = process.argv.slice(2);
+const [name, baseURL, json, timeout = "20"] = process.argv.slice(2);
 const extra = JSON.parse(json);
-const signal = AbortSignal.timeout(1000 * Number(patience));
+const signal = AbortSignal.timeout(1000 * Number(timeout));
 const said = { text: "" };
 
 const openai = new OpenAI({ baseURL, apiKey: "any", maxRetries: 0 });

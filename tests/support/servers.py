@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -173,13 +173,26 @@ def server_process(
     """
     fd = [port.fileno()] if isinstance(port, socket.socket) else []
     listen = ["--fd", str(fd[0])] if fd else ["--port", str(port)]
+    command = ["uvicorn", app, *listen, *arguments]
+    with uvicorn_process(command, pass_fds=fd, **environ) as process:
+        yield process
+
+
+@contextmanager
+def uvicorn_process(
+    command: list[str], *, pass_fds: Sequence[int] = (), **environ: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Runs `python -m command`, which starts uvicorn; kills it at the end.
+
+    Begins when uvicorn listens. Raises AssertionError with its log if it ends instead.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", app, *listen, *arguments],
+        [sys.executable, "-m", *command],
         cwd=ROOT,
         env={**os.environ, **environ},
         stderr=subprocess.PIPE,
         text=True,
-        pass_fds=fd,
+        pass_fds=pass_fds,
     )
     assert process.stderr is not None
     try:
@@ -189,7 +202,7 @@ def server_process(
             if "Uvicorn running" in line:
                 break
         else:
-            raise AssertionError(f"the server did not start:\n{log}")
+            raise AssertionError(f"{command[0]} did not start:\n{log}")
         yield process
     finally:
         process.send_signal(signal.SIGKILL)
@@ -205,8 +218,8 @@ def listening() -> tuple[socket.socket, str]:
     return sock, f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
-async def exit_of(process: subprocess.Popen[str], seconds: float) -> int:
-    """The exit code of a process that ends within `seconds`."""
+async def exit_of(process: subprocess.Popen[Any], seconds: float) -> int:
+    """Waits for a process to end and returns its exit code. Raises TimeoutError after `seconds`."""
     with anyio.fail_after(seconds):
         while (code := process.poll()) is None:
             await asyncio.sleep(0.01)

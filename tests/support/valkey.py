@@ -1,4 +1,4 @@
-"""A real Valkey or Redis as a process of the tests' own, which can be paused, killed, restarted."""
+"""A real Valkey or Redis process for the tests, which they can pause, kill and restart."""
 
 import shutil
 import signal
@@ -15,9 +15,10 @@ from tests.support.servers import free_port
 
 
 class Valkey:
-    """A server with its data in a directory, every write in its log before it is answered.
+    """A server that writes each command to its append-only file in `directory` before it replies.
 
-    With its default, appendfsync everysec, a write waits while the one before is being synced.
+    It does not sync the file (`appendfsync no`): with the default, everysec, a write waits while an
+    earlier one is being synced.
     """
 
     def __init__(self, directory: str, *options: str) -> None:
@@ -39,7 +40,7 @@ class Valkey:
                 self.client.ping()
                 return
             except redis.ConnectionError:
-                assert time.monotonic() < deadline, "the server does not start"
+                assert time.monotonic() < deadline, f"not reached in 10 s: {self.url} answers"
                 time.sleep(0.01)
 
     def kill(self) -> None:

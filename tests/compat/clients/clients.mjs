@@ -1,5 +1,5 @@
-// Clients for Node: `node clients.mjs NAME URL` prints each event as a line of JSON, until the
-// client has ended by itself.
+// The clients for Node: `node clients.mjs NAME URL` prints each event as a line of JSON until the
+// client stops by itself.
 import { listen } from "./listen.mjs"
 
 const show = (type, id, data) => console.log(JSON.stringify({ type, id, data }))
@@ -22,7 +22,7 @@ const clients = {
     }
   },
 
-  // A parser and no more: coming back is up to whoever uses it.
+  // This is only a parser, so this function reconnects.
   async "eventsource-parser"(url) {
     const { EventSourceParserStream } = await import("eventsource-parser/stream")
     const headers = {}
@@ -45,6 +45,6 @@ const clients = {
 }
 
 const [name, url] = process.argv.slice(2)
-setInterval(() => {}, 1000) // undici's wait before it comes back does not keep Node running
+setInterval(() => {}, 1000) // undici's timer for a reconnect does not keep Node running
 await clients[name](url)
 process.exit()

@@ -1,5 +1,7 @@
-"""Clients in Python: `clients.py NAME URL` prints each event as a line of JSON, until the client
-has ended by itself."""
+"""The Python clients: `clients.py NAME URL` prints each event as a line of JSON.
+
+It ends when the client stops by itself.
+"""
 
 import asyncio
 import json
@@ -22,6 +24,7 @@ SOON = timedelta(seconds=0.1)
 def show(type_: str | None, event_id: str | None, data: str | None) -> None:
     event = {"type": type_ or "message", "id": event_id, "data": data}
     sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
 
 
 def with_httpx_sse(url: str) -> None:
@@ -56,7 +59,7 @@ def with_sseclient(url: str) -> None:
 def with_requests_sse(url: str) -> None:
     with (
         requests_sse.EventSource(url, reconnection_time=SOON, timeout=10) as stream,
-        suppress(requests_sse.InvalidStatusCodeError),  # 204, which the test looks at
+        suppress(requests_sse.InvalidStatusCodeError),  # the 204 after the end
     ):
         for event in stream:
             show(event.type, event.last_event_id, event.data)
@@ -73,7 +76,7 @@ def with_aiohttp(url: str) -> None:
         except ClientPayloadError:
             await read(last)
         except ConnectionAbortedError:
-            return  # 204, which the test looks at
+            return  # the 204 after the end
 
     asyncio.run(read())
 

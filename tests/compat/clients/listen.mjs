@@ -1,5 +1,5 @@
-// What every EventSource has in common: shows each event, and is done when it will not come back.
-// It never closes the source: an EventSource that has had the end is told so with 204.
+// Shows each event of an EventSource; resolves when it stops reconnecting.
+// It never closes the source: after the `end` event the source reconnects once, and a 204 stops it.
 export function listen(EventSource, url, options, show) {
   return new Promise((done) => {
     const source = new EventSource(url, options)
