@@ -34,9 +34,9 @@ STAMP = re.compile(rb'"at":(\d+),')
 
 SECONDS = 4
 FLOOD = 60_000  # events of a run without a rate
-BACK = 400  # readers that reconnect
-KEPT = 500  # runs whose memory is measured
-LONG = 200  # events of a long run
+RECONNECTS = 400
+RUNS_KEPT = 500  # runs whose memory is measured
+LONG_RUN = 200  # events of a long run
 
 HERE, BOTH, OTHER = "one", "two, half each", "two, readers on the other"
 
@@ -223,7 +223,7 @@ async def reconnecting(log: str, shared: bool, other: bool) -> str:
     path = f"/streams/{'shared' if shared else 'private'}?count=1000&interval=1"
     async with fleet(log, 2 if other else 1) as (servers, valkey):
         first, last = servers[0].port, servers[-1]
-        open_ = await viewers([(first, path, None)] * BACK)
+        open_ = await viewers([(first, path, None)] * RECONNECTS)
         async with asyncio.timeout(20):
             while min(viewer.events for viewer in open_) < 2:
                 await asyncio.sleep(0.05)
@@ -238,9 +238,9 @@ async def reconnecting(log: str, shared: bool, other: bool) -> str:
                     await asyncio.sleep(0.001)
         traffic = Traffic.of(valkey).since(before)
     what = f"resume, {'shared' if shared else 'private'}, {'another' if other else 'same'} worker"
-    per_core = f"{BACK / cost.cpu:,.0f} per second of CPU"
-    valkeys = f"; Valkey {traffic.cpu / BACK * 1e6:.0f} µs" if valkey else ""
-    return f"{what} | {log} | {cost.cpu / BACK * 1e3:.2f} ms of CPU; {per_core}{valkeys}"
+    per_core = f"{RECONNECTS / cost.cpu:,.0f} per second of CPU"
+    valkeys = f"; Valkey {traffic.cpu / RECONNECTS * 1e6:.0f} µs" if valkey else ""
+    return f"{what} | {log} | {cost.cpu / RECONNECTS * 1e3:.2f} ms of CPU; {per_core}{valkeys}"
 
 
 async def memory() -> AsyncIterator[str]:
@@ -248,15 +248,15 @@ async def memory() -> AsyncIterator[str]:
     async with fleet("Valkey", 1) as ([server], valkey):
         assert valkey is not None
         used = [valkey.client.info("memory")["used_memory"]]
-        for count in (0, LONG):
-            for _ in range(KEPT // 50):
+        for count in (0, LONG_RUN):
+            for _ in range(RUNS_KEPT // 50):
                 path = f"/streams/private?count={count}"
                 frames = await opened(server.port, path, 50)
                 await all_ended(frames, count, 60)
             used.append(valkey.client.info("memory")["used_memory"])
-        short, long = ((b - a) / KEPT for a, b in pairwise(used))
-        each = (long - short) / LONG
-        size = frames[0].bytes / LONG
+        short, long = ((b - a) / RUNS_KEPT for a, b in pairwise(used))
+        each = (long - short) / LONG_RUN
+        size = frames[0].bytes / LONG_RUN
         yield f"a run with only `start` and `end` | Valkey | {short:,.0f} bytes"
         yield f"each further event of {size:.0f} bytes | Valkey | {each:.0f} bytes"
     for log in ("memory", "Valkey"):
@@ -265,9 +265,9 @@ async def memory() -> AsyncIterator[str]:
             await opened(server.port, path, 50)
             await asyncio.sleep(0.5)
             held = server.memory()
-            await opened(server.port, path, KEPT)
+            await opened(server.port, path, RUNS_KEPT)
             await asyncio.sleep(0.5)
-            kib = (server.memory() - held) / KEPT / 1024
+            kib = (server.memory() - held) / RUNS_KEPT / 1024
             yield f"an open run with one reader | {log} | {kib:.1f} KiB in the worker"
 
 
