@@ -1,25 +1,24 @@
 /**
- * Reads server-sent events with fetch: an EventSource that can POST, stop, and say what went wrong.
- *
- * The law of this file: nothing is yielded twice, and nothing is missed without a `gap` event. A
- * response that stops without the server's `end` event is a break: its run is then read on.
- * An event's `data` is the parsed JSON, or the text where that is none; `text` is what was sent.
+ * Reads server-sent events with fetch. Unlike EventSource, it can POST, stop a run, report errors.
+ * Invariants: 1. No event is yielded twice, and none is skipped unless the server sends a `gap`.
+ * 2. A response that ends without an `end` event is a lost connection: the run is then resumed.
+ * An event's `data` is the parsed JSON, or the text if it is not JSON. `text` is the text as sent.
  * @typedef {{ type: string, data: any, text: string, id: string }} StreamEvent
- * The options are fetch's, but a `body` is sent as JSON with POST, and a `signal` throws its reason
- * in the loop. `lastEventId`: begin behind it. `control`: yield the server's `start` and `end` too.
- * @typedef {{ body?: unknown, lastEventId?: string, control?: boolean }} Own
- * @typedef {Omit<RequestInit, "body" | "method"> & Own} Options
+ * The options are fetch's, and: `body` is sent as JSON with POST, an aborted `signal` throws its
+ * reason in the loop, `lastEventId` is the event to start after, `control` adds `start` and `end`.
+ * @typedef {{ body?: unknown, lastEventId?: string, control?: boolean }} OwnOptions
+ * @typedef {Omit<RequestInit, "body" | "method"> & OwnOptions} Options
  */
 
 /** @param {string | URL} url @param {Options} [options] */
 export const eventStream = (url, options) => new EventStream(url, options);
 
-/** One stream, to be iterated once. Dispatches `statechange` when its `state` has changed. */
+/** One stream. Iterate it once. It dispatches `statechange` after each change of `state`. */
 export class EventStream extends EventTarget {
   state = /** @type {"connecting" | "open" | "waiting" | "closed"} */ ("connecting");
-  run = ""; // its URL, once the server has named it
-  #retry = 2_000;
-  #stopping = false;
+  run = ""; // the URL of the run, empty until the server has sent it
+  #retry = 2_000; // milliseconds
+  #stopRequested = false;
 
   constructor(/** @type {string | URL} */ url, options = /** @type {Options} */ ({})) {
     super();
@@ -29,54 +28,55 @@ export class EventStream extends EventTarget {
   }
 
   async *[Symbol.asyncIterator]() {
-    const leaving = new AbortController();
-    const signal = AbortSignal.any([leaving.signal, this.options.signal ?? leaving.signal]);
+    const controller = new AbortController();
+    const signal = AbortSignal.any([controller.signal, this.options.signal ?? controller.signal]);
     try {
-      for (let breaks = 0; ; breaks++) {
-        this.#become("connecting");
+      for (let failures = 0; ; failures++) {
+        this.#setState("connecting");
         const response = await this.#request(signal).catch((error) => {
           if (signal.aborted || !this.#canResume || !(error instanceof TypeError)) throw error;
         });
         if (response?.status === 204) return;
         for await (const event of response?.ok ? this.#read(response, signal) : []) {
-          breaks = 0;
+          failures = 0;
           const { type, data } = event;
           if ((type !== "start" && type !== "end") || this.options.control) yield event;
-          if (type === "end" && data?.error) throw failure(data.error.type, data.error.message);
+          if (type === "end" && data?.error) throw namedError(data.error.type, data.error.message);
           if (type === "end") return;
         }
-        if (response?.ok && !this.#canResume) throw failure("Broken", "it broke off at once");
-        this.#become("waiting");
-        // The server's own pause first, then longer ones, no two clients' alike.
-        const growth = breaks ? 2 ** Math.min(breaks, 4) * (0.5 + Math.random() / 2) : 1;
-        await sleep(retryAfter(response) ?? this.#retry * growth, signal);
+        if (response?.ok && !this.#canResume)
+          throw namedError("Broken", "the connection was lost before the server sent an event id");
+        this.#setState("waiting");
+        // The first pause is the server's `retry`. Later ones grow; jitter spreads the clients.
+        const factor = failures ? 2 ** Math.min(failures, 4) * (0.5 + Math.random() / 2) : 1;
+        await sleep(retryAfter(response) ?? this.#retry * factor, signal);
       }
     } finally {
-      leaving.abort();
-      this.#become("closed");
+      controller.abort();
+      this.#setState("closed");
     }
   }
 
-  /** If not, a second try could start, and pay for, a second run. */
+  /** False until the run is known: a second request could then start, and bill, a second run. */
   get #canResume() { return this.run !== "" || this.lastEventId !== ""; }
 
-  /** Stops the run itself, for all who read it: its source is closed, and `end` ends the loop. */
+  /** Stops the run for all its readers. The server closes the source and sends `end`. */
   async stop() {
-    this.#stopping = !this.run;
-    if (this.#stopping) return; // it is stopped as soon as the server has named it
+    this.#stopRequested = !this.run;
+    if (this.#stopRequested) return; // #read stops the run as soon as the server has sent its URL
     const response = await this.#fetch(this.run, undefined, { method: "DELETE", signal: null });
-    if (!response.ok && response.status !== 404) throw await problem(response);
+    if (!response.ok && response.status !== 404) throw await problemError(response);
   }
 
-  /** A response to read, or one that asks to come back later. @param {AbortSignal} signal */
+  /** A response to read, or a temporary failure to retry later. @param {AbortSignal} signal */
   async #request(signal) {
     let response = this.run && (await this.#fetch(this.run, undefined, { signal }));
-    // A server that was killed has forgotten the run, but may restart its source where it was.
+    // A restarted server does not know the run, but may restart its source after the last event.
     if (!response || (this.lastEventId && [404, 410].includes(response.status)))
       response = await this.#fetch(this.url, this.options.body, { signal });
-    const isPassing = this.#canResume && response.status >= 500;
-    if (response.ok || isPassing || retryAfter(response) !== undefined) return response;
-    throw await problem(response);
+    const isTemporary = this.#canResume && response.status >= 500;
+    if (response.ok || isTemporary || retryAfter(response) !== undefined) return response;
+    throw await problemError(response);
   }
 
   /** @param {string | URL} url @param {unknown} body @param {RequestInit} init */
@@ -91,13 +91,13 @@ export class EventStream extends EventTarget {
 
   /** @param {Response} response @param {AbortSignal} signal */
   async *#read(response, signal) {
-    const type = response.headers.get("Content-Type") ?? "of no type";
+    const type = response.headers.get("Content-Type") ?? "no Content-Type";
     if (!response.body || !type.startsWith("text/event-stream"))
-      throw failure("NoEventStream", `${response.url} is ${type}, not an event stream`);
+      throw namedError("NoEventStream", `${response.url} sent ${type}, not text/event-stream`);
     const location = response.headers.get("Content-Location");
     if (location) this.run = new URL(location, response.url).href;
-    this.#become("open");
-    if (this.#stopping) await this.stop();
+    this.#setState("open");
+    if (this.#stopRequested) await this.stop();
     const parser = new EventParser(this.lastEventId);
     const reader = response.body.getReader();
     while (true) {
@@ -115,18 +115,18 @@ export class EventStream extends EventTarget {
   }
 
   /** @param {EventStream["state"]} state */
-  #become(state) {
+  #setState(state) {
     this.state = state;
     this.dispatchEvent(new Event("statechange"));
   }
 }
 
-/** The parser of WHATWG HTML, section 9.2.6: takes bytes cut anywhere, yields events. */
+/** Parses an event stream (WHATWG HTML, section 9.2.6) from bytes that are split anywhere. */
 export class EventParser {
   retry = /** @type {number | undefined} */ (undefined); // milliseconds
-  #decoder = new TextDecoder(); // drops a BOM, and keeps a character that is cut in two
+  #decoder = new TextDecoder(); // drops the BOM; keeps an incomplete character for the next call
   #endedInCR = false;
-  #line = /** @type {string[]} */ ([]); // pieces, joined once: a long line costs no more
+  #lineParts = /** @type {string[]} */ ([]); // joined once, so that a long line takes linear time
   #data = /** @type {string[]} */ ([]);
   #type = "";
   #id;
@@ -143,17 +143,17 @@ export class EventParser {
     this.#endedInCR = text.endsWith("\r");
     let start = 0;
     for (const { index, 0: lineEnd } of text.matchAll(/\r\n?|\n/g)) {
-      const line = this.#line.join("") + text.slice(start, index);
-      this.#line = [];
+      const line = this.#lineParts.join("") + text.slice(start, index);
+      this.#lineParts = [];
       start = index + lineEnd.length;
-      if (line) this.#field(line);
+      if (line) this.#parseField(line);
       else yield* this.#dispatch();
     }
-    if (start < text.length) this.#line.push(text.slice(start));
+    if (start < text.length) this.#lineParts.push(text.slice(start));
   }
 
   /** @param {string} line */
-  #field(line) {
+  #parseField(line) {
     const [, name, value] = /** @type {string[]} */ (/^([^:]*):? ?(.*)$/s.exec(line));
     if (name === "data") this.#data.push(value);
     else if (name === "event") this.#type = value;
@@ -165,35 +165,35 @@ export class EventParser {
     const [type, id, lines] = [this.#type || "message", this.#id, this.#data];
     [this.#type, this.#data, this.lastEventId] = ["", [], id];
     const text = lines.join("\n");
-    if (lines.length) yield { type, id, text, data: parsed(text) };
+    if (lines.length) yield { type, id, text, data: parseJson(text) };
   }
 }
 
 /** @param {string} text */
-function parsed(text) {
+function parseJson(text) {
   try { return JSON.parse(text); } catch { return text; }
 }
 
-/** The milliseconds a refusal asks for (RFC 9110, 10.2.3). @param {Response | void} response */
+/** Milliseconds from Retry-After (RFC 9110, 10.2.3). @param {Response | void} response */
 function retryAfter(response) {
   const value = response?.ok ? undefined : response?.headers.get("Retry-After");
   if (value) return Math.max(0, Number(value) * 1_000 || Date.parse(value) - Date.now() || 0);
 }
 
 /** @param {string} name @param {string} message @param {Record<string, any>} [problem] */
-const failure = (name, message, problem) => Object.assign(new Error(message), { name, problem });
+const namedError = (name, message, problem) => Object.assign(new Error(message), { name, problem });
 
-/** What a problem response tells (RFC 9457), all of it as `problem`. @param {Response} response */
-async function problem(response) {
-  const about = (await response.json().catch(() => null)) ?? {};
-  const message = about.detail ?? `${response.url} answers ${response.status}`;
-  return failure(about.title ?? "Error", message, { status: response.status, ...about });
+/** An error with the members of a problem response (RFC 9457). @param {Response} response */
+async function problemError(response) {
+  const details = (await response.json().catch(() => null)) ?? {};
+  const message = details.detail ?? `${response.url} returned status ${response.status}`;
+  return namedError(details.title ?? "Error", message, { status: response.status, ...details });
 }
 
 /** @param {number} milliseconds @param {AbortSignal} signal @returns {Promise<void>} */
 const sleep = (milliseconds, signal) =>
   new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1));
-    const leave = () => (clearTimeout(timer), reject(signal.reason));
-    signal.aborted ? leave() : signal.addEventListener("abort", leave);
+    const onAbort = () => (clearTimeout(timer), reject(signal.reason));
+    signal.aborted ? onAbort() : signal.addEventListener("abort", onAbort);
   });

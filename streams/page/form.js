@@ -1,96 +1,97 @@
 /**
- * A form made of a JSON Schema, its values, and a server's faults shown at its fields.
+ * A form built from a JSON Schema: its fields, its values, and the server's errors at its fields.
  *
- * The law of this file: the server is the judge. What a field holds is sent as its type, or else
- * as it was typed; what is still the default is not sent.
+ * Invariants:
+ * 1. The server validates. A value that does not fit its field's type is sent as typed.
+ * 2. A value that equals its default is not sent.
  */
 
-/** Fills `place` with a labelled field for each property; those that may be null are folded away. */
+/** Fills `place` with a labelled field per property. Properties that default to null are folded away. */
 export function showFields(place, schema) {
   const field = ([name, property]) => {
-    const about = resolved(property, schema.$defs ?? {});
-    const input = control(about);
+    const definition = resolved(property, schema.$defs ?? {});
+    const input = control(definition);
     Object.assign(input, { id: `field-${name}`, name, required: schema.required.includes(name) });
-    input.setAttribute("aria-describedby", `hint-${name} fault-${name}`);
+    input.setAttribute("aria-describedby", `hint-${name} error-${name}`);
     return element("div", { className: `field ${input.dataset.kind}` }, [
       element("label", { htmlFor: input.id, textContent: name.replaceAll("_", " ") }),
       input,
-      element("p", { id: `hint-${name}`, className: "hint", textContent: hint(about) }),
-      element("p", { id: `fault-${name}`, className: "fault" }),
+      element("p", { id: `hint-${name}`, className: "hint", textContent: hint(definition) }),
+      element("p", { id: `error-${name}`, className: "error" }),
     ]);
   };
-  const isExtra = ([, property]) => property.default === null;
+  const isOptional = ([, property]) => property.default === null;
   const all = Object.entries(schema.properties);
-  const [plain, extra] = [all.filter((each) => !isExtra(each)), all.filter(isExtra)];
-  const more = element("details", {}, [element("summary", { textContent: "More" }), ...extra.map(field)]);
-  place.replaceChildren(...plain.map(field), ...(extra.length ? [more] : []));
+  const [visible, folded] = [all.filter((entry) => !isOptional(entry)), all.filter(isOptional)];
+  const more = element("details", {}, [element("summary", { textContent: "More" }), ...folded.map(field)]);
+  place.replaceChildren(...visible.map(field), ...(folded.length ? [more] : []));
 }
 
-/** What the form holds, by name, where it is not the default. */
+/** The values that differ from their defaults, by name. */
 export function values(place) {
   const changed = inputs(place).filter((input) => !isDefault(input));
   return Object.fromEntries(changed.map((input) => [input.name, value(input)]));
 }
 
-/** Puts back what `values` gave. */
-export function fill(place, given) {
-  for (const input of inputs(place).filter(({ name }) => name in given)) {
+/** Fills in values that `values` returned. */
+export function fill(place, saved) {
+  for (const input of inputs(place).filter(({ name }) => name in saved)) {
     const { kind } = input.dataset;
-    if (kind === "boolean") input.checked = given[input.name];
-    else input.value = kind === "json" ? JSON.stringify(given[input.name]) : given[input.name];
+    if (kind === "boolean") input.checked = saved[input.name];
+    else input.value = kind === "json" ? JSON.stringify(saved[input.name]) : saved[input.name];
   }
 }
 
-/** Shows each fault at its field, and goes to the first. True if each of them had one. */
-export function showFaults(place, faults) {
-  const open = new Map(faults.map(({ name, detail }) => [name, detail]));
+/** Shows each error at its field and focuses the first. True if every error has a field. */
+export function showErrors(place, errors) {
+  const remaining = new Map(errors.map(({ name, detail }) => [name, detail]));
   for (const input of inputs(place).reverse()) {
-    const fault = open.get(input.name);
-    input.setAttribute("aria-invalid", String(open.delete(input.name)));
-    document.getElementById(`fault-${input.name}`).textContent = fault ?? "";
-    if (fault === undefined) continue;
+    const message = remaining.get(input.name);
+    input.setAttribute("aria-invalid", String(remaining.delete(input.name)));
+    document.getElementById(`error-${input.name}`).textContent = message ?? "";
+    if (message === undefined) continue;
     const folded = input.closest("details");
     if (folded) folded.open = true;
     input.focus();
   }
-  return open.size === 0;
+  return remaining.size === 0;
 }
 
 export function element(tag, properties = {}, children = []) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
 }
 
 const inputs = (place) => [...place.querySelectorAll("input, select, textarea")];
 
-function control({ enum: choices, type, default: preset, minimum, maximum, maxLength }) {
+function control({ enum: choices, type, default: initial, minimum, maximum, maxLength }) {
   if (choices) {
-    const made = element("select");
-    made.dataset.kind = "json";
-    if (preset == null) made.append(new Option("", ""));
+    const node = element("select");
+    node.dataset.kind = "json";
+    if (initial == null) node.append(new Option("", ""));
     for (const choice of choices) {
-      const isPreset = choice === preset;
-      made.append(new Option(choice, JSON.stringify(choice), isPreset, isPreset));
+      const isInitial = choice === initial;
+      node.append(new Option(choice, JSON.stringify(choice), isInitial, isInitial));
     }
-    return made;
+    return node;
   }
   const kinds = { boolean: "boolean", integer: "number", number: "number", string: "text" };
   const kind = kinds[type] ?? "json";
   const isLong = kind === "json" || (kind === "text" && maxLength > 200);
-  const made = element(isLong ? "textarea" : "input");
-  made.dataset.kind = kind;
-  if (isLong) made.rows = 2;
-  if (kind === "boolean") return Object.assign(made, { type: "checkbox", defaultChecked: preset });
+  const node = element(isLong ? "textarea" : "input");
+  node.dataset.kind = kind;
+  if (isLong) node.rows = 2;
+  if (kind === "boolean") return Object.assign(node, { type: "checkbox", defaultChecked: initial });
   if (kind === "number") {
     const step = type === "integer" ? 1 : "any";
-    Object.assign(made, { type: "number", step, min: minimum ?? "", max: maximum ?? "" });
+    Object.assign(node, { type: "number", step, min: minimum ?? "", max: maximum ?? "" });
   }
-  made.defaultValue = kind === "json" && preset !== undefined ? JSON.stringify(preset) : preset ?? "";
-  return made;
+  node.defaultValue = kind === "json" && initial !== undefined ? JSON.stringify(initial) : initial ?? "";
+  return node;
 }
 
-/** The property with what a $ref, or the one schema beside null, says of it. */
+/** The property, merged with the schema of its $ref or of its only alternative to null. */
 function resolved(property, definitions) {
   const target = definitions[property.$ref?.replace("#/$defs/", "")];
   const kinds = (property.anyOf ?? []).filter(({ type }) => type !== "null");
@@ -108,7 +109,7 @@ function isDefault(input) {
 function value(input) {
   const { kind } = input.dataset;
   if (kind === "boolean") return input.checked;
-  if (kind === "number") return input.validity.badInput ? "no number" : Number(input.value);
+  if (kind === "number") return input.validity.badInput ? "not a number" : Number(input.value);
   if (kind === "text") return input.value;
   try {
     return JSON.parse(input.value);

@@ -1,28 +1,34 @@
 /**
- * When events arrived, and what that says about the way they came.
+ * Arrival times of events: rates and gaps for the chart, and a verdict on buffering.
  *
- * The law of this file: it keeps counts and no events, and no more of them than one minute needs,
- * however long the stream. Times are milliseconds, as performance.now() gives them.
+ * Invariants:
+ * 1. No event is kept. Memory is bounded by one minute of slots, however long the stream.
+ * 2. All times are given by the caller, in milliseconds, as from performance.now().
  */
 
-const SLOT = 50; // the finest column of the chart
-const KEPT = 1_200; // slots: one minute
-const BATCH = 5; // events closer than this came together
+const SLOT = 50; // milliseconds, the narrowest column of the chart
+const MAX_SLOTS = 1_200; // one minute
+const MAX_BATCHES = 50;
+const MAX_RECONNECTS = 100;
 
-/** What a proxy that holds events back looks like: groups of events with silence between them. */
-const SILENCE = 150;
-const GROUP = 2.5;
-const LATE = 300;
+/** Events that follow each other within this gap are one batch, up to a maximum duration. */
+const BATCH_GAP = 5;
+const BATCH_DURATION = 50;
+
+/** From these on, batches with pauses between them look like a buffering proxy. */
+const BUFFERED_SIZE = 2.5; // events, mean
+const BUFFERED_PAUSE = 150; // milliseconds, median
+const BUFFERED_FIRST_WAIT = 300; // milliseconds, plus three round trips
 
 export class Pace {
   events = 0;
-  marks = []; // when the connection was taken up again
+  reconnects = []; // times
   #slots = new Map();
-  #previous = NaN;
-  #batch = { size: 0, from: NaN };
-  #batches = []; // [silence before, size] of the newest
+  #previous = NaN; // time of the newest event
+  #batch = { size: 0, start: NaN };
+  #batches = []; // the newest closed ones
   #firstBatch;
-  #opened = true;
+  #isReplay = true; // whether the next batch is the first one of a connection
 
   /** @param {number} began when the request was sent @param {number} roundTrip of a request */
   constructor(began, roundTrip) {
@@ -31,31 +37,31 @@ export class Pace {
     this.roundTrip = roundTrip;
   }
 
-  /** An event is here; returns the milliseconds since the one before. */
-  arrived(at) {
-    const gap = this.events++ ? at - this.#previous : NaN;
-    const slot = this.#slotAt(at);
+  /** Records an event. Returns the milliseconds since the previous one, NaN for the first. */
+  arrived(time) {
+    const gap = this.events++ ? time - this.#previous : NaN;
+    const slot = this.#slotAt(time);
     slot.count++;
     if (gap >= 0) {
       slot.shortest = Math.min(slot.shortest, gap);
       slot.longest = Math.max(slot.longest, gap);
     }
-    const isTogether = gap < BATCH && at - this.#batch.from < 10 * BATCH;
-    if (!isTogether) this.#closeBatch(at);
+    const isSameBatch = gap < BATCH_GAP && time - this.#batch.start < BATCH_DURATION;
+    if (!isSameBatch) this.#startBatch(time);
     this.#batch.size++;
-    this.#previous = this.last = at;
+    this.#previous = this.last = time;
     return gap;
   }
 
-  /** The connection is back: what comes first is a replay and says nothing about buffering. */
-  reconnected(at) {
-    this.marks.push(at);
-    if (this.marks.length > 100) this.marks.shift();
-    this.#opened = true;
-    this.last = at;
+  /** Records a reconnect. The next batch is a replay, which says nothing about buffering. */
+  reconnected(time) {
+    this.reconnects.push(time);
+    if (this.reconnects.length > MAX_RECONNECTS) this.reconnects.shift();
+    this.#isReplay = true;
+    this.last = time;
   }
 
-  /** The columns between two times, `count` of them: events per second, and the gaps there. */
+  /** `count` columns of `width` ms, starting at `from`: events per second and gaps of each. */
   columns(from, width, count) {
     const columns = Array.from({ length: count }, () => ({ rate: 0, shortest: Infinity, longest: 0 }));
     for (const [number, slot] of this.#slots) {
@@ -68,43 +74,43 @@ export class Pace {
     return columns;
   }
 
-  /** Whether something on the way holds events back: its kind, and a sentence. */
+  /** Whether something between the source and the page buffers events: a kind and a sentence. */
   verdict() {
     const first = this.#firstBatch ?? this.#batch;
-    const wait = first.from - this.began;
-    if (first.size > 3 && wait > LATE + 3 * this.roundTrip)
+    const wait = first.start - this.began;
+    if (first.size > 3 && wait > BUFFERED_FIRST_WAIT + 3 * this.roundTrip)
       return {
-        kind: "held",
-        text: `Held back: nothing came for ${seconds(wait)}, then ${first.size} events at once, though a stream here begins at once.`,
+        kind: "buffered",
+        text: `Buffered: nothing arrived for ${duration(wait)}, then ${first.size} events at once. The server itself sends the first event immediately.`,
       };
-    const sizes = this.#batches.map(([, size]) => size);
+    const sizes = this.#batches.map(({ size }) => size);
     const mean = sizes.reduce((sum, size) => sum + size, 0) / sizes.length;
-    const silence = median(this.#batches.map(([before]) => before));
-    if (sizes.length < 3) return { kind: "early", text: "Too few events yet to say how they come." };
-    if (mean >= GROUP && silence >= SILENCE)
+    const pause = median(this.#batches.map(({ pause }) => pause));
+    if (sizes.length < 3) return { kind: "unknown", text: "Too few events so far to detect buffering." };
+    if (mean >= BUFFERED_SIZE && pause >= BUFFERED_PAUSE)
       return {
-        kind: "held",
-        text: `In bursts of about ${Math.round(mean)}, ${seconds(silence)} apart. Unless the source makes them like that, something on the way holds them back.`,
+        kind: "buffered",
+        text: `Events arrive in bursts of about ${Math.round(mean)}, ${duration(pause)} apart. Unless the source sends them in bursts, something between the server and this page buffers them.`,
       };
-    if (mean < 1.5) return { kind: "free", text: "One by one: nothing on the way holds events back." };
-    return { kind: "free", text: "In small groups without a pause, as a fast source makes them: nothing on the way holds them back." };
+    if (mean < 1.5) return { kind: "unbuffered", text: "Events arrive one by one: nothing buffers them." };
+    return { kind: "unbuffered", text: "Events arrive in small groups without pauses, as a fast source sends them: nothing buffers them." };
   }
 
-  #slotAt(at) {
-    const number = Math.floor(at / SLOT);
+  #slotAt(time) {
+    const number = Math.floor(time / SLOT);
     let slot = this.#slots.get(number);
     if (!slot) this.#slots.set(number, (slot = { count: 0, shortest: Infinity, longest: 0 }));
-    if (this.#slots.size > KEPT) this.#slots.delete(this.#slots.keys().next().value);
+    if (this.#slots.size > MAX_SLOTS) this.#slots.delete(this.#slots.keys().next().value);
     return slot;
   }
 
-  #closeBatch(at) {
-    const { size, from, silence, isReplay } = this.#batch;
-    if (size && !this.#firstBatch) this.#firstBatch = this.#batch;
-    if (size && !isReplay) this.#batches.push([silence, size]);
-    if (this.#batches.length > 50) this.#batches.shift();
-    this.#batch = { size: 0, from: at, silence: at - this.#previous, isReplay: this.#opened };
-    this.#opened = false;
+  #startBatch(time) {
+    const closed = this.#batch;
+    if (closed.size && !this.#firstBatch) this.#firstBatch = closed;
+    if (closed.size && !closed.isReplay) this.#batches.push(closed);
+    if (this.#batches.length > MAX_BATCHES) this.#batches.shift();
+    this.#batch = { size: 0, start: time, pause: time - this.#previous, isReplay: this.#isReplay };
+    this.#isReplay = false;
   }
 }
 
@@ -112,4 +118,4 @@ function median(numbers) {
   return numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)];
 }
 
-const seconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);

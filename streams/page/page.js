@@ -1,57 +1,61 @@
 /**
- * The playground: one run at a time, shown as it arrives.
+ * The playground: shows one run at a time, live.
  *
- * The law of this file: an event costs what one number costs; whatever is drawn is drawn once a
- * frame, from bounded state, and what a stream says is only ever text.
+ * Invariants:
+ * 1. The work per event is constant, whatever the number of events.
+ * 2. The page is painted once per animation frame, from bounded state.
+ * 3. Whatever a stream contains is shown as text, never as HTML.
  */
 
 import { drawChart } from "./chart.js";
-import { element, fill, showFaults, showFields, values } from "./form.js";
+import { element, fill, showErrors, showFields, values } from "./form.js";
 import { Pace } from "./pace.js";
 import { samples } from "./samples.js";
 import { viaEventSource, viaFetch } from "./transports.js";
 
-const ROWS = 200;
-const TEXT = 100_000; // characters of the growing text
-const CELL = 300; // characters of one event's data in the list
+const MAX_ROWS = 200;
+const MAX_TEXT = 100_000; // characters of a streamed answer
+const MAX_CELL = 300; // characters of an event's data in the list
+const PAINT_INTERVAL = 100; // milliseconds, while the chart moves without events
+const CHART_INTERVAL = 50; // milliseconds
 
 const STATES = {
   idle: "idle",
   connecting: "connecting",
-  open: "open",
-  waiting: "connection lost, back in a moment",
-  dropped: "dropped by you, the run goes on",
+  open: "connected",
+  waiting: "connection lost, reconnecting",
+  disconnected: "disconnected by you; the run continues",
   completed: "completed",
-  cancelled: "stopped",
+  cancelled: "cancelled",
   failed: "failed",
-  refused: "refused",
+  refused: "no stream; the form shows the error",
 };
 
-const at = (id) => document.getElementById(id);
-const form = at("form");
-const text = new TextEncoder();
-const count = (number) => number.toLocaleString("en");
+const byId = (id) => document.getElementById(id);
+const form = byId("form");
+const encoder = new TextEncoder();
+const formatted = (number) => number.toLocaleString("en");
 
 let sources = [];
 let roundTrip = 0;
-let view = fresh("", {});
+let view = newView("", {});
 let connection;
 
-/** What is shown of one run. */
-function fresh(url, given) {
+/** What the page shows of one run. */
+function newView(url, parameters) {
   return {
     url,
-    given,
+    parameters,
     state: "idle",
     run: "",
     pace: new Pace(performance.now(), roundTrip),
     bytes: 0,
-    first: undefined,
-    opened: 0,
+    firstEvent: undefined, // milliseconds
+    connections: 0,
     lastEventId: "",
-    queue: [], // events that are not in the list yet
-    tokens: { count: 0, first: undefined, last: undefined }, // of an answer that grows
-    grown: "", // text that is not on the page yet
+    newRows: [], // events that are not in the list yet
+    tokens: { count: 0, first: undefined, last: undefined },
+    newText: "", // text of the answer that is not on the page yet
     latest: undefined,
     status: undefined,
   };
@@ -59,218 +63,223 @@ function fresh(url, given) {
 
 // ---- the run
 
-function begin(url, given) {
-  view = fresh(url, given);
-  at("rows").replaceChildren();
-  at("value").replaceChildren();
-  at("problem").textContent = "";
-  showFaults(at("parameters"), []);
+function start(url, parameters) {
+  view = newView(url, parameters);
+  byId("rows").replaceChildren();
+  byId("value").replaceChildren();
+  byId("problem").textContent = "";
+  showErrors(byId("parameters"), []);
   connect();
 }
 
 function connect() {
   connection?.close();
   connection = undefined;
-  const isEventSource = form.elements.transport.value === "EventSource";
-  const open = isEventSource ? viaEventSource : viaFetch;
-  const whenCurrent = (act) => (...args) => mine === connection && act(...args);
-  let mine;
-  const on = { state: stateChanged, event: eventArrived, end: ended };
-  for (const name of Object.keys(on)) on[name] = whenCurrent(on[name]);
-  connection = mine = open(view.url, view.given, view.lastEventId, on);
-  become("connecting");
+  const open = form.elements.transport.value === "EventSource" ? viaEventSource : viaFetch;
+  let opened;
+  const ifCurrent = (call) => (...args) => opened === connection && call(...args);
+  const listener = {
+    state: ifCurrent(onState),
+    event: ifCurrent(onEvent),
+    end: ifCurrent(onEnd),
+  };
+  connection = opened = open(view.url, view.parameters, view.lastEventId, listener);
+  setState("connecting");
 }
 
 async function stop() {
   if (connection) return connection.stop();
   await fetch(`runs/${view.run}`, { method: "DELETE" });
-  become("cancelled");
+  setState("cancelled");
 }
 
-function drop() {
+function disconnect() {
   connection.close();
   connection = undefined;
-  become("dropped");
+  setState("disconnected");
 }
 
-function stateChanged(state) {
-  if (state === "open" && view.opened++) view.pace.reconnected(performance.now());
-  become(state);
+function onState(state) {
+  if (state === "open" && view.connections++) view.pace.reconnected(performance.now());
+  setState(state);
 }
 
-function eventArrived({ type, id, text: raw, data }) {
-  const now = arrival();
+function onEvent({ type, id, text, data }) {
+  const now = arrivalTime();
   const gap = view.pace.arrived(now);
   view.lastEventId = id;
-  view.bytes += text.encode(`id: ${id}\n${type === "message" ? "" : `event: ${type}\n`}data: ${raw}\n\n`).length;
-  view.queue.push({ id, type, gap, raw });
-  if (view.queue.length > ROWS) view.queue.shift();
-  if (type === "start") started(data);
+  const frame = `id: ${id}\n${type === "message" ? "" : `event: ${type}\n`}data: ${text}\n\n`;
+  view.bytes += encoder.encode(frame).length;
+  view.newRows.push({ id, type, gap, text });
+  if (view.newRows.length > MAX_ROWS) view.newRows.shift();
+  if (type === "start") onStart(data);
   else if (type === "end") view.status = data.status;
   else if (type !== "gap") {
-    view.first ??= now - view.pace.began;
-    if (typeof data?.message?.content === "string") answered(data.message.content, now);
+    view.firstEvent ??= now - view.pace.began;
+    if (typeof data?.message?.content === "string") onToken(data.message.content, now);
     else view.latest = { data };
   }
-  paintSoon();
+  schedulePaint();
 }
 
-function answered(piece, now) {
-  if (!piece) return;
-  view.grown += piece;
+function onToken(token, now) {
+  if (!token) return;
+  view.newText += token;
   view.tokens.count++;
   view.tokens.first ??= now;
   view.tokens.last = now;
 }
 
-let instant;
-const task = new MessageChannel();
-task.port1.onmessage = () => (instant = undefined);
+let batchTime;
+const batchEnd = new MessageChannel();
+batchEnd.port1.onmessage = () => (batchTime = undefined);
 
-/** The time, one for all events that were read together: handling them takes time as well. */
-function arrival() {
-  if (instant === undefined) task.port2.postMessage(undefined);
-  return (instant ??= performance.now());
+/** The time. Events from one read get the same time, because handling each of them takes time. */
+function arrivalTime() {
+  if (batchTime === undefined) batchEnd.port2.postMessage(undefined);
+  return (batchTime ??= performance.now());
 }
 
-function started({ run, source }) {
+function onStart({ run, source }) {
   view.run = run;
-  if (source !== at("source").value && sources.some(({ name }) => name === source)) choose(source);
-  const kept = { source, given: view.given, transport: form.elements.transport.value };
-  if (view.url.startsWith("streams/")) history.replaceState(kept, "", `#${run}`);
-  at("run").replaceChildren(
-    element("a", { href: `#${run}`, target: "_blank", rel: "noopener", title: "Watch this run in another tab", textContent: run }),
+  if (source !== byId("source").value && sources.some(({ name }) => name === source)) selectSource(source);
+  const saved = { source, parameters: view.parameters, transport: form.elements.transport.value };
+  if (view.url.startsWith("streams/")) history.replaceState(saved, "", `#${run}`);
+  byId("run").replaceChildren(
+    element("a", { href: `#${run}`, target: "_blank", rel: "noopener", title: "Open this run in another tab", textContent: run }),
   );
 }
 
-function ended(error) {
+function onEnd(error) {
   connection = undefined;
-  become(error && !view.status ? "refused" : view.status ?? "completed");
+  setState(error && !view.status ? "refused" : view.status ?? "completed");
   if (!error) return;
-  const hasFields = error.problem?.errors && showFaults(at("parameters"), error.problem.errors);
-  if (!hasFields) at("problem").textContent = error.name === "Error" ? error.message : `${error.name}: ${error.message}`;
+  const isInForm = error.problem?.errors && showErrors(byId("parameters"), error.problem.errors);
+  if (!isInForm) byId("problem").textContent = error.name === "Error" ? error.message : `${error.name}: ${error.message}`;
 }
 
-function become(state) {
+function setState(state) {
   view.state = state;
-  paintSoon();
+  schedulePaint();
 }
 
 // ---- painting
 
-let isPainting = false;
-let nextPaint; // of a chart that moves on without events
-let drawn = 0; // when the chart was
+let isPaintScheduled = false;
+let nextPaint; // timer
+let chartDrawn = 0; // time
 
-function paintSoon() {
-  if (isPainting) return;
-  isPainting = true;
+function schedulePaint() {
+  if (isPaintScheduled) return;
+  isPaintScheduled = true;
   requestAnimationFrame(paint);
 }
 
 function paint() {
-  isPainting = false;
-  const { pace, queue, state } = view;
-  at("state").textContent = STATES[state];
-  at("state").dataset.state = state;
-  at("events").textContent = count(pace.events);
-  at("bytes").textContent = count(view.bytes);
-  at("first").textContent = view.first === undefined ? "–" : `${count(Math.round(view.first))} ms`;
-  at("reconnects").textContent = count(Math.max(0, view.opened - 1));
-  if (!view.run) at("run").textContent = "–";
+  isPaintScheduled = false;
+  const { pace, newRows, state } = view;
+  byId("state").textContent = STATES[state];
+  byId("state").dataset.state = state;
+  byId("events").textContent = formatted(pace.events);
+  byId("bytes").textContent = formatted(view.bytes);
+  byId("first").textContent = view.firstEvent === undefined ? "–" : `${formatted(Math.round(view.firstEvent))} ms`;
+  byId("reconnects").textContent = formatted(Math.max(0, view.connections - 1));
+  if (!view.run) byId("run").textContent = "–";
   paintValue();
-  keepingUp(at("log"), () => at("rows").append(...queue.splice(0).map(row)));
-  const rows = at("rows").children;
-  while (rows.length > ROWS) rows[0].remove();
-  at("held").textContent = pace.events > ROWS ? `the newest ${ROWS} of ${count(pace.events)}` : "";
+  followEnd(byId("log"), () => byId("rows").append(...newRows.splice(0).map(row)));
+  const rows = byId("rows").children;
+  while (rows.length > MAX_ROWS) rows[0].remove();
+  byId("shown").textContent = pace.events > MAX_ROWS ? `the newest ${MAX_ROWS} of ${formatted(pace.events)}` : "";
   paintVerdict(pace.verdict());
   paintButtons();
-  const isMoving = ["connecting", "open", "waiting", "dropped"].includes(state);
+  const isMoving = ["connecting", "open", "waiting", "disconnected"].includes(state);
   const now = performance.now();
-  if (!isMoving || now - drawn > 50) drawChart(at("chart"), pace, isMoving ? (drawn = now) : pace.last);
+  if (!isMoving || now - chartDrawn > CHART_INTERVAL)
+    drawChart(byId("chart"), pace, isMoving ? (chartDrawn = now) : pace.last);
   clearTimeout(nextPaint);
-  if (isMoving) nextPaint = setTimeout(paintSoon, 100);
+  if (isMoving) nextPaint = setTimeout(schedulePaint, PAINT_INTERVAL);
 }
 
 function paintValue() {
-  const place = at("value");
-  const { given, pace, tokens } = view;
-  at("asked").hidden = !given.prompt;
-  at("asked").textContent = given.prompt;
-  at("speed").hidden = tokens.count < 2;
-  const perSecond = (1000 * (tokens.count - 1)) / (tokens.last - tokens.first || NaN);
-  const wait = count(Math.round(tokens.first - pace.began));
-  at("speed").textContent = `${count(tokens.count)} tokens, ${perSecond.toFixed(1)} per second, the first after ${wait} ms`;
-  if (view.grown) {
-    at("value-title").textContent = "Answer";
-    if (!place.firstChild?.data) place.replaceChildren("");
-    keepingUp(place, () => place.firstChild.appendData(view.grown));
-    view.grown = "";
-    place.firstChild.deleteData(0, Math.max(0, place.firstChild.length - TEXT));
+  const box = byId("value");
+  const { parameters, pace, tokens } = view;
+  byId("prompt").hidden = !parameters.prompt;
+  byId("prompt").textContent = parameters.prompt;
+  byId("speed").hidden = tokens.count < 2;
+  const seconds = (tokens.last - tokens.first) / 1000;
+  const rate = seconds ? `, ${((tokens.count - 1) / seconds).toFixed(1)} per second` : ""; // none if all came at once
+  const wait = formatted(Math.round(tokens.first - pace.began));
+  byId("speed").textContent = `${formatted(tokens.count)} tokens${rate}, the first after ${wait} ms`;
+  if (view.newText) {
+    byId("value-title").textContent = "Answer";
+    if (!box.firstChild?.data) box.replaceChildren("");
+    followEnd(box, () => box.firstChild.appendData(view.newText));
+    view.newText = "";
+    box.firstChild.deleteData(0, Math.max(0, box.firstChild.length - MAX_TEXT));
   } else if (view.latest) {
-    at("value-title").textContent = "Latest value";
-    place.replaceChildren(...shown(view.latest.data));
+    byId("value-title").textContent = "Latest value";
+    box.replaceChildren(...valueNodes(view.latest.data));
   }
   view.latest = undefined;
 }
 
-/** An object with one plain member as a figure, all else as JSON. */
-function shown(data) {
+/** Large type for an object with a single scalar member, JSON for everything else. */
+function valueNodes(data) {
   const members = Object.entries(Object(data));
   const [[name, value] = []] = members;
   if (members.length !== 1 || typeof value === "object") return [JSON.stringify(data, null, 2)];
   return [element("small", { textContent: name }), element("output", { textContent: value })];
 }
 
-function row({ id, type, gap, raw }) {
-  const made = element("tr", { className: ["start", "end", "gap"].includes(type) ? "control" : "" });
-  const cut = raw.length > CELL ? `${raw.slice(0, CELL)}…` : raw;
-  const cells = [id.split(".").at(-1), type, gap >= 0 ? gap.toFixed(gap < 10 ? 1 : 0) : "", cut];
-  made.append(...cells.map((textContent) => element("td", { textContent })));
-  made.firstChild.title = id;
-  return made;
+function row({ id, type, gap, text }) {
+  const node = element("tr", { className: ["start", "end", "gap"].includes(type) ? "control" : "" });
+  const data = text.length > MAX_CELL ? `${text.slice(0, MAX_CELL)}…` : text;
+  const cells = [id.split(".").at(-1), type, gap >= 0 ? gap.toFixed(gap < 10 ? 1 : 0) : "", data];
+  node.append(...cells.map((textContent) => element("td", { textContent })));
+  node.firstChild.title = id;
+  return node;
 }
 
 function paintVerdict({ kind, text }) {
-  const place = at("verdict");
-  place.dataset.kind = kind;
-  place.querySelector("p").textContent = text;
-  place.querySelector("details").hidden = kind !== "held";
+  const box = byId("verdict");
+  box.dataset.kind = kind;
+  box.querySelector("p").textContent = text;
+  box.querySelector("details").hidden = kind !== "buffered";
 }
 
-/** A button that can do nothing says so, and keeps the focus if it had it. */
+/** Sets aria-disabled and not disabled, so that a button keeps the keyboard focus. */
 function paintButtons() {
-  const isLive = connection !== undefined;
-  const isDropped = view.state === "dropped";
-  const can = {
-    stop: view.run && (isLive || isDropped),
-    drop: isLive,
-    reconnect: isDropped || view.state === "waiting",
+  const isConnected = connection !== undefined;
+  const isDisconnected = view.state === "disconnected";
+  const enabled = {
+    stop: view.run && (isConnected || isDisconnected),
+    disconnect: isConnected,
+    reconnect: isDisconnected || view.state === "waiting",
   };
-  for (const [id, may] of Object.entries(can)) at(id).setAttribute("aria-disabled", String(!may));
+  for (const [id, isEnabled] of Object.entries(enabled)) byId(id).setAttribute("aria-disabled", String(!isEnabled));
 }
 
-/** Adds to a box that scrolls, and stays at its end if it was there. */
-function keepingUp(box, add) {
+/** Appends to a scrolling box. If the box was scrolled to its end, it stays there. */
+function followEnd(box, append) {
   const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-  add();
+  append();
   if (isAtEnd) box.scrollTop = box.scrollHeight;
 }
 
 // ---- the form and the code
 
-function choose(name) {
+function selectSource(name) {
   const source = sources.find((each) => each.name === name);
-  at("source").value = name;
-  at("description").textContent = source.description;
-  showFields(at("parameters"), source.parameters);
+  byId("source").value = name;
+  byId("description").textContent = source.description;
+  showFields(byId("parameters"), source.parameters);
   showCode();
 }
 
 function showCode() {
-  const url = new URL(`streams/${at("source").value}`, document.baseURI);
-  const code = samples(url, values(at("parameters")));
-  const languages = at("languages");
+  const url = new URL(`streams/${byId("source").value}`, document.baseURI);
+  const code = samples(url, values(byId("parameters")));
+  const languages = byId("languages");
   if (languages.children.length === 1)
     languages.append(
       ...Object.keys(code).map((value, n) =>
@@ -280,61 +289,62 @@ function showCode() {
         ]),
       ),
     );
-  at("code").firstElementChild.textContent = code[languages.querySelector(":checked").value];
+  byId("code").firstElementChild.textContent = code[languages.querySelector(":checked").value];
 }
 
-async function copy() {
-  const code = at("code").firstElementChild;
+async function copyCode() {
+  const code = byId("code").firstElementChild;
   try {
     await navigator.clipboard.writeText(code.textContent);
   } catch {
-    getSelection().selectAllChildren(code); // plain http from another machine has no clipboard
+    // Without HTTPS, only a page from localhost has a clipboard object.
+    getSelection().selectAllChildren(code);
     document.execCommand("copy");
   }
-  at("copy").textContent = "Copied";
-  setTimeout(() => (at("copy").textContent = "Copy"), 1500);
+  byId("copy").textContent = "Copied";
+  setTimeout(() => (byId("copy").textContent = "Copy"), 1500);
 }
 
 function attach(run) {
-  begin(`runs/${encodeURIComponent(run)}`, {});
+  start(`runs/${encodeURIComponent(run)}`, {});
 }
 
-function when(id, act) {
-  at(id).addEventListener("click", () => at(id).getAttribute("aria-disabled") === "true" || act());
+function onClick(id, action) {
+  byId(id).addEventListener("click", () => byId(id).getAttribute("aria-disabled") === "true" || action());
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  begin(`streams/${at("source").value}`, values(at("parameters")));
+  start(`streams/${byId("source").value}`, values(byId("parameters")));
 });
 form.addEventListener("keydown", (event) => {
-  // as in any chat: Enter sends, and with Shift it is a new line
+  // As in a chat, Enter sends the form and Shift+Enter inserts a line break.
   if (event.key !== "Enter" || event.shiftKey || event.target.tagName !== "TEXTAREA") return;
   event.preventDefault();
   form.requestSubmit();
 });
 form.addEventListener("input", showCode);
-at("source").addEventListener("change", () => choose(at("source").value));
-at("languages").addEventListener("change", showCode);
-at("copy").addEventListener("click", copy);
-when("stop", () => stop().catch(({ message }) => (at("problem").textContent = message)));
-when("drop", drop);
-when("reconnect", connect);
+byId("source").addEventListener("change", () => selectSource(byId("source").value));
+byId("languages").addEventListener("change", showCode);
+byId("copy").addEventListener("click", copyCode);
+onClick("stop", () => stop().catch(({ message }) => (byId("problem").textContent = message)));
+onClick("disconnect", disconnect);
+onClick("reconnect", connect);
 addEventListener("hashchange", () => location.hash.slice(1) !== view.run && attach(location.hash.slice(1)));
-addEventListener("resize", paintSoon);
+addEventListener("resize", schedulePaint);
 
 const response = await fetch("streams");
 ({ sources } = await response.json());
 const timings = performance.getEntriesByType("resource");
 roundTrip = Math.min(...timings.map(({ requestStart, responseStart }) => responseStart - requestStart));
-at("http").textContent = timings.at(-1).nextHopProtocol.replace(/^http\/|^h/, "");
-at("source").append(...sources.map(({ name }) => new Option(name)));
-const kept = history.state;
-if (sources.length) choose(sources.some(({ name }) => name === kept?.source) ? kept.source : sources[0].name);
-if (kept?.source === at("source").value) {
-  fill(at("parameters"), kept.given);
-  form.elements.transport.value = kept.transport;
+byId("http").textContent = timings.at(-1).nextHopProtocol.replace(/^http\/|^h/, "");
+byId("source").append(...sources.map(({ name }) => new Option(name)));
+const saved = history.state; // of the run that was shown before a reload
+if (sources.length) selectSource(sources.some(({ name }) => name === saved?.source) ? saved.source : sources[0].name);
+if (saved?.source === byId("source").value) {
+  fill(byId("parameters"), saved.parameters);
+  form.elements.transport.value = saved.transport;
   showCode();
 }
 if (location.hash.length > 1) attach(location.hash.slice(1));
-else become("idle");
+else setState("idle");

@@ -1,35 +1,36 @@
 /**
- * The code that gets the stream being shown, for each kind of client.
+ * Code that reads the stream on the page, for each kind of client.
  *
- * The law of this file: a sample runs as it is when pasted; what it quotes is quoted for its
- * language, whatever the form holds.
+ * Invariants:
+ * 1. A sample runs as it is when pasted.
+ * 2. Every value from the form is quoted for the sample's language.
  */
 
 import { withQuery } from "./transports.js";
 
-/** @param {URL} url of the source or run @param {object} given its parameters */
-export function samples(url, given) {
-  const query = withQuery(url, given);
-  const hasBody = Object.keys(given).length > 0;
+/** @param {URL} url of the source or run @param {object} parameters of the source */
+export function samples(url, parameters) {
+  const query = withQuery(url, parameters);
+  const hasBody = Object.keys(parameters).length > 0;
   const client = new URL("page/event-stream.js", document.baseURI);
   return {
     curl: `curl -N ${shell(query)}`,
 
     EventSource: `const source = new EventSource(${json(query)});
 source.addEventListener("message", (event) => console.log(JSON.parse(event.data)));
-source.addEventListener("end", () => source.close()); // or it would come back for more`,
+source.addEventListener("end", () => source.close()); // otherwise it reconnects`,
 
     "event-stream.js": `import { eventStream } from ${json(client.href)};
 
-const stream = eventStream(${json(url.href)}${hasBody ? `, {\n  body: ${json(given)},\n}` : ""});
+const stream = eventStream(${json(url.href)}${hasBody ? `, {\n  body: ${json(parameters)},\n}` : ""});
 for await (const { type, data, id } of stream) console.log(type, data, id);
-// await stream.stop() stops the run itself`,
+// await stream.stop() stops the run for all its readers`,
 
     Python: `import httpx
 from httpx_sse import connect_sse
 
 url = ${json(url.href)}
-${hasBody ? `body = ${python(given)}\n` : ""}
+${hasBody ? `body = ${python(parameters)}\n` : ""}
 with httpx.Client(timeout=60) as client:
     with connect_sse(client, ${hasBody ? '"POST", url, json=body' : '"GET", url'}) as source:
         for event in source.iter_sse():

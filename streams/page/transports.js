@@ -1,60 +1,66 @@
 /**
- * The two ways a browser reads an event stream, behind one face.
+ * Reads an event stream with fetch or with EventSource, behind one interface.
  *
- * The law of this file: a connection tells `on` what happens to it until it is closed, and ends
- * with one `on.end`, which has an Error if that is what it was.
+ * Invariants:
+ * 1. A connection calls its `listener` until it is closed.
+ * 2. Its last call is `end`, with an Error if the stream could not be read or its run failed.
  *
- *     on.state("connecting" | "open" | "waiting")    on.event({ type, data, text, id })    on.end(error?)
+ *     listener.state("connecting" | "open" | "waiting")
+ *     listener.event({ type, data, text, id })
+ *     listener.end(error?)
  */
 
 import { eventStream } from "./event-stream.js";
 
-/** Parameters go in the body, or with none the request is a GET. */
-export function viaFetch(url, given, lastEventId, on) {
-  const leaving = new AbortController();
-  const body = Object.keys(given).length ? given : undefined;
-  const stream = eventStream(url, { body, lastEventId, control: true, signal: leaving.signal });
-  stream.addEventListener("statechange", () => stream.state !== "closed" && on.state(stream.state));
+/** Sends the parameters in the body of a POST. Without parameters the request is a GET. */
+export function viaFetch(url, parameters, lastEventId, listener) {
+  const controller = new AbortController();
+  const { signal } = controller;
+  const body = Object.keys(parameters).length ? parameters : undefined;
+  const stream = eventStream(url, { body, lastEventId, control: true, signal });
+  stream.addEventListener("statechange", () => stream.state !== "closed" && listener.state(stream.state));
   const read = async () => {
-    for await (const event of stream) on.event(event);
+    for await (const event of stream) listener.event(event);
   };
-  read().then(() => on.end(), (error) => leaving.signal.aborted || on.end(error));
-  return { close: () => leaving.abort(), stop: () => stream.stop() };
+  read().then(() => listener.end(), (error) => signal.aborted || listener.end(error));
+  return { close: () => controller.abort(), stop: () => stream.stop() };
 }
 
-/** Parameters go in the query, and so does the id to begin behind: it cannot set a header. */
-export function viaEventSource(url, given, lastEventId, on) {
-  const query = withQuery(url, lastEventId ? { ...given, last_event_id: lastEventId } : given);
+/** Sends the parameters and the last event id in the query: EventSource cannot set a header. */
+export function viaEventSource(url, parameters, lastEventId, listener) {
+  const resume = lastEventId ? { last_event_id: lastEventId } : {};
+  const query = withQuery(url, { ...parameters, ...resume });
   const source = new EventSource(query);
   let run = "";
-  on.state("connecting");
-  source.onopen = () => on.state("open");
+  listener.state("connecting");
+  source.onopen = () => listener.state("open");
   source.onerror = async () => {
-    if (source.readyState === EventSource.CONNECTING) on.state("waiting");
-    else on.end(run ? new Error("The run cannot be resumed: EventSource does not tell why.") : await refusal(query));
+    if (source.readyState === EventSource.CONNECTING) listener.state("waiting");
+    else listener.end(run ? new Error("The run cannot be resumed. EventSource does not report the reason.") : await refusal(query));
   };
-  for (const type of ["message", "start", "gap", "end"]) // it hears no name that it was not told
+  // EventSource delivers only events whose type has a listener.
+  for (const type of ["message", "start", "gap", "end"])
     source.addEventListener(type, ({ data: text, lastEventId: id }) => {
       run = id.split(".")[0];
-      const data = parsed(text);
-      on.event({ type, id, text, data });
+      const data = parseJson(text);
+      listener.event({ type, id, text, data });
       if (type !== "end") return;
-      source.close(); // or it would come back for more
-      on.end(data.error && Object.assign(new Error(data.error.message), { name: data.error.type }));
+      source.close(); // An EventSource that is not closed reconnects after the end.
+      listener.end(data.error && Object.assign(new Error(data.error.message), { name: data.error.type }));
     });
   const stop = () => fetch(`runs/${run}`, { method: "DELETE" });
   return { close: () => source.close(), stop };
 }
 
-/** The URL with parameters in its query, a list as one for each of its items. */
-export function withQuery(url, given) {
+/** The URL with the parameters in its query. A list becomes one parameter per item. */
+export function withQuery(url, parameters) {
   const query = new URL(url, document.baseURI);
-  for (const [name, value] of Object.entries(given))
+  for (const [name, value] of Object.entries(parameters))
     for (const item of [value].flat()) query.searchParams.append(name, item);
   return query.href;
 }
 
-/** Why a server refused an EventSource, which is not told: the same request once more. */
+/** Repeats a refused request with fetch, because EventSource does not report the reason. */
 async function refusal(url) {
   const headers = { Accept: "text/event-stream, application/problem+json" };
   const response = await fetch(url, { headers });
@@ -64,7 +70,7 @@ async function refusal(url) {
   return Object.assign(new Error(problem.detail ?? "The connection failed."), { problem });
 }
 
-function parsed(text) {
+function parseJson(text) {
   try {
     return JSON.parse(text);
   } catch {

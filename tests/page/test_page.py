@@ -1,11 +1,11 @@
-"""The playground in a real browser, over a real server."""
+"""The playground in a real browser, with a real server."""
 
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,20 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from tests.page.test_event_stream import CASES
-from tests.support.browser import INJECTION, base64_of, chromium, serious_faults
+from tests.support.browser import (
+    GATE_AT,
+    GATED_COUNT,
+    INJECTION,
+    base64_of,
+    chromium,
+    serious_violations,
+)
 from tests.support.servers import ROOT, free_port, server_process
 
 TRANSPORTS = ["fetch", "EventSource"]
+JSON = {"Accept": "application/json"}
 
-expect.set_options(timeout=10_000)
+expect.set_options(timeout=20_000)
 
 Open = Callable[..., Page]
 
@@ -40,19 +48,19 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(20_000)
     yield context
     context.close()
 
 
 @pytest.fixture
 def open_page(context: BrowserContext, server: str) -> Iterator[Open]:
-    """Opens the page; in the end, nothing must have been wrong on its console."""
-    wrong: list[str] = []
+    """Opens the page. Fails after the test if the page had an error or wrote to the console."""
+    messages: list[str] = []
 
     def watch(page: Page) -> None:
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("console", lambda message: messages.append(message.text))
 
     def opened(url: str = server) -> Page:
         page = context.new_page()
@@ -62,8 +70,8 @@ def open_page(context: BrowserContext, server: str) -> Iterator[Open]:
 
     context.on("page", watch)
     yield opened
-    # The browser itself notes each refused request; that is what some tests are about.
-    assert [text for text in wrong if not text.startswith("Failed to load resource")] == []
+    # The browser logs each refused request, which some tests cause on purpose.
+    assert [text for text in messages if not text.startswith("Failed to load resource")] == []
 
 
 @pytest.fixture
@@ -87,11 +95,15 @@ def choose(page: Page, transport: str) -> None:
 
 def start(page: Page, source: str, transport: str = "fetch", **parameters: Any) -> None:
     fill(page, source, transport, **parameters)
-    page.get_by_role("button", name="Start").click()
+    click(page, "Start")
+
+
+def click(page: Page, button: str) -> None:
+    page.get_by_role("button", name=button, exact=True).click()
 
 
 def expect_state(page: Page, state: str) -> None:
-    expect(page.locator("#state")).to_have_attribute("data-state", state, timeout=20_000)
+    expect(page.locator("#state")).to_have_attribute("data-state", state)
 
 
 def expect_events(page: Page, least: int) -> None:
@@ -99,7 +111,7 @@ def expect_events(page: Page, least: int) -> None:
 
 
 def rows(page: Page) -> list[list[str]]:
-    """The list of events: id, type, milliseconds, data."""
+    """The rows of the event list: id, type, milliseconds, data."""
     cells = "rows => [...rows.rows].map(row => [...row.cells].map(cell => cell.textContent))"
     listed: list[list[str]] = page.locator("#rows").evaluate(cells)
     return listed
@@ -109,7 +121,7 @@ def numbers(page: Page) -> list[str]:
     return [data for _, type_, _, data in rows(page) if type_ == "message"]
 
 
-def counted(count: int) -> list[str]:
+def numbers_up_to(count: int) -> list[str]:
     return [f'{{"number":{number}}}' for number in range(count)]
 
 
@@ -117,68 +129,82 @@ def run_of(page: Page) -> str:
     return page.locator("#run a").inner_text()
 
 
+def state_of(run: str, server: str) -> str:
+    """The run's state, from the server."""
+    status: str = httpx.get(f"{server}runs/{run}", headers=JSON).json()["status"]
+    return status
+
+
+def open_gate(gate: str, server: str) -> None:
+    """Lets the runs of the source `gated` with this gate continue."""
+    httpx.get(f"{server}streams/open_gate", params={"gate": gate}).raise_for_status()
+
+
 # ---- the form
 
 
-def test_the_form_is_made_of_the_published_schema(page: Page) -> None:
+def test_the_form_is_built_from_the_published_schema(page: Page, server: str) -> None:
+    sources = httpx.get(f"{server}streams").json()["sources"]
+    [counter] = [source for source in sources if source["name"] == "counter"]
+    description = counter["parameters"]["properties"]["count"]["description"]
     page.locator("#source").select_option("counter")
-    expect(page.locator("#description")).to_have_text("Counts, with a pause between two numbers.")
+    expect(page.locator("#description")).to_have_text(counter["description"])
     count = page.get_by_label("count")
     expect(count).to_have_value("10")
     expect(count).to_have_attribute("min", "0")
     expect(count).to_have_attribute("max", "1000000000")
-    expect(count).to_have_accessible_description("How many numbers · 0 to 1,000,000,000")
+    expect(count).to_have_accessible_description(f"{description} · 0 to 1,000,000,000")
 
 
-def test_every_kind_of_parameter_has_its_field(page: Page) -> None:
+def test_each_kind_of_parameter_has_a_field(page: Page) -> None:
     page.locator("#source").select_option("kinds")
     expect(page.locator("#field-ratio")).to_be_hidden()
     fill(page, "kinds", word="hello", ratio=0.5, tags='["a", "b"]')
     expect(page.locator("#field-word")).to_have_attribute("required", "")
     page.locator("#field-size").select_option("large")
     page.locator("#field-loud").check()
-    page.get_by_role("button", name="Start").click()
+    click(page, "Start")
     expect_state(page, "completed")
     sent = '{"word":"hello","size":"large","loud":true,"ratio":0.5,"tags":["a","b"]}'
     assert rows(page)[1][3] == sent
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_refused_parameter_is_shown_at_its_field(page: Page, transport: str) -> None:
+def test_an_invalid_parameter_is_shown_at_its_field(page: Page, transport: str) -> None:
     start(page, "counter", transport, count=-5, interval=100)
-    expect(page.locator("#fault-count")).to_contain_text("expected `int` >= 0")
-    expect(page.locator("#fault-interval")).to_contain_text("<= 60")
-    expect(page.locator("#fault-start")).to_be_empty()
+    expect(page.locator("#error-count")).to_contain_text("expected `int` >= 0")
+    expect(page.locator("#error-interval")).to_contain_text("<= 60")
+    expect(page.locator("#error-start")).to_be_empty()
     expect(page.locator("#field-count")).to_be_focused()
     expect(page.locator("#field-count")).to_have_attribute("aria-invalid", "true")
     expect_state(page, "refused")
     start(page, "counter", transport, count=3, interval=0)
     expect_state(page, "completed")
-    expect(page.locator("#fault-count")).to_be_empty()
+    expect(page.locator("#error-count")).to_be_empty()
 
 
-def test_a_fault_in_a_folded_field_unfolds_it(page: Page) -> None:
+def test_an_error_at_a_folded_field_unfolds_it(page: Page) -> None:
     start(page, "tokens", status=200)
-    expect(page.locator("#fault-status")).to_contain_text(">= 400")
+    expect(page.locator("#error-status")).to_contain_text(">= 400")
     expect(page.locator("#field-status")).to_be_focused()
 
 
-def test_what_is_no_number_is_a_fault_of_its_field(page: Page) -> None:
+def test_an_invalid_number_is_an_error_at_its_field(page: Page) -> None:
     page.locator("#source").select_option("counter")
     page.locator("#field-count").focus()
     page.keyboard.type("e")
     page.keyboard.press("Enter")
-    expect(page.locator("#fault-count")).to_contain_text("expected `int`")
+    expect(page.locator("#error-count")).to_contain_text("expected `int`")
 
 
 # ---- streams
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_counter_is_shown_whole(page: Page, transport: str) -> None:
+def test_all_events_of_a_counter_are_shown(page: Page, transport: str) -> None:
     start(page, "counter", transport, count=30, interval=0.01)
     expect_state(page, "completed")
-    assert numbers(page) == counted(30)
+    assert numbers(page) == numbers_up_to(30)
     assert [row[0] for row in rows(page)] == [str(n) for n in range(32)]
     assert [rows(page)[0][1], rows(page)[-1][1]] == ["start", "end"]
     expect(page.locator("#value output")).to_have_text("29")
@@ -189,20 +215,20 @@ def test_a_counter_is_shown_whole(page: Page, transport: str) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_tokens_grow_into_a_text(page: Page, transport: str) -> None:
-    start(page, "tokens", transport, prompt="Why?", tokens_per_second=500, first_token=0)
+def test_tokens_are_shown_as_one_growing_text(page: Page, transport: str) -> None:
+    reply = "An answer of a few words."
+    pace = {"tokens_per_second": 500, "first_token": 0}
+    start(page, "tokens", transport, prompt="Why?", reply=reply, **pace)
     expect_state(page, "completed")
-    text = page.locator("#value").inner_text()
-    assert text.startswith("You asked: Why? Here is what a language model would do")
-    assert text.endswith("goes on where it was.")
+    expect(page.locator("#value")).to_have_text(reply)
     expect(page.get_by_role("heading", name="Answer")).to_be_visible()
-    expect(page.locator("#asked")).to_have_text("Why?")
+    expect(page.locator("#prompt")).to_have_text("Why?")
     expect(page.locator("#speed")).to_have_text(
-        re.compile(r"^\d+ tokens, [\d.]+ per second, the first after [\d,]+ ms$")
+        re.compile(r"^\d+ tokens(, [\d.]+ per second)?, the first after [\d,]+ ms$")
     )
 
 
-def test_enter_sends_the_prompt_and_shift_makes_a_new_line_of_it(page: Page) -> None:
+def test_enter_sends_the_prompt_and_shift_enter_inserts_a_line_break(page: Page) -> None:
     page.locator("#source").select_option("tokens")
     prompt = page.locator("#parameters textarea").first
     prompt.fill("one")
@@ -210,85 +236,84 @@ def test_enter_sends_the_prompt_and_shift_makes_a_new_line_of_it(page: Page) -> 
     prompt.press_sequentially("two")
     expect_state(page, "idle")
     prompt.press("Enter")
-    expect(page.locator("#asked")).to_have_text("one\ntwo")
-    expect(page.locator("#value")).to_contain_text("You asked")
+    expect(page.locator("#prompt")).to_have_text("one\ntwo")
+    expect(page.locator("#value")).not_to_be_empty()
 
 
-def test_a_failed_source_says_why(page: Page) -> None:
+def test_a_failed_source_shows_its_error(page: Page) -> None:
     start(page, "hostile")
     expect_state(page, "failed")
     expect(page.locator("#problem")).to_contain_text("StreamError: </td>")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_dropped_connection_resumes_without_hole_or_repeat(page: Page, transport: str) -> None:
-    start(page, "counter", transport, count=100, interval=0.02)
-    expect_events(page, 10)
-    page.get_by_role("button", name="Drop").click()
-    expect_state(page, "dropped")
-    shown = len(numbers(page))
-    state = httpx.get(page.url.split("#")[0] + f"runs/{run_of(page)}", headers=JSON).json()
-    assert (state["status"], shown < 100) == ("running", True)
-    page.get_by_role("button", name="Reconnect").click()
+def test_a_reconnect_resumes_without_missing_or_repeated_events(
+    page: Page, server: str, transport: str
+) -> None:
+    gate = f"reconnect-{transport}"
+    start(page, "gated", transport, gate=gate)
+    expect_events(page, 1 + GATE_AT)
+    click(page, "Disconnect")
+    expect_state(page, "disconnected")
+    expect(page.locator("#state")).to_have_text("disconnected by you; the run continues")
+    assert state_of(run_of(page), server) == "running"
+    open_gate(gate, server)
+    click(page, "Reconnect")
     expect_state(page, "completed")
-    assert numbers(page) == counted(100)
+    assert numbers(page) == numbers_up_to(GATED_COUNT)
     assert [row[1] for row in rows(page)].count("start") == 1
     expect(page.locator("#reconnects")).to_have_text("1")
-    expect(page.locator("#chart .marks")).to_have_attribute("d", re.compile("^M"))
-
-
-JSON = {"Accept": "application/json"}
+    expect(page.locator("#chart .reconnects")).to_have_attribute("d", re.compile("^M"))
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_server_killed_and_restarted_costs_not_one_number(
+def test_a_stream_continues_when_its_server_is_killed_and_restarted(
     open_page: Open, transport: str
 ) -> None:
     port = free_port()
+    url = f"http://127.0.0.1:{port}/"
     with server_process(port, "--no-access-log", app="tests.support.browser:app"):
-        page = open_page(f"http://127.0.0.1:{port}/")
-        start(page, "counter", transport, count=100, interval=0.02)
-        expect_events(page, 10)
+        page = open_page(url)
+        start(page, "gated", transport, gate="restart")
+        expect_events(page, 1 + GATE_AT)
         run = run_of(page)
     expect_state(page, "waiting")
+    expect(page.locator("#state")).to_have_text("connection lost, reconnecting")
     with server_process(port, "--no-access-log", app="tests.support.browser:app"):
+        open_gate("restart", url)
         expect_state(page, "completed")
-        assert numbers(page) == counted(100)
+        assert numbers(page) == numbers_up_to(GATED_COUNT)
         assert run_of(page) == run
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_stop_ends_the_run_itself(page: Page, server: str, transport: str) -> None:
-    start(page, "counter", transport, count=10_000, interval=0.02)
+def test_stop_ends_the_run(page: Page, server: str, transport: str) -> None:
+    start(page, "gated", transport, gate="never opened")
     expect_events(page, 3)
-    page.get_by_role("button", name="Stop").click()
+    click(page, "Stop")
     expect_state(page, "cancelled")
-    state = httpx.get(f"{server}runs/{run_of(page)}", headers=JSON).json()
-    assert state["status"] == "cancelled"
+    assert state_of(run_of(page), server) == "cancelled"
 
 
-def test_a_run_can_be_stopped_behind_a_dropped_connection(page: Page, server: str) -> None:
-    start(page, "counter", count=10_000, interval=0.02)
+def test_a_run_can_be_stopped_while_disconnected(page: Page, server: str) -> None:
+    start(page, "gated", gate="never opened")
     expect_events(page, 3)
-    page.get_by_role("button", name="Drop").click()
-    page.get_by_role("button", name="Stop").click()
+    click(page, "Disconnect")
+    click(page, "Stop")
     expect_state(page, "cancelled")
-    state = httpx.get(f"{server}runs/{run_of(page)}", headers=JSON).json()
-    assert state["status"] == "cancelled"
+    assert state_of(run_of(page), server) == "cancelled"
 
 
-def test_another_tab_watches_the_same_run_from_its_start(
-    page: Page, context: BrowserContext
-) -> None:
-    start(page, "counter", count=10_000, interval=0.02)
+def test_another_tab_shows_the_same_run_from_its_start(page: Page, context: BrowserContext) -> None:
+    start(page, "gated", gate="never opened")
     expect_events(page, 5)
     with context.expect_page() as opened:
         page.locator("#run a").click()
     other = opened.value
-    expect_events(other, 10)
-    assert numbers(other)[:3] == counted(3)
+    expect_events(other, 1 + GATE_AT)
+    assert numbers(other) == numbers_up_to(GATE_AT)
     assert run_of(other) == run_of(page)
-    other.get_by_role("button", name="Stop").click()
+    click(other, "Stop")
     expect_state(other, "cancelled")
     expect_state(page, "cancelled")
 
@@ -305,67 +330,100 @@ def test_a_reload_shows_the_run_from_its_start(page: Page) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_run_that_is_gone_says_so(open_page: Open, server: str, transport: str) -> None:
+def test_an_unknown_run_shows_the_servers_error(
+    open_page: Open, server: str, transport: str
+) -> None:
+    run = "a" * 22
     page = open_page(server)
     choose(page, transport)
-    page.evaluate("location.hash = 'a'.repeat(22)")
+    page.evaluate("(run) => (location.hash = run)", run)
     expect_state(page, "refused")
-    expect(page.locator("#problem")).to_contain_text("there is no run")
+    detail = httpx.get(f"{server}runs/{run}", headers=JSON).json()["detail"]
+    expect(page.locator("#problem")).to_contain_text(detail)
 
 
-def test_starting_again_leaves_the_run_before_behind(page: Page) -> None:
-    start(page, "counter", count=10_000, interval=0.01)
+def test_a_new_run_replaces_the_one_shown(page: Page) -> None:
+    start(page, "gated", gate="never opened")
     expect_events(page, 3)
     start(page, "counter", count=5, interval=0)
     expect_state(page, "completed")
-    assert numbers(page) == counted(5)
+    assert numbers(page) == numbers_up_to(5)
 
 
-# ---- what it says of the connection
+# ---- the verdict on buffering
+
+ARRIVALS: dict[str, tuple[Sequence[float], str, str]] = {
+    "too few": ([5, 6], "unknown", "Too few"),
+    "bursts": (
+        [5, *(1000 * n + k / 10 for n in range(1, 6) for k in range(8))],
+        "buffered",
+        "bursts of about 8",
+    ),
+    "one by one": ([5, *range(50, 1000, 40)], "unbuffered", "one by one"),
+    "small groups": (
+        [5, *(20 * n + k / 10 for n in range(1, 40) for k in range(5))],
+        "unbuffered",
+        "small groups",
+    ),
+    "all at once": (
+        [2000 + k / 10 for k in range(30)],
+        "buffered",
+        "nothing arrived for 2.0 s, then 30 events",
+    ),
+    "slow start": ([2000, *range(2050, 3000, 40)], "unbuffered", "one by one"),
+}
+"""Arrival times in milliseconds, the kind of the verdict, and a part of its text."""
 
 
-def test_events_that_come_one_by_one_are_said_to(page: Page) -> None:
-    start(page, "counter", count=20, interval=0.03)
+def set_round_trip(page: Page) -> None:
+    """Replaces the measured round trip, which is long on a busy machine, with 1 ms."""
+    page.evaluate(
+        """async () => {
+            const { Pace } = await import("./page/pace.js");
+            Object.defineProperty(Pace.prototype, "roundTrip", { get: () => 1, set: () => {} });
+        }"""
+    )
+
+
+def set_arrivals(page: Page, arrivals: Sequence[float]) -> None:
+    """Replaces the time at which each event arrives, in milliseconds after the request."""
+    page.evaluate(
+        """async (arrivals) => {
+            const { Pace } = await import("./page/pace.js");
+            const { arrived } = Pace.prototype;
+            let n = 0;
+            Pace.prototype.arrived = function () {
+                return arrived.call(this, this.began + arrivals[n++]);
+            };
+        }""",
+        arrivals,
+    )
+
+
+@pytest.mark.parametrize("case", ARRIVALS)
+def test_the_page_shows_the_verdict_for_given_arrival_times(page: Page, case: str) -> None:
+    arrivals, kind, text = ARRIVALS[case]
+    set_round_trip(page)
+    set_arrivals(page, arrivals)
+    start(page, "counter", count=len(arrivals) - 2, interval=0)  # start and end are events, too
     expect_state(page, "completed")
-    expect(page.locator("#verdict")).to_have_attribute("data-kind", "free")
-    expect(page.locator("#verdict")).to_contain_text("One by one")
-    expect(page.locator("#verdict details")).to_be_hidden()
+    expect(page.locator("#events")).to_have_text(str(len(arrivals)))
+    expect(page.locator("#verdict")).to_have_attribute("data-kind", kind)
+    expect(page.locator("#verdict > p")).to_contain_text(text)
+    expect(page.locator("#verdict details")).to_be_visible(visible=kind == "buffered")
 
 
-def test_a_proxy_that_holds_events_back_is_found_out(page: Page) -> None:
-    def hold_back(route: Route) -> None:
-        route.fulfill(response=route.fetch())  # all of it, when all of it is there
+def test_a_buffering_proxy_is_detected(page: Page) -> None:
+    def buffer(route: Route) -> None:
+        route.fulfill(response=route.fetch())  # the whole response, once it is complete
 
-    page.route("**/streams/counter", hold_back)
+    set_round_trip(page)
+    page.route("**/streams/counter", buffer)
     start(page, "counter", count=30, interval=0.05)
     expect_state(page, "completed")
-    expect(page.locator("#verdict")).to_have_attribute("data-kind", "held")
-    page.get_by_text("What to do about it").click()
+    expect(page.locator("#verdict")).to_have_attribute("data-kind", "buffered")
+    page.get_by_text("How to turn off buffering").click()
     expect(page.locator("#verdict")).to_contain_text("proxy_buffering off;")
-
-
-ARRIVALS = [
-    ([5], "early", "Too few"),
-    ([5, *(1000 * n + k / 10 for n in range(1, 6) for k in range(8))], "held", "bursts of about 8"),
-    ([5, *range(50, 1000, 40)], "free", "One by one"),
-    ([5, *(20 * n + k / 10 for n in range(1, 40) for k in range(5))], "free", "small groups"),
-    ([2000 + k / 10 for k in range(30)], "held", "nothing came for 2.0 s, then 30"),
-    ([2000, *range(2050, 3000, 40)], "free", "One by one"),
-]
-
-
-def test_the_verdict_on_buffering(page: Page) -> None:
-    for arrivals, kind, text in ARRIVALS:
-        verdict = page.evaluate(
-            """async (arrivals) => {
-                const { Pace } = await import("./page/pace.js");
-                const pace = new Pace(0, 1);
-                arrivals.forEach((at) => pace.arrived(at));
-                return pace.verdict();
-            }""",
-            arrivals,
-        )
-        assert (verdict["kind"], text in verdict["text"]) == (kind, True), verdict
 
 
 # ---- the code
@@ -376,12 +434,12 @@ def code(page: Page, language: str) -> str:
     return page.locator("#code").inner_text()
 
 
-def test_the_code_shown_is_the_code_copied(page: Page, context: BrowserContext) -> None:
+def test_copy_copies_the_code_that_is_shown(page: Page, context: BrowserContext) -> None:
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     fill(page, "counter", count=3)
     shown = code(page, "curl")
     assert "/streams/counter?count=3'" in shown
-    page.get_by_role("button", name="Copy").click()
+    click(page, "Copy")
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == shown
 
@@ -389,13 +447,13 @@ def test_the_code_shown_is_the_code_copied(page: Page, context: BrowserContext) 
 PROMPT = 'it\'s "$HOME" `x` \\ é'
 
 
-def fill_with_all_kinds(page: Page) -> None:
+def fill_all_kinds(page: Page) -> None:
     fill(page, "kinds", word=PROMPT, ratio=0.5, tags='["a", "b"]')
     page.locator("#field-loud").check()
 
 
-def test_the_curl_and_the_python_code_run(page: Page) -> None:
-    fill_with_all_kinds(page)
+def test_the_code_for_curl_and_python_runs(page: Page) -> None:
+    fill_all_kinds(page)
     sent = {"word": PROMPT, "size": "small", "loud": True, "ratio": 0.5, "tags": ["a", "b"]}
     for command in (["sh", "-c", code(page, "curl")], [sys.executable, "-c", code(page, "Python")]):
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
@@ -406,30 +464,33 @@ def test_the_curl_and_the_python_code_run(page: Page) -> None:
 
 
 def test_the_code_for_browsers_runs(page: Page) -> None:
-    fill_with_all_kinds(page)
-    fetching = re.sub(
+    fill_all_kinds(page)
+    fetch_code = re.sub(
         r"import (.*) from (.*);", r"const \1 = await import(\2);", code(page, "event-stream.js")
     )
-    listening = code(page, "EventSource")
-    everything, count = page.evaluate(
+    event_source_code = code(page, "EventSource")
+    logged, count = page.evaluate(
         f"""async () => {{
             const logged = [];
             const console = {{ log: (...values) => logged.push(JSON.stringify(values)) }};
-            {fetching}
+            {fetch_code}
             const count = logged.length;
-            {listening}
-            await new Promise((resolve) => source.addEventListener("end", resolve));
+            {event_source_code}
+            await new Promise((resolve, reject) => {{
+                source.addEventListener("end", resolve);
+                setTimeout(() => reject(new Error("no end event within 20 s")), 20_000);
+            }});
             return [logged, count];
         }}"""
     )
-    assert len(everything) == 2 * count
-    assert all("$HOME" in "".join(part) for part in (everything[:count], everything[count:]))
+    assert len(logged) == 2 * count
+    assert all("$HOME" in "".join(part) for part in (logged[:count], logged[count:]))
 
 
-# ---- safe, at home anywhere, for everybody
+# ---- security, deployment, accessibility, load
 
 
-def test_what_a_stream_says_is_only_ever_text(page: Page) -> None:
+def test_html_in_a_stream_is_shown_as_text(page: Page) -> None:
     start(page, "hostile")
     expect_state(page, "failed")
     assert rows(page)[1][3] == INJECTION
@@ -449,47 +510,50 @@ def test_the_page_runs_under_a_strict_content_security_policy(server: str) -> No
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_it_works_under_a_mount(open_page: Open, transport: str) -> None:
+def test_the_page_works_under_a_mount(open_page: Open, transport: str) -> None:
     port = free_port()
     with server_process(port, "--no-access-log", app="tests.support.browser:mounted"):
         page = open_page(f"http://127.0.0.1:{port}/live")
         start(page, "counter", transport, count=10_000, interval=0.01)
         expect_events(page, 3)
-        page.get_by_role("button", name="Stop").click()
+        click(page, "Stop")
         expect_state(page, "cancelled")
 
 
-def test_it_works_behind_a_proxy_that_takes_a_prefix_away(open_page: Open) -> None:
+def test_the_page_works_behind_a_proxy_that_strips_a_prefix(open_page: Open) -> None:
     port = free_port()
     app = "tests.support.browser:app"
-    with server_process(port, "--no-access-log", "--root-path", "/behind", app=app):
+    with server_process(port, "--no-access-log", "--root-path", "/prefix", app=app):
         page = open_page(f"http://127.0.0.1:{port}/")
         page.route(
-            "**/behind/**",
-            lambda route: route.continue_(url=route.request.url.replace("/behind", "")),
+            "**/prefix/**",
+            lambda route: route.continue_(url=route.request.url.replace("/prefix", "")),
         )
-        page.goto(f"http://127.0.0.1:{port}/behind/")
+        page.goto(f"http://127.0.0.1:{port}/prefix/")
         start(page, "counter", count=10_000, interval=0.01)
         expect_events(page, 3)
-        page.get_by_role("button", name="Stop").click()
+        click(page, "Stop")
         expect_state(page, "cancelled")
 
 
-def test_everything_can_be_done_with_the_keyboard(page: Page) -> None:
+def test_the_page_can_be_used_with_the_keyboard(page: Page) -> None:
     def focused() -> str:
         name: str = page.evaluate("document.activeElement.id || document.activeElement.value")
         outline = page.evaluate(
             "getComputedStyle(document.activeElement.matches('[type=radio]')"
             " ? document.activeElement.nextSibling : document.activeElement).outlineStyle"
         )
-        assert outline != "none", f"nothing shows that {name} has the focus"
+        assert outline != "none", f"{name} has the focus, but no outline"
         return name
 
     page.keyboard.press("Tab")
     assert focused() == "source"
-    page.keyboard.type("counter")
-    visited = []
-    while "start" not in visited:
+    page.keyboard.press("End")
+    expect(page.locator("#source")).not_to_have_value("counter")
+    page.keyboard.press("Home")
+    expect(page.locator("#source")).to_have_value("counter")
+    visited: list[str] = []
+    while "start" not in visited and len(visited) < 10:
         page.keyboard.press("Tab")
         visited.append(focused())
         if visited[-1] == "field-count":
@@ -513,47 +577,58 @@ def test_both_themes_are_accessible_at_both_widths(page: Page, scheme: Any, widt
     page.set_viewport_size({"width": width, "height": 844})
     start(page, "counter", count=-1)
     expect_state(page, "refused")
-    assert serious_faults(page) == []
+    assert serious_violations(page) == []
     start(page, "tokens", prompt=100 * "long", tokens_per_second=2000)
     expect_state(page, "completed")
-    assert serious_faults(page) == []
+    assert serious_violations(page) == []
     background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert (background == "rgb(18, 23, 26)") is (scheme == "dark")
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_who_wants_less_motion_gets_none(page: Page) -> None:
+def test_reduced_motion_turns_animations_off(page: Page) -> None:
     animation = "getComputedStyle(document.querySelector('#state'), '::before').animationName"
     start(page, "counter", count=10_000, interval=0.1)
     expect_state(page, "open")
-    assert page.evaluate(animation) == "breathe"
+    assert page.evaluate(animation) == "pulse"
     page.emulate_media(reduced_motion="reduce")
     assert page.evaluate(animation) == "none"
 
 
-def test_ten_thousand_events_do_not_slow_it(page: Page) -> None:
+def test_ten_thousand_events_are_painted_once_per_frame_from_bounded_state(page: Page) -> None:
     page.evaluate(
-        """() => {
-            window.longest = 0;
-            const observe = (list) => {
-                for (const { duration } of list.getEntries())
-                    window.longest = Math.max(window.longest, duration);
+        """async () => {
+            const { Pace } = await import("./page/pace.js");
+            const { arrived } = Pace.prototype;
+            Pace.prototype.arrived = function (...times) {
+                document.body.dataset.arrived = this.events + 1;
+                return arrived.apply(this, times);
             };
-            new PerformanceObserver(observe).observe({ type: "longtask" });
+            const createElement = document.createElement.bind(document);
+            window.createdRows = 0;
+            document.createElement = (tag) => {
+                if (tag === "tr") window.createdRows++;
+                return createElement(tag);
+            };
+            window.heldFrames = [];
+            window.requestAnimationFrame = (callback) => window.heldFrames.push(callback);
         }"""
     )
     start(page, "counter", count=10_000, interval=0)
-    expect_state(page, "completed")
+    body = page.locator("body")
+    expect(body).to_have_attribute("data-arrived", "10002", timeout=60_000)
+    frames = page.evaluate("window.heldFrames.length")
+    page.evaluate("window.heldFrames.forEach((paint) => paint(performance.now()))")
+    assert (frames, page.evaluate("window.createdRows")) == (1, 200)
     expect(page.locator("#events")).to_have_text("10,002")
-    expect(page.locator("#held")).to_have_text("the newest 200 of 10,002")
+    expect(page.locator("#shown")).to_have_text("the newest 200 of 10,002")
     assert [row[0] for row in rows(page)] == [str(n) for n in range(9802, 10_002)]
-    assert page.evaluate("window.longest") < 1000
 
 
-# ---- the parser, where it will run
+# ---- the parser in a browser
 
 
-def test_the_parser_wherever_the_bytes_are_cut(page: Page) -> None:
+def test_events_in_a_browser_do_not_depend_on_where_the_bytes_are_split(page: Page) -> None:
     cuts = (ROOT / "tests/page/js/cuts.js").read_text().replace("export ", "")
     for case, (stream, events) in CASES.items():
         outcomes = page.evaluate(
@@ -568,16 +643,22 @@ def test_the_parser_wherever_the_bytes_are_cut(page: Page) -> None:
         assert outcomes == [{"events": events, "retry": None}], case
 
 
-# ---- the README's picture
+# ---- the picture in the README
 
 
-def test_the_picture_shows_a_stream_on_its_way(page: Page, tmp_path: Path) -> None:
+def test_the_picture_shows_a_run_with_a_reconnect(page: Page, tmp_path: Path) -> None:
+    def stall(route: Route) -> None:
+        body = json.loads(route.request.post_data or "{}")
+        route.continue_(post_data=json.dumps({**body, "stall_after": 45}))
+
+    # A stalled run is still running at the click on Disconnect, however slow the machine is.
+    page.route("**/streams/tokens", stall)
     page.set_viewport_size({"width": 1280, "height": 1020})
     start(page, "tokens", prompt="Why stream?", tokens_per_second=15)
     expect_events(page, 15)
-    page.get_by_role("button", name="Drop").click()
-    expect_state(page, "dropped")
-    page.get_by_role("button", name="Reconnect").click()
+    click(page, "Disconnect")
+    expect_state(page, "disconnected")
+    click(page, "Reconnect")
     expect_events(page, 40)
     folder = ROOT / "docs" if os.environ.get("UPDATE_SCREENSHOT") else tmp_path
     folder.mkdir(exist_ok=True)

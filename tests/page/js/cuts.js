@@ -1,5 +1,6 @@
-/** Feeds a parser bytes in pieces. Runs in Node and, pasted, in a browser. */
+/** Feeds bytes to a parser in pieces. Runs in Node and, inserted as text, in a browser. */
 
+/** The events and the retry that the parser finds if the bytes are split at `cuts`. */
 export function outcome(EventParser, bytes, cuts) {
   const parser = new EventParser();
   const events = [];
@@ -9,7 +10,7 @@ export function outcome(EventParser, bytes, cuts) {
   return { events, retry: parser.retry ?? null };
 }
 
-/** The different outcomes of no cut, a cut everywhere, and every one and every two cuts. */
+/** The distinct outcomes of: no cut, a cut after every byte, every single cut, every two cuts. */
 export function everyOutcome(EventParser, bytes) {
   const outcomes = new Set();
   const add = (cuts) => outcomes.add(JSON.stringify(outcome(EventParser, bytes, cuts)));

@@ -1,4 +1,4 @@
-/** Answers each line, a JSON object with `bytes` and perhaps `cuts`, with what the parser makes of it. */
+/** For each line, a JSON object with `bytes` and optional `cuts`, prints what the parser finds. */
 
 import { createInterface } from "node:readline";
 import { everyOutcome, outcome } from "./cuts.js";

@@ -1,31 +1,49 @@
-/** Reads the stream that the argument describes, and prints all that happens as lines of JSON. */
+/**
+ * Reads the stream that the argument describes and prints what happens as lines of JSON.
+ *
+ * `abortAt`, `stopAt` and `leaveAt` are a state or an event id at which to abort the signal, stop
+ * the run or leave the loop. `skipPauses` ends each pause of the client at once.
+ */
 
 const [module, argument] = process.argv.slice(2);
-const { eventStream } = await import(module);
-let { url, options, abortAt, stopAt, leaveAt } = JSON.parse(argument);
+let { url, options, abortAt, stopAt, leaveAt, skipPauses } = JSON.parse(argument);
 
-const tell = (what) => console.log(JSON.stringify(what));
-const leaving = new AbortController();
-const stream = eventStream(url, { ...options, signal: leaving.signal });
-const act = async (moment) => {
-  if (moment === abortAt) leaving.abort(new Error("left"));
+const print = (line) => console.log(JSON.stringify(line));
+
+// The client starts a pause right after it enters "waiting". Node's own fetch sets other timers.
+let isPauseNext = false;
+const { setTimeout } = globalThis;
+globalThis.setTimeout = (callback, milliseconds, ...rest) => {
+  const isPause = isPauseNext;
+  isPauseNext = false;
+  if (isPause) print({ pause: milliseconds });
+  return setTimeout(callback, isPause && skipPauses ? 0 : milliseconds, ...rest);
+};
+
+const { eventStream } = await import(module);
+const controller = new AbortController();
+const stream = eventStream(url, { ...options, signal: controller.signal });
+
+async function act(moment) {
+  if (moment === abortAt) controller.abort(new Error("aborted by the test"));
   if (moment !== stopAt) return;
   stopAt = undefined;
   await stream.stop();
-};
+}
 
 stream.addEventListener("statechange", () => {
-  tell({ state: stream.state });
+  print({ state: stream.state });
+  isPauseNext = stream.state === "waiting";
   act(stream.state);
 });
 try {
   for await (const event of stream) {
-    tell({ event });
+    print({ event });
     await act(event.id);
     if (event.id === leaveAt) break;
   }
-  tell({ done: true });
+  print({ done: true });
 } catch ({ name, message, problem }) {
-  tell({ error: { name, message, problem } });
+  print({ error: { name, message, problem } });
 }
-tell({ run: stream.run });
+print({ run: stream.run });
