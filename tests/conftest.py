@@ -1,4 +1,4 @@
-"""Fixtures for all tests: the event loop that the server uses, too, and a Valkey."""
+"""Fixtures for all tests: uvloop as the event loop, as in production, and a Valkey server."""
 
 import secrets
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from tests.support.valkey import Valkey, running_valkey
 
-# No test measures time, and a machine may be busy.
+# A busy machine may be slow, and no test measures time: examples have no deadline.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
@@ -27,5 +27,5 @@ def shared_valkey() -> Iterator[Valkey]:
 
 @pytest.fixture
 def redis_url(shared_valkey: Valkey) -> str:
-    """A place of its own in a Redis: a prefix nobody else has."""
+    """A Redis URL with a key prefix that no other test uses."""
     return f"{shared_valkey.url}?prefix=test-{secrets.token_hex(4)}"

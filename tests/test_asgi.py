@@ -1,4 +1,4 @@
-"""asgi.py: routes, what they refuse and how, and being at home in other apps."""
+"""asgi.py: the routes, the requests that they refuse, and Streams inside other apps."""
 
 import asyncio
 import re
@@ -33,7 +33,7 @@ EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
 
 
 def problem(response: httpx.Response, status: int) -> str:
-    """The detail of a problem response, checked for form."""
+    """Checks that a response is a problem document with this status; returns its detail."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body = response.json()
@@ -43,7 +43,7 @@ def problem(response: httpx.Response, status: int) -> str:
     return str(body["detail"])
 
 
-async def test_the_list_of_sources_says_all_that_a_client_needs() -> None:
+async def test_the_source_list_describes_each_source_and_its_parameters() -> None:
     async with client_of(Streams([counter, clock])) as client:
         for path in ("/streams", "/streams/"):
             first, second = (await client.get(path)).json()["sources"]
@@ -70,7 +70,7 @@ async def test_a_query_and_a_json_body_start_the_same_stream() -> None:
     assert empty.text.count('"number"') == 10
 
 
-async def test_unknown_sources_runs_and_paths_are_404() -> None:
+async def test_unknown_sources_runs_and_paths_get_a_404() -> None:
     async with client_of(Streams([counter, tokens])) as client:
         detail = problem(await client.get("/streams/nope"), 404)
         assert "'nope'" in detail
@@ -82,7 +82,7 @@ async def test_unknown_sources_runs_and_paths_are_404() -> None:
         problem(await client.get("/page/..%2fasgi.py"), 404)
 
 
-async def test_a_method_that_does_not_work_is_405_and_says_which_do() -> None:
+async def test_an_unsupported_method_gets_a_405_that_lists_the_supported_ones() -> None:
     async with client_of(Streams([counter])) as client:
         response = await client.put("/streams/counter")
         assert "PUT does not work here" in problem(response, 405)
@@ -91,7 +91,7 @@ async def test_a_method_that_does_not_work_is_405_and_says_which_do() -> None:
         assert set(response.headers["allow"].split(", ")) == {"DELETE", "GET", "HEAD"}
 
 
-async def test_wrong_parameters_are_all_told_at_once() -> None:
+async def test_one_422_names_every_invalid_parameter() -> None:
     async with client_of(Streams([counter])) as client:
         response = await client.get("/streams/counter?count=ten&interval=-1&speed=3")
         detail = problem(response, 422)
@@ -117,7 +117,7 @@ async def test_wrong_parameters_are_all_told_at_once() -> None:
         (b'{"count":0, "interval":%s1}' % (b" " * 476), "application/json", 413),
     ],
 )
-async def test_a_body_is_a_json_object_of_limited_size(
+async def test_a_body_must_be_a_json_object_of_at_most_max_body_bytes(
     body: bytes, content_type: str | None, status: int
 ) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
@@ -140,7 +140,7 @@ async def test_a_body_is_a_json_object_of_limited_size(
         ("*/*", 200),
     ],
 )
-async def test_a_client_that_takes_no_event_stream_is_told(accept: str, status: int) -> None:
+async def test_a_client_that_accepts_no_event_stream_gets_a_406(accept: str, status: int) -> None:
     async with client_of(Streams([counter])) as client:
         response = await client.get("/streams/counter?count=0", headers={"Accept": accept})
         assert response.status_code == status
@@ -162,7 +162,8 @@ async def test_a_client_that_takes_no_event_stream_is_told(accept: str, status: 
         ("{other}.1", 410),
     ],
 )
-async def test_a_last_event_id_that_cannot_be_is_refused(last: str, status: int) -> None:
+async def test_an_unusable_last_event_id_is_refused(last: str, status: int) -> None:
+    """A malformed id gets a 422; one of another run, or of no event so far, gets a 410."""
     gate = asyncio.Event()
 
     @source
@@ -174,7 +175,7 @@ async def test_a_last_event_id_that_cannot_be_is_refused(last: str, status: int)
     async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
         other = (await every_event(client, "/streams/counter?count=1"))[0].json()["run"]
         async with connection(url, "/streams/slow") as stream:
-            await stream.until(lambda stream: stream.body)
+            await stream.until(lambda stream: stream.body, "the body has begun")
             last = last.replace("{run}", stream.run).replace("{other}", other)
             headers = {b"Last-Event-ID": last.encode()}
             assert problem(await client.get("/streams/slow", headers=headers), status)
@@ -188,13 +189,13 @@ async def test_a_last_event_id_that_cannot_be_is_refused(last: str, status: int)
         gate.set()
 
 
-async def test_an_empty_last_event_id_is_none() -> None:
+async def test_an_empty_last_event_id_starts_a_new_run() -> None:
     async with client_of(Streams([counter])) as client:
         events = await every_event(client, "/streams/counter?count=0&last_event_id=")
         assert events[0].event == "start"
 
 
-async def test_the_state_of_a_run_as_json() -> None:
+async def test_a_client_that_accepts_json_gets_the_state_of_a_run() -> None:
     gate = asyncio.Event()
 
     @source
@@ -206,7 +207,7 @@ async def test_the_state_of_a_run_as_json() -> None:
     async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
         headers = {"Accept": "application/json"}
         async with connection(url, "/streams/slow") as stream:
-            await stream.until(lambda stream: stream.body)
+            await stream.until(lambda stream: stream.body, "the body has begun")
             state = (await client.get(f"/runs/{stream.run}", headers=headers)).json()
             assert re.match(r"20\d\d-\d\d-\d\dT", state.pop("started"))
             assert state == {
@@ -219,7 +220,7 @@ async def test_the_state_of_a_run_as_json() -> None:
                 "readers": 1,
             }
             gate.set()
-            await stream.until(lambda stream: stream.terminated)
+            await stream.until(lambda stream: stream.terminated, "the stream has ended")
         state = (await client.get(f"/runs/{stream.run}", headers=headers)).json()
         assert (state["status"], state["last_event"], state["readers"]) == ("completed", 2, 0)
         browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -230,11 +231,13 @@ async def test_the_state_of_a_run_as_json() -> None:
         )
 
 
-async def test_health_counts() -> None:
+async def test_health_reports_runs_readers_events_and_bytes() -> None:
     async with serving(Streams([counter])) as url, httpx.AsyncClient(base_url=url) as client:
         await every_event(client, "/streams/counter?count=3&interval=0")
         async with connection(url, "/streams/counter?count=3&interval=60") as stream:
-            await stream.until(lambda stream: stream.body.count(b"\n\n") == 2)
+            await stream.until(
+                lambda stream: stream.body.count(b"\n\n") == 2, "two events have arrived"
+            )
             health = (await client.get("/health")).json()
     assert health["since"].startswith("20")
     assert health["bytes"] > 300
@@ -244,7 +247,7 @@ async def test_health_counts() -> None:
     assert (health["restarts"], health["gaps"]) == (0, 0)
 
 
-async def test_head_gives_the_headers_and_starts_nothing() -> None:
+async def test_head_sends_the_headers_and_starts_no_run() -> None:
     streams = Streams([counter, clock])
     async with client_of(streams) as client:
         for path in ("/streams/counter", "/streams/clock"):
@@ -263,7 +266,7 @@ async def test_head_gives_the_headers_and_starts_nothing() -> None:
         assert (await client.head(f"/runs/{UNKNOWN}")).status_code == 404
 
 
-async def test_a_trailing_slash_makes_no_difference_and_no_redirect() -> None:
+async def test_a_trailing_slash_changes_nothing_and_causes_no_redirect() -> None:
     for app in (
         Streams([counter]),
         Starlette(routes=[Mount("/live", Streams([counter]))]),
@@ -278,11 +281,10 @@ async def test_a_trailing_slash_makes_no_difference_and_no_redirect() -> None:
                         else f"{prefix}{path}{slash}"
                     )
                     assert response.status_code == 200, (prefix, path, slash)
-            run = response.json()["runs"]
-            assert run == 2
+            assert response.json()["runs"] == 2
 
 
-async def test_urls_are_right_under_mounts_and_a_root_path() -> None:
+async def test_urls_include_the_mount_path_and_the_root_path() -> None:
     deep = Starlette(routes=[Mount("/a", routes=[Mount("/b", Streams([counter]))])])
     for app, root, prefix in (
         (Streams([counter]), "", ""),
@@ -301,7 +303,7 @@ async def test_urls_are_right_under_mounts_and_a_root_path() -> None:
             assert (await client.get(f"{path}/")).status_code == 200
 
 
-async def test_a_mount_under_a_parameter_gives_urls_that_are_urls() -> None:
+async def test_urls_are_quoted_under_a_mount_with_a_path_parameter() -> None:
     streams = Streams([counter])
 
     async def endpoint(request: Request) -> Response:
@@ -318,7 +320,8 @@ async def test_a_mount_under_a_parameter_gives_urls_that_are_urls() -> None:
         assert "content-location" not in (await client.get("/own")).headers
 
 
-async def test_a_server_that_strips_the_prefix_is_understood() -> None:
+async def test_a_path_without_its_root_path_is_found() -> None:
+    """Some servers set root_path and remove it from the path."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -333,9 +336,8 @@ async def test_a_server_that_strips_the_prefix_is_understood() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["/live", "/streams", "/a b"])
-async def test_a_host_that_cuts_the_prefix_off_and_does_not_say_so_is_understood(
-    prefix: str,
-) -> None:
+async def test_urls_include_a_prefix_that_only_the_raw_path_has(prefix: str) -> None:
+    """Some hosts remove a mount's prefix from the path and set no root_path."""
     streams = Streams([counter])
     quoted = prefix.replace(" ", "%20")
 
@@ -352,11 +354,11 @@ async def test_a_host_that_cuts_the_prefix_off_and_does_not_say_so_is_understood
         for path in ("/", f"/runs/{run}"):
             assert (await client.get(f"{prefix}{path}")).status_code == 200
         page = await client.get(prefix, follow_redirects=True)
-        assert page.url.path == f"{prefix}/", "its own URLs are relative"
+        assert page.url.path == f"{prefix}/", "the page's relative URLs need the slash"
         assert page.headers["content-type"].startswith("text/html")
 
 
-async def test_the_page_is_served_and_can_be_left_out() -> None:
+async def test_the_page_is_served_unless_page_is_false() -> None:
     async with client_of(Streams([counter])) as client:
         response = await client.get("/")
         assert response.headers["content-type"].startswith("text/html")
@@ -378,11 +380,11 @@ async def test_a_websocket_is_refused() -> None:
     assert sent[0]["type"] == "websocket.close"
 
 
-async def test_at_the_limit_of_runs_new_ones_are_told_to_come_back() -> None:
+async def test_at_max_runs_a_new_run_gets_a_503_with_retry_after() -> None:
     streams = Streams([counter], max_runs=1)
     async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
         async with connection(url, "/streams/counter?interval=60") as stream:
-            await stream.until(lambda stream: stream.body)
+            await stream.until(lambda stream: stream.body, "the body has begun")
             response = await client.get("/streams/counter")
             assert "1 runs (of 1)" in problem(response, 503)
             assert response.headers["retry-after"] == "10"
@@ -393,28 +395,35 @@ async def test_at_the_limit_of_runs_new_ones_are_told_to_come_back() -> None:
         assert (await client.get("/streams/counter?count=0")).status_code == 200
 
 
-async def test_at_the_limit_of_bytes_a_source_pauses_and_new_runs_are_refused() -> None:
+async def test_at_max_bytes_a_source_pauses_and_new_runs_get_a_503() -> None:
+    gate = asyncio.Event()
+
     @source
     async def big() -> AsyncIterator[str]:
+        yield "x" * 1000
+        await gate.wait()
         while True:
             yield "x" * 1000
 
     streams = Streams([big, counter], max_bytes=100_000)
     async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
-        async with connection(url, "/streams/big", receive_buffer=4096) as stream:
-            await stream.until(lambda stream: stream.body)
-            await until(lambda: streams.log.bytes >= 100_000)
-            assert (await client.get("/streams/counter")).status_code == 503
-            assert streams.log.bytes < 110_000
-            await client.delete(f"/runs/{stream.run}")
-        await until(lambda: not streams.runs.readers)
+        async with connection(url, "/streams/big") as stream:
+            await stream.until(lambda stream: stream.body, "the body has begun")
+            # This reader takes nothing, so the log cannot drop any event.
+            with (await streams.log.find(stream.run)).read(-1):
+                gate.set()
+                await until(lambda: streams.log.bytes >= 100_000, "the log holds max_bytes")
+                assert (await client.get("/streams/counter")).status_code == 503
+                assert streams.log.bytes < 110_000
+                await client.delete(f"/runs/{stream.run}")
+        await until(lambda: not streams.runs.readers, "no reader is attached")
         assert (await client.get("/streams/counter?count=0")).status_code == 200
 
 
 CROSS = {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example"}
 
 
-async def test_another_sites_page_starts_nothing_unless_its_origin_is_allowed() -> None:
+async def test_a_cross_site_page_starts_a_run_only_from_an_allowed_origin() -> None:
     streams = Streams([counter, clock])
     async with client_of(streams) as client:
         for headers in (CROSS, {"Sec-Fetch-Site": "cross-site"}):
@@ -434,7 +443,7 @@ async def test_another_sites_page_starts_nothing_unless_its_origin_is_allowed() 
             assert "Content-Location" in response.headers["access-control-expose-headers"]
             refused = await client.get("/streams/nope", headers=CROSS)
             assert refused.status_code == 404
-            assert "access-control-allow-origin" in refused.headers, "a refusal can be read, too"
+            assert "access-control-allow-origin" in refused.headers, "the page can read the refusal"
             preflight = await client.options(
                 "/streams/counter",
                 headers={
@@ -455,6 +464,8 @@ class ByHeader(AuthenticationBackend):
 
 
 class Nameless(UnauthenticatedUser):
+    """A user without an identity; the display name takes its place."""
+
     @property
     def is_authenticated(self) -> bool:
         return True
@@ -468,7 +479,7 @@ class Nameless(UnauthenticatedUser):
         raise NotImplementedError
 
 
-async def test_a_run_belongs_to_the_user_who_started_it() -> None:
+async def test_only_the_user_who_started_a_run_can_read_or_stop_it() -> None:
     app = Starlette(
         routes=[Mount("/", Streams([counter]))],
         middleware=[Middleware(AuthenticationMiddleware, backend=ByHeader())],
@@ -485,12 +496,13 @@ async def test_a_run_belongs_to_the_user_who_started_it() -> None:
             problem(await client.delete(path, headers=stranger), 404)
             last = {**stranger, "Last-Event-ID": f"{run}.0"}
             problem(await client.get("/streams/counter", headers=last), 410)
-        open_ = await client.get("/streams/counter?count=1")
-        path = open_.headers["content-location"]
-        assert (await client.get(path, headers=bob)).status_code == 200, "a stranger's is anyone's"
+        anonymous = await client.get("/streams/counter?count=1")
+        path = anonymous.headers["content-location"]
+        response = await client.get(path, headers=bob)
+        assert response.status_code == 200, "a run without an owner is open to everybody"
 
 
-async def test_an_endpoint_of_ones_own_resumes_the_same_way() -> None:
+async def test_a_custom_endpoint_resumes_and_closes_the_generator_it_does_not_need() -> None:
     streams = Streams()
     started: list[str] = []
     closed: list[str] = []
@@ -501,7 +513,7 @@ async def test_an_endpoint_of_ones_own_resumes_the_same_way() -> None:
             yield {"word": word}
 
     class Watched:
-        """A generator that tells when it is closed."""
+        """A generator that records when it is closed."""
 
         __name__ = "answer"
 
@@ -528,7 +540,7 @@ async def test_an_endpoint_of_ones_own_resumes_the_same_way() -> None:
         again = await every_event(client, url, f"{run}.1")
         assert [event.data for event in again] == [event.data for event in events[2:]]
         assert started == ["one two three"] * 2
-        assert closed == ["closed"], "of the third generator, unstarted"
+        assert closed == ["closed"], "the resumed request closes its generator unused"
         assert response.headers["content-location"].startswith("/live/runs/")
         assert (await client.get(f"/live/runs/{run}")).status_code == 200
         gone = await client.get(url, headers={"Last-Event-ID": f"{UNKNOWN}.1"})
@@ -539,7 +551,7 @@ async def test_an_endpoint_of_ones_own_resumes_the_same_way() -> None:
         assert len(closed) == 3
 
 
-async def test_an_endpoint_in_fastapi_with_its_validation() -> None:
+async def test_a_fastapi_endpoint_streams_resumes_and_validates_parameters() -> None:
     streams = Streams()
     app = FastAPI()
     app.mount("/live", streams)
@@ -560,7 +572,7 @@ async def test_an_endpoint_in_fastapi_with_its_validation() -> None:
         assert [event.data for event in again] == ["2", '{"status":"completed"}']
 
 
-async def test_a_response_takes_plain_generators_and_needs_no_mount() -> None:
+async def test_a_response_accepts_plain_iterables_and_needs_no_mount() -> None:
     streams = Streams()
     closed = []
 
@@ -589,14 +601,14 @@ async def test_a_response_takes_plain_generators_and_needs_no_mount() -> None:
         assert closed == [True]
         run = re.findall(r'"run":"(.+?)"', response.text)[0]
         again = await every_event(client, "/n", f"{run}.2")
-        assert closed == [True], "an unstarted generator has no finally to run"
+        assert closed == [True], "a generator that never started runs no finally"
         assert [event.data for event in again] == ["2", '{"status":"completed"}']
         assert (await every_event(client, "/l"))[0].json()["source"] == "list"
         assert (await client.head("/l")).status_code == 200
         assert "not a int" in (await client.get("/w")).text
 
 
-async def test_two_streams_in_one_process_do_not_meet() -> None:
+async def test_two_streams_apps_in_one_process_share_no_runs() -> None:
     one, other = Streams([counter]), Streams([counter])
     app = Starlette(routes=[Mount("/one", one), Mount("/other", other)])
     async with client_of(app) as client:
@@ -607,7 +619,7 @@ async def test_two_streams_in_one_process_do_not_meet() -> None:
         assert len(other.log) == 0
 
 
-async def test_a_source_gets_the_request_that_started_it() -> None:
+async def test_a_source_receives_the_request_that_started_its_run() -> None:
     @source
     async def who(request: Request) -> AsyncIterator[str]:
         yield request.headers["x-who"]
@@ -617,7 +629,7 @@ async def test_a_source_gets_the_request_that_started_it() -> None:
     assert 'data: "me"' in response.text
 
 
-def test_what_streams_cannot_be_made_of_is_refused_at_once() -> None:
+def test_streams_refuses_invalid_sources_and_options() -> None:
     async def plain() -> AsyncIterator[int]:
         yield 1
 

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from tests.support.browser import NODE
+from tests.support.mock import QUICK, mock
 from tests.support.servers import serving, until
-from tests.wires.openai.test_chat import QUICK, mock
 
 ASK = Path(__file__).parent / "ask.js"
 CLIENTS = ["openai, stream", "openai, helper", "openai, whole", "ai, stream", "ai, whole"]

@@ -1,4 +1,4 @@
-"""Real servers and connections: an app in this process or in one of its own, and raw sockets."""
+"""Real servers, in this process or in a separate one, and clients that connect to them."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ ROOT = Path(__file__).parent.parent.parent
 
 @asynccontextmanager
 async def serving(app: Any, **options: Any) -> AsyncIterator[str]:
-    """Serves an app from this event loop; gives its URL."""
+    """Serves an app with uvicorn on this event loop and yields its URL."""
     options = {"http": "httptools", "log_level": "warning", "lifespan": "off", **options}
     server = uvicorn.Server(uvicorn.Config(app, port=0, **options))
     task = asyncio.create_task(server.serve())
-    await until(lambda: server.started or task.done())
+    await until(lambda: server.started or task.done(), "the server has started")
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         yield f"http://127.0.0.1:{port}"
@@ -38,14 +38,15 @@ async def serving(app: Any, **options: Any) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def client_of(app: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """Serves an app like serving() and yields an httpx client for it."""
     async with serving(app, **options) as url, httpx.AsyncClient(base_url=url) as client:
         yield client
 
 
 async def until(holds: Callable[[], Any], what: str = "", seconds: float = 5) -> None:
-    """Waits until `holds()` is true, asking at every turn of the event loop.
+    """Waits until `holds()` is true; `what` names that state in words.
 
-    Raises AssertionError after `seconds`: `what` is the state that was not reached, in words.
+    Checks once a millisecond, and raises AssertionError after `seconds`.
     """
     deadline = anyio.current_time() + seconds
     while not holds():
@@ -56,7 +57,7 @@ async def until(holds: Callable[[], Any], what: str = "", seconds: float = 5) ->
 async def every_event(
     client: httpx.AsyncClient, url: str, last_event_id: str | None = None, **options: Any
 ) -> list[ServerSentEvent]:
-    """All events of a stream, to its end, as an independent parser sees them."""
+    """Reads a stream to its end and returns its events as httpx-sse parses them."""
     headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
     with anyio.fail_after(20):
         async with aconnect_sse(
@@ -67,7 +68,7 @@ async def every_event(
 
 
 class Connection:
-    """A raw HTTP/1.1 connection: what it has received so far, byte for byte."""
+    """A raw HTTP/1.1 connection that keeps every byte it has received."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -76,36 +77,38 @@ class Connection:
 
     @property
     def head(self) -> str:
+        """The status line and the headers, in lower case."""
         return self.received.partition(b"\r\n\r\n")[0].decode().lower()
 
     @property
     def body(self) -> bytes:
-        """The body with the chunked coding removed, as far as its chunks are complete."""
+        """The body without the chunked coding, up to the last complete chunk."""
         return dechunked(self.received.partition(b"\r\n\r\n")[2])
 
     @property
     def run(self) -> str:
+        """The id of the run, from Content-Location."""
         found = re.search(r"/runs/([\w-]{22})", self.received.decode(errors="replace"))
         assert found, self.received
         return found[1]
 
     @property
     def terminated(self) -> bool:
+        """Whether the server has completed the response."""
         return self.received.endswith(b"0\r\n\r\n")
 
     async def until(
         self, holds: Callable[["Connection"], Any], what: str = "", seconds: float = 5
     ) -> None:
-        """Reads until `holds(self)`.
+        """Reads until `holds(self)` is true; `what` names that state in words.
 
-        Raises AssertionError after `seconds`, and when the connection ends first: `what` is the
-        state that was not reached, in words.
+        Raises AssertionError after `seconds`, or if the connection ends first.
         """
         try:
             with anyio.fail_after(seconds):
                 while not holds(self):
                     data = await self.reader.read(65536)
-                    assert data, f"the connection ended before this: {what}; {self.received!r}"
+                    assert data, f"the connection ended before: {what}; received {self.received!r}"
                     self.received += data
         except TimeoutError:
             raise AssertionError(
@@ -113,15 +116,24 @@ class Connection:
             ) from None
 
     async def to_the_end(self, seconds: float = 5) -> None:
-        with anyio.fail_after(seconds):
-            while data := await self.reader.read(65536):
-                self.received += data
+        """Reads until the server closes the connection. Raises AssertionError after `seconds`."""
+        try:
+            with anyio.fail_after(seconds):
+                while data := await self.reader.read(65536):
+                    self.received += data
+        except TimeoutError:
+            raise AssertionError(
+                f"not reached in {seconds:g} s: the end of the connection; "
+                f"received {self.received!r}"
+            ) from None
 
     def abort(self) -> None:
+        """Closes the connection at once, without sending what is buffered."""
         self.writer.transport.abort()
 
 
 def dechunked(data: bytes) -> bytes:
+    """Removes the chunked coding (RFC 9112, section 7.1) from the complete chunks of `data`."""
     body = b""
     while match := re.match(rb"([0-9a-fA-F]+)\r\n", data):
         size, start = int(match[1], 16), match.end()
@@ -141,7 +153,10 @@ async def connection(
     headers: str = "",
     receive_buffer: int | None = None,
 ) -> AsyncIterator[Connection]:
-    """A request just sent over a socket of its own. `headers` are lines with CRLF."""
+    """Sends a request over a new socket and yields the connection.
+
+    `headers` are lines that end with CRLF; `receive_buffer` is the size of SO_RCVBUF in bytes.
+    """
     host, port = url.removeprefix("http://").split(":")
     sock = socket.socket()
     if receive_buffer is not None:
@@ -158,6 +173,7 @@ async def connection(
 
 
 def free_port() -> int:
+    """A TCP port that nothing on this machine listens to."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -167,9 +183,9 @@ def free_port() -> int:
 def server_process(
     port: int | socket.socket, *arguments: str, app: str = "app:app", **environ: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A uvicorn in a process of its own, listening when this begins, killed when it ends.
+    """Runs uvicorn in a separate process: yields once it listens, and kills it on exit.
 
-    Given a socket, any number of them can listen there together.
+    Several processes can listen together on one socket, given in place of a port.
     """
     fd = [port.fileno()] if isinstance(port, socket.socket) else []
     listen = ["--fd", str(fd[0])] if fd else ["--port", str(port)]
@@ -211,7 +227,7 @@ def uvicorn_process(
 
 
 def listening() -> tuple[socket.socket, str]:
-    """A socket that listens for server processes, and its URL."""
+    """A listening socket for server processes, and its URL."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     sock.listen(1000)
@@ -219,11 +235,6 @@ def listening() -> tuple[socket.socket, str]:
 
 
 async def exit_of(process: subprocess.Popen[Any], seconds: float) -> int:
-    """Waits for a process to end and returns its exit code. Raises TimeoutError after `seconds`."""
-    with anyio.fail_after(seconds):
-        while (code := process.poll()) is None:
-            await asyncio.sleep(0.01)
-        return code
-
-
-Request = Callable[..., Awaitable[httpx.Response]]
+    """Waits for a process to end, for at most `seconds`, and returns its exit code."""
+    await until(lambda: process.poll() is not None, "the process has ended", seconds)
+    return int(process.returncode)
