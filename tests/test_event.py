@@ -1,4 +1,4 @@
-"""event.py: what a source may yield, and the bytes that it becomes."""
+"""event.py: the values that a source may yield, and their frames."""
 
 import dataclasses
 import enum
@@ -50,30 +50,31 @@ class Line(msgspec.Struct):
         (2**70, b"1180591620717411303424"),
     ],
 )
-def test_any_value_that_json_can_hold_becomes_the_data(value: Any, data: bytes) -> None:
+def test_a_json_value_becomes_the_data(value: Any, data: bytes) -> None:
     assert payload(value) == (None, data)
     assert payload(Event(value)) == (None, data)
 
 
-def test_an_event_has_a_name_and_text_goes_out_as_it_is() -> None:
+def test_an_event_may_have_a_name_and_text_that_is_not_json() -> None:
     assert payload(Event({"a": 1}, event="progress")) == (b"progress", b'{"a":1}')
     assert payload(Event(text="a\nb")) == (None, b"a\nb")
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
-def test_what_some_clients_take_for_a_line_end_is_escaped(separator: str) -> None:
+def test_unicode_line_separators_are_escaped(separator: str) -> None:
+    """They end no line in an event stream, but some clients split lines at them."""
     _, data = payload({"text": f"é{separator}1"})
     assert len(data.decode().splitlines()) == 1
     assert json.loads(data) == {"text": f"é{separator}1"}
 
 
 @pytest.mark.parametrize("value", [object(), {"a": {"b": object}}, "\ud800", {(1, 2): 3}])
-def test_what_json_cannot_hold_is_refused_with_its_type(value: Any) -> None:
+def test_the_error_for_an_unencodable_value_names_its_type(value: Any) -> None:
     with pytest.raises(UnencodableValue, match=type(value).__name__):
         payload(value)
 
 
-def test_a_value_that_holds_itself_is_refused() -> None:
+def test_a_value_that_contains_itself_is_refused() -> None:
     value: list[Any] = []
     value.append(value)
     with pytest.raises(UnencodableValue):
@@ -81,12 +82,12 @@ def test_a_value_that_holds_itself_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\0b", "", "\ud800", *sorted(RESERVED_NAMES)])
-def test_an_impossible_event_name_is_refused_when_the_event_is_made(name: str) -> None:
+def test_event_refuses_an_invalid_or_reserved_name(name: str) -> None:
     with pytest.raises(ValueError, match="event name"):
         Event(1, event=name)
 
 
-def test_an_event_takes_either_data_or_text() -> None:
+def test_event_refuses_data_together_with_text_and_neither() -> None:
     with pytest.raises(ValueError, match="one of them only"):
         Event(1, text="1")
     with pytest.raises(ValueError, match="one of them only"):
@@ -103,7 +104,7 @@ names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\
     st.none() | names,
     st.text(st.sampled_from("ab\r\n :é\u2028") | st.characters(exclude_categories=["Cs"])),
 )
-def test_a_frame_is_what_sse_starlette_makes_byte_for_byte(
+def test_a_frame_equals_that_of_sse_starlette_byte_for_byte(
     number: int, name: str | None, data: str
 ) -> None:
     encoded = None if name is None else name.encode()

@@ -1,4 +1,4 @@
-"""What stands around Streams in an app: middleware, and FastAPI's dependencies."""
+"""Streams behind middleware, and inside endpoints with FastAPI dependencies."""
 
 import re
 from collections.abc import AsyncIterator
@@ -48,7 +48,7 @@ class ReadsTheBody(BaseHTTPMiddleware):
 
 
 class ReplaysTheBody:
-    """Reads the body as plain ASGI, and gives it to the app again."""
+    """Receives the first message of the body itself, and passes it to the app."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -56,12 +56,12 @@ class ReplaysTheBody:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         first: Message | None = await receive() if scope["type"] == "http" else None
 
-        async def again() -> Message:
+        async def replayed() -> Message:
             nonlocal first
             message, first = first, None
             return message or await receive()
 
-        await self.app(scope, again, send)
+        await self.app(scope, replayed, send)
 
 
 class ByHeader(AuthenticationBackend):
@@ -90,53 +90,53 @@ HEADERS = (
 every_stack = pytest.mark.parametrize("layers", STACKS.values(), ids=STACKS.keys())
 
 
-def behind(layers: list[Middleware], streams: Streams) -> Starlette:
+def wrapped(layers: list[Middleware], streams: Streams) -> Starlette:
     return Starlette(routes=[Mount("/live", streams)], middleware=layers)
 
 
-def first_number_is_there(stream: Connection) -> bool:
+def has_first_number(stream: Connection) -> bool:
     return b'data: {"number":0}\n\n' in stream.body
 
 
 @every_stack
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_events_come_one_by_one_and_a_disconnect_is_noticed_at_once(
+async def test_events_are_not_buffered_and_a_disconnect_detaches_the_reader(
     layers: list[Middleware], method: str
 ) -> None:
-    streams = Streams([counter])
+    streams = Streams([counter], heartbeat=3600)  # No failed heartbeat detaches the reader.
     path, headers = "/live/streams/counter", HEADERS
     if method == "POST":
         headers += f"Content-Length: {len(BODY)}\r\n"
     else:
         path += "?interval=60"
-    async with serving(behind(layers, streams)) as url:
+    async with serving(wrapped(layers, streams)) as url:
         async with connection(url, path, method=method, headers=headers) as stream:
             if method == "POST":
                 stream.writer.write(BODY.encode())
-            await stream.until(first_number_is_there)
+            await stream.until(has_first_number, "the first number has arrived")
             assert "content-encoding" not in stream.head
             assert streams.runs.readers == 1
-        await until(lambda: not streams.runs.readers, seconds=1)
+        await until(lambda: not streams.runs.readers, "the reader is detached")
 
 
 @every_stack
-async def test_a_stream_is_whole_and_ends_with_the_run(layers: list[Middleware]) -> None:
+async def test_a_stream_is_complete_and_ends_when_its_run_ends(layers: list[Middleware]) -> None:
     streams = Streams([counter])
     headers = dict(line.split(": ") for line in HEADERS.splitlines())
     async with (
-        serving(behind(layers, streams)) as url,
+        serving(wrapped(layers, streams)) as url,
         httpx.AsyncClient(base_url=url, headers=headers) as client,
     ):
         events = await every_event(client, "/live/streams/counter?count=200&interval=0")
         assert [event.json() for event in events[1:-1]] == [{"number": n} for n in range(200)]
         async with connection(url, "/live/streams/counter?interval=60", headers=HEADERS) as stream:
-            await stream.until(first_number_is_there)
+            await stream.until(has_first_number, "the first number has arrived")
             stopped = await client.delete(f"/live/runs/{stream.run}")
             assert stopped.status_code == 204
-            await stream.until(lambda stream: stream.terminated)
+            await stream.until(lambda stream: stream.terminated, "the stream has ended")
 
 
-async def test_a_run_belongs_to_the_user_of_a_session() -> None:
+async def test_only_the_user_of_the_same_session_can_read_or_stop_a_run() -> None:
     class BySession(AuthenticationBackend):
         async def authenticate(
             self, conn: HTTPConnection
@@ -169,7 +169,7 @@ async def test_a_run_belongs_to_the_user_of_a_session() -> None:
         assert (await bob.delete(run)).status_code == 404
 
 
-async def test_fastapis_dependencies_are_solved_before_and_closed_after_the_stream() -> None:
+async def test_fastapi_opens_dependencies_before_the_stream_and_closes_them_after_it() -> None:
     streams = Streams()
     steps: list[str] = []
     app = FastAPI(dependencies=[Depends(lambda: steps.append("app"))])
@@ -200,7 +200,7 @@ async def test_fastapis_dependencies_are_solved_before_and_closed_after_the_stre
             '{"row":1}',
             '{"status":"completed"}',
         ]
-        await until(lambda: "closed" in steps)
+        await until(lambda: "closed" in steps, "the dependency is closed")
         assert steps == ["app", "opened", "row 0", "row 1", "closed"]
         run = await client.get(response.headers["content-location"])
         assert run.text.partition("\n")[2] == response.text.partition("\n")[2]

@@ -1,29 +1,22 @@
-"""app.py: Streams from the environment."""
+"""app.py: the options of Streams, read from environment variables."""
 
 import sys
-from collections.abc import AsyncIterator
 
 import pytest
 
 import app
-from streams import Streams, source
+from streams import Streams
 
 
-@source
-async def ticks() -> AsyncIterator[int]:
-    """A source that test_process.py plugs in."""
-    yield 1
-
-
-def test_without_settings_the_built_in_sources_are_served() -> None:
+def test_without_variables_the_built_in_sources_are_served() -> None:
     assert list(app.app.sources) == ["counter", "tokens", "clock"]
     assert [source.name for source in app.options({})["sources"]] == ["counter", "tokens", "clock"]
 
 
-def test_every_option_is_a_variable() -> None:
+def test_every_option_can_be_set_by_a_variable() -> None:
     options = app.options(
         {
-            "STREAMS_SOURCES": "tests.test_settings:ticks,streams.sources:clock",
+            "STREAMS_SOURCES": "tests.support.sources:ticks,streams.sources:clock",
             "STREAMS_HEARTBEAT": "5",
             "STREAMS_RETRY": "0.5,2",
             "STREAMS_LINGER": "",
@@ -61,22 +54,24 @@ def test_every_option_is_a_variable() -> None:
         ("SOURCES", "app:OPTIONS", "STREAMS_SOURCES: app:OPTIONS is not a source"),
     ],
 )
-def test_a_value_that_cannot_be_is_named(name: str, value: str, message: str) -> None:
+def test_an_invalid_value_exits_with_a_message_that_names_it(
+    name: str, value: str, message: str
+) -> None:
     with pytest.raises(SystemExit) as exited:
         app.options({f"STREAMS_{name}": value})
     assert str(exited.value).startswith(message)
 
 
-def test_an_empty_list_is_an_empty_list() -> None:
+def test_an_empty_variable_sets_an_empty_list() -> None:
     assert app.options({"STREAMS_ORIGINS": ""})["origins"] == []
 
 
-def test_the_mock_is_a_model_where_it_is_served() -> None:
+def test_the_mock_is_a_model_only_if_its_source_is_served() -> None:
     assert list(app.options({})["models"]) == ["mock"]
     assert app.options({"STREAMS_SOURCES": "streams.sources:clock"})["models"] == {}
 
 
-def test_a_real_model_is_served_next_to_the_rest() -> None:
+def test_a_configured_model_is_served_next_to_the_built_in_sources() -> None:
     options = app.options(
         {
             "LLM_BASE_URL": "http://127.0.0.1:8080/v1",
@@ -103,13 +98,15 @@ def test_a_real_model_is_served_next_to_the_rest() -> None:
         ),
     ],
 )
-def test_a_model_that_cannot_be_is_named(settings: dict[str, str], message: str) -> None:
+def test_an_invalid_model_setting_exits_with_a_message_that_names_it(
+    settings: dict[str, str], message: str
+) -> None:
     with pytest.raises(SystemExit) as exited:
         app.options(settings)
     assert str(exited.value).startswith(message)
 
 
-def test_without_the_extra_a_real_model_says_what_it_needs(
+def test_without_the_extra_llm_a_model_exits_with_a_message_that_names_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "httpx_sse", None)

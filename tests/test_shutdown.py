@@ -1,4 +1,4 @@
-"""shutdown.py: a server's signal ends open streams; and servers that cancel them."""
+"""shutdown.py: open streams end when the server gets a signal or cancels them."""
 
 import asyncio
 import signal
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Viewer:
-    """A stream of the clock, opened by calling the app as a server would."""
+    """Opens a stream of the clock by calling the app as a server does."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
@@ -43,13 +43,13 @@ class Viewer:
 
 @pytest.fixture
 def handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The signals that a server's handlers have got. Undoes what is done to handlers."""
-    got: list[int] = []
+    """The signals that the server's handlers received. Restores all handlers at the end."""
+    received: list[int] = []
     before = {number: signal.getsignal(number) for number in SIGNALS}
     monkeypatch.setattr(shutdown, "_handlers", {})
     for number in SIGNALS:
-        signal.signal(number, lambda number, frame: got.append(number))
-    yield got
+        signal.signal(number, lambda number, frame: received.append(number))
+    yield received
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -63,20 +63,23 @@ async def test_a_signal_ends_every_open_stream_and_reaches_the_servers_handler(
         async with anyio.create_task_group() as group:
             for viewer in viewers:
                 group.start_soon(viewer.view)
-            await until(lambda: all(len(viewer.sent) > 1 for viewer in viewers))
+            await until(
+                lambda: all(len(viewer.sent) > 1 for viewer in viewers),
+                "both viewers have the first bytes",
+            )
             signal.raise_signal(number)
     assert all(viewer.terminated for viewer in viewers)
     assert handled == [number]
 
 
-async def test_a_signal_ends_a_stream_that_has_not_got_to_its_run_yet(handled: list[int]) -> None:
+async def test_a_signal_ends_a_stream_before_its_headers_are_sent(handled: list[int]) -> None:
     viewer = Viewer()
     keep = viewer.send
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    begun, gate = asyncio.Event(), asyncio.Event()
 
     async def send(message: Any) -> None:
         begun.set()
-        await go_on.wait()
+        await gate.wait()
         await keep(message)
 
     viewer.send = send  # type: ignore[method-assign]
@@ -85,12 +88,12 @@ async def test_a_signal_ends_a_stream_that_has_not_got_to_its_run_yet(handled: l
             group.start_soon(viewer.view)
             await begun.wait()
             signal.raise_signal(signal.SIGTERM)
-            await anyio.lowlevel.checkpoint()  # the loop's turn that the signal asked for
-            go_on.set()
+            await anyio.lowlevel.checkpoint()  # The signal handler has scheduled a callback.
+            gate.set()
     assert viewer.terminated
 
 
-async def test_a_signal_goes_on_to_the_server_when_a_streams_event_loop_is_gone(
+async def test_a_signal_reaches_the_server_if_the_event_loop_of_a_stream_is_closed(
     handled: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.new_event_loop()
@@ -101,9 +104,9 @@ async def test_a_signal_goes_on_to_the_server_when_a_streams_event_loop_is_gone(
     assert handled == [signal.SIGTERM]
 
 
-async def test_handlers_stay_as_they_are_where_there_is_no_server_or_uvicorn(
-    handled: list[int],
-) -> None:
+async def test_default_handlers_and_those_of_uvicorn_are_not_replaced(handled: list[int]) -> None:
+    """sse-starlette itself notices uvicorn's shutdown."""
+
     class Server:
         should_exit = False
 
@@ -115,7 +118,7 @@ async def test_handlers_stay_as_they_are_where_there_is_no_server_or_uvicorn(
             assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_a_thread_that_cannot_set_handlers_streams_all_the_same(handled: list[int]) -> None:
+def test_a_stream_works_in_a_thread_that_cannot_set_handlers(handled: list[int]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     entered = []
 
@@ -130,17 +133,17 @@ def test_a_thread_that_cannot_set_handlers_streams_all_the_same(handled: list[in
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-async def test_a_stream_that_the_server_cancels_is_terminated() -> None:
+async def test_a_stream_that_the_server_cancels_completes_its_response() -> None:
     viewer = Viewer()
     task = asyncio.create_task(viewer.view())
-    await until(lambda: len(viewer.sent) > 1)
+    await until(lambda: len(viewer.sent) > 1, "the viewer has the first bytes")
     task.cancel()
     with pytest.raises(asyncio.CancelledError), anyio.fail_after(5):
         await task
     assert viewer.terminated
 
 
-async def test_a_stream_that_is_cancelled_before_it_has_begun_sends_nothing() -> None:
+async def test_a_stream_that_is_cancelled_before_its_headers_sends_nothing() -> None:
     viewer = Viewer()
     begun = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""source.py: a signature is a contract, checked whole before anything is called."""
+"""source.py: parameters come from the signature and are checked before the source is called."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -44,7 +44,7 @@ def request(path: str = "/") -> Request:
     return Request({"type": "http", "path": path})
 
 
-async def test_a_source_gets_its_arguments_the_request_and_where_to_go_on() -> None:
+async def test_a_source_receives_its_arguments_the_request_and_after() -> None:
     arguments = everything.from_query(QueryParams("count=3&names=a&names=b&precise=true"))
     events = await everything.open(arguments, request("/x"), after=7)
     assert [event async for event in events] == [(3, ["a", "b"], "red", True, "/x", 7)]
@@ -57,7 +57,7 @@ def test_a_query_and_a_body_give_the_same_arguments() -> None:
     assert everything.from_json(b'{"count":1,"box":{"side":2}}') == {"count": 1, "box": Box(2)}
 
 
-def test_the_last_event_id_is_no_parameter() -> None:
+def test_the_last_event_id_in_a_query_is_not_a_parameter() -> None:
     query = QueryParams("count=3&last_event_id=x&lastEventId=y")
     assert everything.from_query(query) == {"count": 3}
 
@@ -86,7 +86,7 @@ def test_the_last_event_id_is_no_parameter() -> None:
         ),
     ],
 )
-def test_all_faults_are_told_at_once(query: str, faults: dict[str, str]) -> None:
+def test_one_error_lists_every_invalid_parameter(query: str, faults: dict[str, str]) -> None:
     with pytest.raises(InvalidParameters) as caught:
         everything.from_query(QueryParams(query))
     errors = caught.value.members["errors"]
@@ -94,31 +94,31 @@ def test_all_faults_are_told_at_once(query: str, faults: dict[str, str]) -> None
     assert all(f"{name}: {fault}" in str(caught.value) for name, fault in faults.items())
 
 
-def test_a_long_value_is_shortened_in_the_message() -> None:
+def test_the_error_message_shortens_a_long_value() -> None:
     with pytest.raises(InvalidParameters, match=r"… \(10002 characters\)$"):
         everything.from_query(QueryParams({"count": "x" * 10_000}))
 
 
-def test_json_is_not_coerced() -> None:
+def test_values_in_a_json_body_are_not_converted_from_strings() -> None:
     with pytest.raises(InvalidParameters, match="count: expected `int`, got `str`, given '3'"):
         everything.from_json(b'{"count":"3"}')
 
 
 @pytest.mark.parametrize("body", [b"[]", b"3", b"{", b"\xff", b'{"a":"\\ud800"}', b"[" * 10**5])
-def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidBody, match="the body has to be a JSON object"):
         everything.from_json(body)
 
 
 @given(st.dictionaries(st.text(), st.text()))
-def test_no_query_whatever_makes_anything_but_arguments_or_a_refusal(query: dict[str, str]) -> None:
+def test_any_query_gives_known_arguments_or_an_error(query: dict[str, str]) -> None:
     with suppress(InvalidParameters):
         assert everything.from_query(QueryParams(query)).keys() <= {
             *everything.schema["properties"]
         }
 
 
-def test_the_signature_is_published_as_json_schema() -> None:
+def test_the_schema_describes_the_signature_as_json_schema() -> None:
     schema = everything.schema
     assert schema["required"] == ["count"]
     assert schema["additionalProperties"] is False
@@ -134,7 +134,7 @@ def test_the_signature_is_published_as_json_schema() -> None:
     assert schema["$defs"]["Box"]["properties"] == {"side": {"type": "integer"}}
 
 
-def test_a_source_says_what_it_is() -> None:
+def test_a_source_has_a_name_a_description_and_its_properties() -> None:
     assert (everything.name, everything.description) == ("everything", "The first line.")
     assert everything.restartable
     assert not everything.shared
@@ -148,12 +148,12 @@ def test_a_source_says_what_it_is() -> None:
     assert Policy().but(original.policy).linger is None
 
 
-async def test_a_source_is_still_the_function_it_was() -> None:
+async def test_a_source_can_be_called_like_its_function() -> None:
     events = everything(1, request=request())
     assert [event async for event in events] == [(1, [], "red", False, "/", 0)]
 
 
-def test_an_after_that_is_not_keyword_only_is_a_parameter() -> None:
+def test_an_after_that_is_not_keyword_only_is_an_ordinary_parameter() -> None:
     @source
     async def page(after: int = 0) -> AsyncIterator[int]:
         yield after
@@ -162,7 +162,7 @@ def test_an_after_that_is_not_keyword_only_is_a_parameter() -> None:
     assert page.from_query(QueryParams("after=3")) == {"after": 3}
 
 
-async def test_an_async_function_may_return_the_iterator() -> None:
+async def test_an_async_function_may_return_an_iterator() -> None:
     @source
     async def opened(n: int) -> AsyncIterator[int]:
         return iterate(range(n))
@@ -171,7 +171,7 @@ async def test_an_async_function_may_return_the_iterator() -> None:
     assert [event async for event in events] == [0, 1]
 
 
-async def test_a_generator_function_runs_in_a_thread_and_is_closed() -> None:
+async def test_a_sync_generator_can_be_iterated_and_is_closed() -> None:
     steps = []
 
     @source
@@ -188,7 +188,7 @@ async def test_a_generator_function_runs_in_a_thread_and_is_closed() -> None:
     assert steps == ["closed"]
 
 
-def test_what_cannot_be_iterated_is_refused_with_its_type() -> None:
+def test_the_error_for_a_value_that_is_not_iterable_names_its_type() -> None:
     with pytest.raises(TypeError, match="not a int"):
         iterate(3)
 
@@ -226,14 +226,14 @@ async def _taken(last_event_id: str) -> AsyncIterator[int]:
         (_fine, {"speed": 3}, "policy: Object contains unknown field `speed`"),
     ],
 )
-def test_a_function_that_cannot_be_a_source_is_refused_with_the_reason(
+def test_the_error_for_an_invalid_source_gives_the_reason(
     function: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(TypeError, match=message):
         Source(function, **options)
 
 
-async def test_a_request_may_be_optional_for_a_source_that_is_also_called_directly() -> None:
+async def test_an_optional_request_is_passed_by_streams_and_may_be_left_out_of_a_call() -> None:
     @source
     async def either(request: Request | None = None) -> AsyncIterator[Any]:
         yield request is not None
@@ -244,7 +244,7 @@ async def test_a_request_may_be_optional_for_a_source_that_is_also_called_direct
     assert either.schema["properties"] == {}
 
 
-async def test_what_a_source_owns_is_closed_with_each_app_once() -> None:
+async def test_an_app_calls_the_aclose_of_a_source_once_at_shutdown() -> None:
     closed = 0
 
     async def aclose() -> None:
