@@ -1,4 +1,4 @@
-"""response.py: the bytes of a stream, over real sockets."""
+"""response.py: the bytes that a reader receives, over real sockets."""
 
 import asyncio
 import json
@@ -17,20 +17,17 @@ from starlette.types import Message
 from streams import Event, Streams, source
 from streams.sources import clock, counter
 from tests.support.servers import client_of, connection, every_event, serving, until
+from tests.support.sources import gated
 
 
-def gated(gate: asyncio.Event) -> Any:
-    @source
-    async def gated() -> AsyncIterator[Any]:
-        """Waits before its second event."""
-        yield 1
-        await gate.wait()
-        yield 2
-
-    return gated
+def parsed(body: bytes) -> list[httpx_sse.ServerSentEvent]:
+    """The events of a body as httpx-sse parses them."""
+    headers = {"Content-Type": "text/event-stream"}
+    response = httpx.Response(200, content=body, headers=headers)
+    return list(httpx_sse.EventSource(response).iter_sse())
 
 
-async def test_the_wire_byte_for_byte() -> None:
+async def test_a_stream_byte_for_byte() -> None:
     @source
     async def both() -> AsyncIterator[Any]:
         yield {"number": 0}
@@ -38,7 +35,7 @@ async def test_the_wire_byte_for_byte() -> None:
         yield Event(text="two\nlines")
 
     async with serving(Streams([both])) as url, connection(url, "/streams/both") as stream:
-        await stream.until(lambda stream: stream.terminated)
+        await stream.until(lambda stream: stream.terminated, "the stream has ended")
         run = stream.run
         first, _, rest = stream.body.decode().partition("\n")
     assert re.fullmatch(r"retry: [123]\d\d\d", first)
@@ -51,9 +48,9 @@ async def test_the_wire_byte_for_byte() -> None:
     )
 
 
-async def test_the_headers() -> None:
+async def test_the_headers_of_a_stream() -> None:
     async with serving(Streams([counter])) as url, connection(url, "/streams/counter") as stream:
-        await stream.until(lambda stream: stream.body)
+        await stream.until(lambda stream: stream.body, "the body has begun")
         names = [line.partition(":")[0] for line in stream.head.splitlines()[1:]]
         assert stream.head.startswith("http/1.1 200")
         assert "cache-control: no-store, no-transform" in stream.head
@@ -63,18 +60,21 @@ async def test_the_headers() -> None:
         assert "connection" not in names
 
 
-async def test_the_start_event_is_there_before_the_source_has_anything() -> None:
+async def test_the_start_event_arrives_before_the_source_yields() -> None:
     @source
     async def silent() -> AsyncIterator[Any]:
         await anyio.sleep_forever()
         yield
 
     async with serving(Streams([silent])) as url, connection(url, "/streams/silent") as stream:
-        await stream.until(lambda stream: stream.body.endswith(b'"source":"silent"}\n\n'))
+        await stream.until(
+            lambda stream: stream.body.endswith(b'"source":"silent"}\n\n'),
+            "the start event has arrived",
+        )
         assert re.match(rb"retry: \d+\nid: [\w-]+\.0\nevent: start\ndata: ", stream.body)
 
 
-async def test_the_retry_is_another_one_for_each_connection_within_its_range() -> None:
+async def test_each_connection_gets_a_random_retry_within_the_range() -> None:
     async with client_of(Streams([counter], retry=(2, 5))) as client:
         responses = [await client.get("/streams/counter?count=0") for _ in range(20)]
     times = [int(response.text.splitlines()[0].removeprefix("retry: ")) for response in responses]
@@ -82,24 +82,22 @@ async def test_the_retry_is_another_one_for_each_connection_within_its_range() -
     assert all(2000 <= time <= 5000 for time in times)
 
 
-async def test_a_heartbeat_is_a_lone_comment_line_and_no_empty_event() -> None:
+async def test_a_heartbeat_is_one_comment_line_and_not_an_empty_event() -> None:
     gate = asyncio.Event()
     async with (
         serving(Streams([gated(gate)], heartbeat=0.01)) as url,
         connection(url, "/streams/gated") as stream,
     ):
-        await stream.until(lambda stream: stream.body.endswith(b"\n\n:\n:\n:\n"))
+        await stream.until(
+            lambda stream: b"\n\n:\n:\n:\n" in stream.body, "three heartbeats have arrived"
+        )
         gate.set()
-        await stream.until(lambda stream: stream.terminated)
-        events = list(httpx_sse.EventSource(oracle(stream.body)).iter_sse())
+        await stream.until(lambda stream: stream.terminated, "the stream has ended")
+        events = parsed(stream.body)
     assert [event.data for event in events][1:] == ["1", "2", '{"status":"completed"}']
 
 
-def oracle(body: bytes) -> httpx.Response:
-    return httpx.Response(200, content=body, headers={"Content-Type": "text/event-stream"})
-
-
-async def test_an_independent_parser_sees_what_the_source_yielded() -> None:
+async def test_an_independent_parser_reads_the_events_that_the_source_yielded() -> None:
     async with client_of(Streams([counter])) as client:
         events = await every_event(client, "/streams/counter?count=300&interval=0")
     assert [event.event for event in events] == ["start", *["message"] * 300, "end"]
@@ -109,10 +107,10 @@ async def test_an_independent_parser_sees_what_the_source_yielded() -> None:
     assert events[-1].json() == {"status": "completed"}
 
 
-async def test_200_viewers_of_a_shared_run_get_the_same_bytes_and_none_is_held_up() -> None:
+async def test_a_stalled_reader_does_not_hold_up_199_others_of_a_shared_run() -> None:
     gate = asyncio.Event()
 
-    @source(shared=True, window=200_000)
+    @source(shared=True, window=200_000, heartbeat=3600, send_timeout=3600)
     async def feed() -> AsyncIterator[Any]:
         await gate.wait()
         for number in range(100):
@@ -129,28 +127,32 @@ async def test_200_viewers_of_a_shared_run_get_the_same_bytes_and_none_is_held_u
 
         async def view() -> None:
             async with connection(url, "/streams/feed") as stream:
-                await stream.until(lambda stream: stream.terminated, seconds=30)
+                await stream.until(lambda stream: stream.terminated, "the stream has ended", 40)
                 bodies.append(stream.body.partition(b"\n")[2])
 
         for _ in range(199):
             group.start_soon(view)
-        await until(lambda: streams.runs.readers == 200, seconds=20)
+        await until(lambda: streams.runs.readers == 200, "200 readers are attached", 20)
         gate.set()
-        await until(lambda: len(bodies) == 199, seconds=30)
+        await until(lambda: len(bodies) == 199, "199 readers have the whole stream", 20)
         assert len(set(bodies)) == 1
         assert bodies[0].count(b"\ndata: ") == 102
-        assert streams.log.events == 102, "one run, framed once"
-        await stalled.until(lambda stream: stream.terminated, seconds=20)
+        assert streams.log.events == 102, "all readers share one run"
+        await stalled.until(lambda stream: stream.terminated, "the stalled stream has ended", 20)
         assert stalled.body.partition(b"\n")[2] == bodies[0]
 
 
-async def test_who_joins_a_shared_run_gets_its_newest_event_and_what_follows() -> None:
+async def test_a_viewer_that_joins_a_shared_run_gets_the_newest_event_and_those_after_it() -> None:
     streams = Streams([clock])
     async with serving(streams) as url, connection(url, "/streams/clock?interval=0.02") as first:
-        await first.until(lambda stream: b".10\n" in stream.body)
+        await first.until(lambda stream: b".10\n" in stream.body, "event 10 has arrived")
         async with connection(url, "/streams/clock?interval=0.02") as second:
-            await second.until(lambda stream: stream.body.count(b"\ndata: ") >= 4)
-            await first.until(lambda stream: stream.body.count(b"\ndata: ") >= 20)
+            await second.until(
+                lambda stream: stream.body.count(b"\ndata: ") >= 4, "4 events have arrived"
+            )
+            await first.until(
+                lambda stream: stream.body.count(b"\ndata: ") >= 20, "20 events have arrived"
+            )
             ids = [int(n) for n in re.findall(rb"id: [\w-]+\.(\d+)\n", second.body)]
             assert ids[0] == 0
             assert ids[1] >= 9
@@ -159,9 +161,10 @@ async def test_who_joins_a_shared_run_gets_its_newest_event_and_what_follows() -
 
 
 async def test_a_client_that_never_reads_pauses_the_source_and_is_disconnected() -> None:
+    """When it reconnects, it loses no event."""
     produced = 0
 
-    @source(window=300_000, send_timeout=0.2, heartbeat=0.05)
+    @source(window=300_000, send_timeout=0.2, heartbeat=0.05, linger=3600)
     async def flood() -> AsyncIterator[str]:
         nonlocal produced
         while True:
@@ -173,22 +176,20 @@ async def test_a_client_that_never_reads_pauses_the_source_and_is_disconnected()
         serving(streams) as url,
         connection(url, "/streams/flood", receive_buffer=4096) as stream,
     ):
-        await until(lambda: streams.runs.readers == 1)
-        await until(lambda: not streams.runs.readers, seconds=10)
-        held = produced
-        assert held < 10_000, "the source was held; sockets' buffers took the rest"
+        await until(lambda: streams.runs.readers == 1, "the reader is attached")
+        await until(lambda: not streams.runs.readers, "the reader is disconnected", 10)
+        assert produced < 10_000, "the source pauses when the window and the sockets are full"
         assert streams.log.bytes <= 320_000
-        # until it comes back, here on another connection, with nothing lost
         await stream.to_the_end(10)
         assert not stream.terminated
         last = re.findall(rb"id: ([\w-]+\.\d+)\n(?:data: .*\n\n)", stream.body)[-1].decode()
         number = int(last.partition(".")[2])
         async with connection(url, "/streams/flood", headers=f"Last-Event-ID: {last}\r\n") as again:
-            await again.until(lambda stream: b"\ndata: " in stream.body)
+            await again.until(lambda stream: b"\ndata: " in stream.body, "an event has arrived")
             assert re.match(rb"retry: \d+\nid: [\w-]+\.%d\n" % (number + 1), again.body)
 
 
-async def test_lost_history_is_announced_before_what_follows() -> None:
+async def test_a_gap_event_precedes_the_events_after_lost_history() -> None:
     @source(window=10_000)
     async def numbers() -> AsyncIterator[Any]:
         for number in range(200):
@@ -203,7 +204,7 @@ async def test_lost_history_is_announced_before_what_follows() -> None:
         first = int(again[1].id.partition(".")[2])
         assert again[0].event == "gap"
         assert again[0].json() == {"missed": first - 4}
-        assert again[0].id == f"{run}.{first - 1}", "a drop behind the gap goes on behind it"
+        assert again[0].id == f"{run}.{first - 1}", "a reconnect after the gap skips it"
         assert [event.data for event in again[1:]] == [event.data for event in events[first:]]
         assert again[-1].json() == {"status": "completed"}
         whole = await every_event(client, f"/runs/{run}")
@@ -214,18 +215,20 @@ async def test_lost_history_is_announced_before_what_follows() -> None:
         assert health["gaps"] == 2
 
 
-async def test_an_idle_stream_ends_cleanly_when_the_server_goes() -> None:
+async def test_the_response_of_an_idle_stream_is_completed_at_shutdown() -> None:
     gate = asyncio.Event()
     async with serving(Streams([gated(gate)])) as url:
         stream = connection(url, "/streams/gated")
         reading = await stream.__aenter__()
-        await reading.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
-    await reading.until(lambda stream: stream.terminated)
+        await reading.until(
+            lambda stream: stream.body.endswith(b"data: 1\n\n"), "event 1 has arrived"
+        )
+    await reading.until(lambda stream: stream.terminated, "the response is completed")
     assert b"event: end" not in reading.body
     await stream.__aexit__(None, None, None)
 
 
-async def test_500_connects_and_aborts_leave_nothing_behind() -> None:
+async def test_500_aborted_connections_leave_no_run_and_no_task() -> None:
     @source(linger=0.05)
     async def silent() -> AsyncIterator[Any]:
         yield 1
@@ -233,44 +236,51 @@ async def test_500_connects_and_aborts_leave_nothing_behind() -> None:
 
     streams = Streams([silent], retain=0.05)
     async with serving(streams) as url:
-        await until(lambda: True)
         before = len(asyncio.all_tasks())
         for _ in range(10):
             async with anyio.create_task_group() as group:
                 for _ in range(50):
                     group.start_soon(connect_and_abort, url)
-        await until(lambda: not streams.runs.readers, seconds=10)
-        await until(lambda: not len(streams.log), seconds=10)
+        await until(lambda: not streams.runs.readers, "no reader is attached", 10)
+        await until(lambda: not len(streams.log), "all runs are forgotten", 10)
+        # One more task stays: sse-starlette watches for the shutdown.
         await until(
-            lambda: len(asyncio.all_tasks()) <= before + 1, seconds=10
-        )  # sse-starlette's watcher
+            lambda: len(asyncio.all_tasks()) <= before + 1,
+            "the tasks of the streams have ended",
+            10,
+        )
     assert streams.log.bytes == 0
     assert streams.log.events == 1500
 
 
 async def connect_and_abort(url: str) -> None:
+    """Opens a stream and resets its connection after event 1."""
     async with connection(url, "/streams/silent") as stream:
-        await stream.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+        await stream.until(
+            lambda stream: stream.body.endswith(b"data: 1\n\n"), "event 1 has arrived", 20
+        )
         stream.writer.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
         )
 
 
-async def test_a_disconnect_frees_the_reader_at_once_and_not_the_run() -> None:
+async def test_a_disconnect_detaches_the_reader_and_leaves_the_run_running() -> None:
     gate = asyncio.Event()
-    streams = Streams([gated(gate)])
+    streams = Streams([gated(gate)], heartbeat=3600)  # No failed heartbeat detaches the reader.
     async with serving(streams) as url:
         async with connection(url, "/streams/gated") as stream:
-            await stream.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+            await stream.until(
+                lambda stream: stream.body.endswith(b"data: 1\n\n"), "event 1 has arrived"
+            )
             run = stream.run
-        await until(lambda: not streams.runs.readers, seconds=1)
+        await until(lambda: not streams.runs.readers, "the reader is detached")
         gate.set()
         async with httpx.AsyncClient(base_url=url) as client:
             events = await every_event(client, f"/runs/{run}")
     assert [event.data for event in events[1:3]] == ["1", "2"]
 
 
-async def test_a_response_that_is_called_without_a_server_sends_the_same() -> None:
+async def test_the_app_streams_when_it_is_called_without_a_server() -> None:
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -291,7 +301,7 @@ async def test_a_response_that_is_called_without_a_server_sends_the_same() -> No
         await Streams([counter])(scope, receive, send)
     assert sent[0]["status"] == 200
     body = b"".join(message["body"] for message in sent[1:])
-    events = list(httpx_sse.EventSource(oracle(body)).iter_sse())
+    events = parsed(body)
     assert [json.loads(event.data) for event in events[1:]] == [
         {"number": 0},
         {"number": 1},
@@ -300,7 +310,7 @@ async def test_a_response_that_is_called_without_a_server_sends_the_same() -> No
 
 
 @pytest.mark.parametrize("http", ["httptools", "h11"])
-async def test_a_stream_is_the_same_from_either_of_uvicorns_parsers(http: str) -> None:
+async def test_a_stream_works_with_each_http_parser_of_uvicorn(http: str) -> None:
     async with client_of(Streams([counter]), http=http) as client:
         events = await every_event(client, "/streams/counter?count=3&interval=0")
     assert len(events) == 5
