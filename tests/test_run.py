@@ -1,4 +1,4 @@
-"""run.py: how a run lives, is resumed, restarted and ended."""
+"""run.py: how runs start, resume, restart, and end."""
 
 import asyncio
 import logging
@@ -21,8 +21,8 @@ from streams.errors import InvalidEventId, RunGone
 from streams.event import EventId
 from streams.sources import clock, counter
 from tests.support.list_log import ListLog
-from tests.support.servers import client_of, connection, every_event, serving, until
-from tests.test_response import gated
+from tests.support.servers import Connection, client_of, connection, every_event, serving, until
+from tests.support.sources import gated
 
 UNKNOWN = "AAAAAAAAAAAAAAAAAAAAAA"
 
@@ -36,21 +36,22 @@ async def mortal(count: int = 10) -> AsyncIterator[dict[str, int]]:
 
 
 async def read_until_cut(client: httpx.AsyncClient, url: str, last: str | None, cut: int) -> bytes:
-    """What came before the connection was cut, at least `cut` bytes of the body or its end."""
+    """The first `cut` bytes of a stream's body, or all of it, after which the client closes."""
     headers = {"Last-Event-ID": last} if last else {}
     body = b""
-    async with client.stream("GET", url, headers=headers) as response:
-        if response.status_code == 204:
-            return b""
-        async for data in response.aiter_raw():
-            body += data
-            if len(body) > cut:
-                break
+    with anyio.fail_after(20):
+        async with client.stream("GET", url, headers=headers) as response:
+            if response.status_code == 204:
+                return b""
+            async for data in response.aiter_raw():
+                body += data
+                if len(body) > cut:
+                    break
     return body[:cut]
 
 
 def complete_events(body: bytes) -> list[tuple[str, str]]:
-    """Id and data of every block that has its blank line, as a client that knows the rules."""
+    """The id and the data of each complete event, which ends with a blank line."""
     events = []
     for block in body.split(b"\n\n")[:-1]:
         lines = [line.split(b": ", 1) for line in block.splitlines() if b": " in line]
@@ -59,14 +60,18 @@ def complete_events(body: bytes) -> list[tuple[str, str]]:
     return events
 
 
+def has_event_1(stream: Connection) -> bool:
+    return stream.body.endswith(b"data: 1\n\n")
+
+
 def ids(events: list[ServerSentEvent]) -> list[str]:
     return [event.id for event in events]
 
 
-@pytest.mark.parametrize("log", [None, ListLog()])
+@pytest.mark.parametrize("log", [None, ListLog()], ids=["memory", "list"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 900), max_size=8))
-async def test_wherever_it_is_cut_every_event_comes_once_and_in_order(
+async def test_every_event_arrives_once_and_in_order_wherever_the_stream_is_cut(
     log: Any, cuts: list[int]
 ) -> None:
     async with client_of(Streams([mortal], log=log)) as client:
@@ -78,7 +83,7 @@ async def test_wherever_it_is_cut_every_event_comes_once_and_in_order(
             for event_id, data in complete_events(await read_until_cut(client, url, last, cut)):
                 last = event_id
                 seen.append(data)
-            if last is None:  # the first event did not arrive: nothing to go on from
+            if last is None:  # Without an id the next request starts another run.
                 continue
             run = run or last.partition(".")[0]
             assert last.startswith(run)
@@ -92,7 +97,7 @@ async def test_wherever_it_is_cut_every_event_comes_once_and_in_order(
         assert (again.status_code, again.content) == (204, b"")
 
 
-async def test_a_cut_before_the_first_token_goes_on_with_the_same_run() -> None:
+async def test_a_client_that_is_cut_off_before_the_first_token_resumes_the_same_run() -> None:
     gate, runs = asyncio.Event(), 0
 
     @source
@@ -104,7 +109,9 @@ async def test_a_cut_before_the_first_token_goes_on_with_the_same_run() -> None:
 
     async with serving(Streams([costly])) as url, httpx.AsyncClient(base_url=url) as client:
         async with connection(url, "/streams/costly") as stream:
-            await stream.until(lambda stream: stream.body.endswith(b"\n\n"))
+            await stream.until(
+                lambda stream: stream.body.endswith(b"\n\n"), "the start event has arrived"
+            )
             run = stream.run
         gate.set()
         events = await every_event(client, "/streams/costly", f"{run}.0")
@@ -112,7 +119,7 @@ async def test_a_cut_before_the_first_token_goes_on_with_the_same_run() -> None:
     assert runs == 1
 
 
-async def test_any_number_of_readers_attach_to_a_run_each_from_its_own_place() -> None:
+async def test_each_reader_of_a_run_begins_after_its_own_last_event_id() -> None:
     async with client_of(Streams([counter])) as client:
         events = await every_event(client, "/streams/counter?count=5&interval=0")
         run = events[0].json()["run"]
@@ -126,7 +133,7 @@ async def test_any_number_of_readers_attach_to_a_run_each_from_its_own_place() -
         assert end.status_code == 204
 
 
-async def test_a_run_that_is_gone_goes_on_under_its_id_if_its_source_is_restartable() -> None:
+async def test_a_lost_run_of_a_restartable_source_restarts_under_its_id() -> None:
     streams = Streams([counter])
     async with client_of(streams) as client:
         url = "/streams/counter?count=5&interval=0"
@@ -141,7 +148,7 @@ async def test_a_run_that_is_gone_goes_on_under_its_id_if_its_source_is_restarta
 
 
 @pytest.mark.parametrize("number", [5, 6, 7, 10**15])
-async def test_where_nothing_is_left_to_send_a_restart_is_204(number: int) -> None:
+async def test_a_restart_with_no_event_left_to_send_gets_a_204(number: int) -> None:
     streams = Streams([counter])
     async with client_of(streams) as client:
         url = "/streams/counter?count=5&interval=0"
@@ -151,73 +158,85 @@ async def test_where_nothing_is_left_to_send_a_restart_is_204(number: int) -> No
 
 
 async def test_a_second_viewer_of_a_restarted_run_may_be_ahead_of_it() -> None:
-    async with serving(Streams([counter])) as url:
-        path = "/streams/counter?count=6&interval=0.05"
-        async with (
-            connection(url, path, headers=f"Last-Event-ID: {UNKNOWN}.1\r\n") as behind,
-            connection(url, path, headers=f"Last-Event-ID: {UNKNOWN}.4\r\n") as ahead,
-        ):
-            await ahead.until(lambda stream: stream.terminated)
-            await behind.until(lambda stream: stream.terminated)
+    gate = asyncio.Event()
+
+    @source
+    async def numbers(*, after: int = 0) -> AsyncIterator[dict[str, int]]:
+        for number in range(after, 6):
+            if number == 2:
+                await gate.wait()
+            yield {"number": number}
+
+    async with serving(Streams([numbers])) as url:
+        path = "/streams/numbers"
+        async with connection(url, path, headers=f"Last-Event-ID: {UNKNOWN}.1\r\n") as first:
+            await first.until(lambda stream: b'"number":' in stream.body, "event 2 has arrived")
+            async with connection(url, path, headers=f"Last-Event-ID: {UNKNOWN}.4\r\n") as ahead:
+                await ahead.until(lambda stream: stream.body, "the body has begun")
+                gate.set()
+                await ahead.until(lambda stream: stream.terminated, "the stream has ended")
+            await first.until(lambda stream: stream.terminated, "the stream has ended")
         assert ahead.body.count(b'"number":') == 2
-        assert behind.body.count(b'"number":') == 5
+        assert first.body.count(b'"number":') == 5
 
 
-async def test_a_run_that_is_gone_and_not_restartable_is_410() -> None:
+async def test_a_lost_run_of_a_source_that_is_not_restartable_gets_a_410() -> None:
     async with client_of(Streams([mortal])) as client:
         response = await client.get("/streams/counter", headers={"Last-Event-ID": f"{UNKNOWN}.2"})
         assert response.status_code == 410
         assert UNKNOWN in response.json()["detail"]
 
 
-async def test_a_shared_run_that_is_gone_is_the_live_one_after_a_gap() -> None:
+async def test_a_client_of_a_lost_shared_run_gets_a_gap_and_the_running_one() -> None:
     async with (
         serving(Streams([clock])) as url,
         connection(
             url, "/streams/clock?interval=0.01", headers=f"Last-Event-ID: {UNKNOWN}.2\r\n"
         ) as stream,
     ):
-        await stream.until(lambda stream: stream.body.count(b"\ndata: ") > 4)
+        await stream.until(
+            lambda stream: stream.body.count(b"\ndata: ") > 4, "5 events have arrived"
+        )
         _, _, rest = stream.body.partition(b"\n")
         assert rest.startswith(
             b'event: gap\ndata: {"missed":null}\n\nid: %b.0\nevent: start\n' % stream.run.encode()
         )
 
 
-async def test_a_shared_run_is_resumed_like_any_other_while_it_is_there() -> None:
+async def test_a_retained_shared_run_resumes_after_the_last_event_id() -> None:
     async with (
         serving(Streams([clock])) as url,
         connection(url, "/streams/clock?interval=0.01") as stream,
     ):
-        await stream.until(lambda stream: b".9\n" in stream.body)
+        await stream.until(lambda stream: b".9\n" in stream.body, "event 9 has arrived")
         async with connection(
             url, "/streams/clock?interval=0.01", headers=f"Last-Event-ID: {stream.run}.3\r\n"
         ) as again:
-            await again.until(lambda stream: b"\ndata: " in stream.body)
+            await again.until(lambda stream: b"\ndata: " in stream.body, "an event has arrived")
             assert again.body.partition(b"\n")[2].startswith(b"id: %b.4\n" % stream.run.encode())
 
 
-async def test_viewers_with_other_parameters_share_another_run_and_defaults_count() -> None:
+async def test_viewers_share_a_run_if_their_parameters_are_equal_with_defaults_filled_in() -> None:
     streams = Streams([clock])
     async with serving(streams) as url:
         paths = ["/streams/clock", "/streams/clock?interval=1", "/streams/clock?interval=2"]
         runs = []
         for path in paths * 2:
             async with connection(url, path) as stream:
-                await stream.until(lambda stream: stream.body)
+                await stream.until(lambda stream: stream.body, "the body has begun")
                 runs.append(stream.run)
     assert runs[0] == runs[1] == runs[3]
     assert runs[2] == runs[5] != runs[0]
 
 
-async def test_100_first_viewers_of_a_shared_source_start_one_run() -> None:
-    opened = 0
+async def test_100_viewers_of_a_shared_source_that_is_still_opening_start_one_run() -> None:
+    gate, opened = asyncio.Event(), 0
 
     @source(shared=True)
     async def slow() -> AsyncIterator[int]:
         nonlocal opened
         opened += 1
-        await anyio.sleep(0.05)
+        await gate.wait()
         return clock()  # type: ignore[no-any-return]
 
     streams = Streams([slow])
@@ -226,17 +245,21 @@ async def test_100_first_viewers_of_a_shared_source_start_one_run() -> None:
 
         async def view() -> None:
             async with connection(url, "/streams/slow") as stream:
-                await stream.until(lambda stream: stream.body)
+                await stream.until(
+                    lambda stream: b"event: start" in stream.body, "the start event has arrived", 20
+                )
                 runs.append(stream.run)
 
         for _ in range(100):
             group.start_soon(view)
-        await until(lambda: len(runs) == 100)
+        await until(lambda: streams.runs.readers == 99, "99 viewers wait for the source", 20)
+        gate.set()
+        await until(lambda: len(runs) == 100, "all viewers have the start event", 20)
     assert opened == 1
     assert len(set(runs)) == 1
 
 
-async def test_after_a_shared_run_has_ended_the_next_viewer_starts_another() -> None:
+async def test_the_next_viewer_after_a_shared_run_has_ended_starts_another() -> None:
     @source(shared=True)
     async def once() -> AsyncIterator[int]:
         yield 1
@@ -247,7 +270,7 @@ async def test_after_a_shared_run_has_ended_the_next_viewer_starts_another() -> 
     assert first[-1].json() == second[-1].json() == {"status": "completed"}
 
 
-async def test_stop_from_another_connection_ends_the_stream_for_every_viewer() -> None:
+async def test_delete_from_another_connection_ends_the_stream_of_every_viewer() -> None:
     closed = asyncio.Event()
 
     @source
@@ -260,22 +283,46 @@ async def test_stop_from_another_connection_ends_the_stream_for_every_viewer() -
 
     async with serving(Streams([endless])) as url, httpx.AsyncClient(base_url=url) as client:
         async with connection(url, "/streams/endless") as one:
-            await one.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+            await one.until(has_event_1, "event 1 has arrived")
             async with connection(url, f"/runs/{one.run}") as other:
-                await other.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+                await other.until(has_event_1, "event 1 has arrived")
                 for _ in range(2):
                     response = await client.delete(f"/runs/{one.run}")
                     assert (response.status_code, response.content) == (204, b"")
                 for stream in (one, other):
-                    await stream.until(lambda stream: stream.terminated)
+                    await stream.until(lambda stream: stream.terminated, "the stream has ended")
                     assert stream.body.endswith(
                         b'.2\nevent: end\ndata: {"status":"cancelled","reason":"stopped"}\n\n'
                     )
-            await asyncio.wait_for(closed.wait(), 1)
-        assert (await every_event(client, f"/runs/{one.run}"))[1].data == "1", "it stays readable"
+            await until(closed.is_set, "the source is closed")
+        events = await every_event(client, f"/runs/{one.run}")
+    assert events[1].data == "1", "a cancelled run stays readable"
 
 
-async def test_with_nobody_reading_a_run_lives_for_linger_and_its_finally_runs() -> None:
+async def test_a_client_that_reconnects_within_linger_resumes_its_run() -> None:
+    started = 0
+
+    @source(linger=3600)
+    async def endless() -> AsyncIterator[int]:
+        nonlocal started
+        started += 1
+        while True:
+            yield 1
+            await anyio.sleep(0.01)
+
+    async with serving(Streams([endless])) as url:
+        headers = ""
+        for number in range(3):
+            async with connection(url, "/streams/endless", headers=headers) as stream:
+                await stream.until(
+                    lambda stream: b"\ndata: 1\n\n" in stream.body, "an event has arrived"
+                )
+                headers = f"Last-Event-ID: {stream.run}.{number}\r\n"
+    assert started == 1
+
+
+async def test_a_run_is_cancelled_after_linger_seconds_without_a_reader() -> None:
+    """Its finally runs. A reader that attaches before that stops the countdown."""
     closed = asyncio.Event()
 
     @source(linger=0.1)
@@ -287,34 +334,45 @@ async def test_with_nobody_reading_a_run_lives_for_linger_and_its_finally_runs()
         finally:
             closed.set()
 
-    async with serving(Streams([endless])) as url, httpx.AsyncClient(base_url=url) as client:
-        headers = ""
-        for number in range(3):  # who comes back in time finds it
-            async with connection(url, "/streams/endless", headers=headers) as stream:
-                await stream.until(lambda stream: b"\ndata: 1\n\n" in stream.body)
-                assert not closed.is_set()
-                headers = f"Last-Event-ID: {stream.run}.{number}\r\n"
-        await asyncio.wait_for(closed.wait(), 2)
+    streams = Streams([endless])
+    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
+        async with connection(url, "/streams/endless") as stream:
+            await stream.until(lambda stream: stream.body, "the body has begun")
+            log = await streams.log.find(stream.run)
+            with log.read(-1):
+                stream.abort()
+                await until(lambda: log.readers == 1, "the client is detached")
+            with log.read(-1):
+                await anyio.sleep(0.3)  # This is longer than linger.
+                assert log.producing, "the second reader attached before linger had passed"
+        await until(closed.is_set, "the source is closed")
         events = await every_event(client, f"/runs/{stream.run}")
     assert events[-1].json() == {"status": "cancelled", "reason": "no reader"}
 
 
-async def test_a_run_without_linger_goes_to_its_end_with_nobody_reading() -> None:
+async def test_a_run_with_linger_none_completes_without_a_reader() -> None:
+    gate = asyncio.Event()
+
     @source(linger=None)
     async def job() -> AsyncIterator[int]:
+        await gate.wait()
         for step in range(50):
-            await anyio.sleep(0.002)
             yield step
 
-    async with serving(Streams([job])) as url, httpx.AsyncClient(base_url=url) as client:
+    streams = Streams([job], linger=0)
+    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
         async with connection(url, "/streams/job") as stream:
-            await stream.until(lambda stream: stream.body)
+            await stream.until(lambda stream: stream.body, "the body has begun")
+            log = await streams.log.find(stream.run)
+        await until(lambda: not streams.runs.readers, "the reader is detached")
+        gate.set()
+        await until(lambda: log.status == "completed", "the run is completed")
         events = await every_event(client, f"/runs/{stream.run}")
     assert len(events) == 52
     assert events[-1].json() == {"status": "completed"}
 
 
-async def test_what_a_source_raises_later_ends_the_run_after_all_it_had_yielded(
+async def test_an_exception_in_a_source_ends_the_run_after_the_events_it_yielded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     @source
@@ -335,7 +393,7 @@ async def test_what_a_source_raises_later_ends_the_run_after_all_it_had_yielded(
     assert "ValueError: the password is secret" in caplog.text
 
 
-async def test_what_a_source_raises_on_purpose_is_told_to_the_client() -> None:
+async def test_the_message_of_a_stream_error_is_sent_to_the_client() -> None:
     @source
     async def breaks() -> AsyncIterator[int]:
         yield 1
@@ -347,11 +405,13 @@ async def test_what_a_source_raises_on_purpose_is_told_to_the_client() -> None:
 
 
 class Unknown:
-    """Something that JSON cannot hold."""
+    """A type that JSON cannot represent."""
 
 
 @pytest.mark.parametrize("value", [Unknown(), "\ud800"])
-async def test_what_json_cannot_hold_fails_the_run_naming_the_type(value: Any) -> None:
+async def test_an_unencodable_value_fails_the_run_with_an_error_that_names_its_type(
+    value: Any,
+) -> None:
     closed = []
 
     @source
@@ -372,7 +432,7 @@ async def test_what_json_cannot_hold_fails_the_run_naming_the_type(value: Any) -
     assert closed
 
 
-async def test_what_a_source_raises_before_the_response_is_a_status() -> None:
+async def test_an_exception_before_the_first_event_becomes_the_status_of_the_response() -> None:
     @source
     async def refuses(status: int = 0) -> AsyncIterator[int]:
         if status:
@@ -402,10 +462,10 @@ async def test_what_a_source_raises_before_the_response_is_a_status() -> None:
             assert response.status_code == 500
             assert "ValueError" in response.json()["detail"]
             assert "secret" not in response.text
-    await until(lambda: not len(streams.log))
+    await until(lambda: not len(streams.log), "the failed runs are forgotten")
 
 
-async def test_a_source_that_never_waits_lets_others_be_answered() -> None:
+async def test_a_source_that_never_waits_does_not_block_other_requests() -> None:
     @source
     async def endless() -> AsyncIterator[int]:
         while True:
@@ -414,16 +474,16 @@ async def test_a_source_that_never_waits_lets_others_be_answered() -> None:
     streams = Streams([endless, counter], window=10**9)
     async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
         async with connection(url, "/streams/endless") as stream:
-            await stream.until(lambda stream: stream.body)
+            await stream.until(lambda stream: stream.body, "the body has begun")
             before = streams.log.events
             for _ in range(10):
                 assert (await client.get("/health")).status_code == 200
-            assert streams.log.events > before, "and it went on meanwhile"
+            assert streams.log.events > before, "the source continued meanwhile"
             events = await every_event(client, "/streams/counter?interval=0")
             assert len(events) == 12
 
 
-async def test_a_slow_source_gives_way_after_some_milliseconds() -> None:
+async def test_a_cpu_bound_source_yields_to_the_event_loop_every_few_milliseconds() -> None:
     turns: list[int] = []
 
     @source
@@ -435,13 +495,13 @@ async def test_a_slow_source_gives_way_after_some_milliseconds() -> None:
             while time.monotonic() < busy_until:
                 pass
             yield number
-            assert len(turns) >= number - 2, "two events are eight milliseconds"
+            assert len(turns) >= number - 2, "two events take more than BURST_SECONDS"
 
     async with client_of(Streams([heavy])) as client:
         assert len(await every_event(client, "/streams/heavy")) == 22
 
 
-async def test_a_generator_function_streams_from_a_thread() -> None:
+async def test_a_sync_generator_can_be_a_source() -> None:
     @source
     def numbers() -> Iterator[int]:
         yield from range(3)
@@ -451,7 +511,7 @@ async def test_a_generator_function_streams_from_a_thread() -> None:
     assert [event.data for event in events[1:-1]] == ["0", "1", "2"]
 
 
-async def test_a_source_that_ignores_its_cancellation_is_closed_all_the_same() -> None:
+async def test_a_source_that_ignores_its_cancellation_is_closed() -> None:
     closed = asyncio.Event()
 
     @source
@@ -468,14 +528,14 @@ async def test_a_source_that_ignores_its_cancellation_is_closed_all_the_same() -
 
     async with serving(Streams([stubborn])) as url, httpx.AsyncClient(base_url=url) as client:
         async with connection(url, "/streams/stubborn") as stream:
-            await stream.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+            await stream.until(has_event_1, "event 1 has arrived")
             await client.delete(f"/runs/{stream.run}")
-            await stream.until(lambda stream: stream.terminated)
-        await asyncio.wait_for(closed.wait(), 5)
+            await stream.until(lambda stream: stream.terminated, "the stream has ended")
+        await until(closed.is_set, "the source is closed")
     assert stream.body.endswith(b'"cancelled","reason":"stopped"}\n\n')
 
 
-async def test_a_finally_that_takes_too_long_is_interrupted_and_told(
+async def test_a_finally_that_takes_too_long_is_interrupted_and_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("streams.run.CLEANUP_SECONDS", 0.05)
@@ -494,13 +554,13 @@ async def test_a_finally_that_takes_too_long_is_interrupted_and_told(
 
     async with serving(Streams([slow_to_close])) as url, httpx.AsyncClient(base_url=url) as client:
         async with connection(url, "/streams/slow_to_close") as stream:
-            await stream.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+            await stream.until(has_event_1, "event 1 has arrived")
             await client.delete(f"/runs/{stream.run}")
-            await asyncio.wait_for(interrupted.wait(), 5)
+            await until(interrupted.is_set, "the finally is interrupted")
     assert "did not stop within 0.05 s" in caplog.text
 
 
-async def test_a_finally_that_fails_is_logged_and_harms_nobody(
+async def test_an_exception_in_aclose_is_logged_and_the_run_completes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Events:
@@ -523,7 +583,7 @@ async def test_a_finally_that_fails_is_logged_and_harms_nobody(
     assert "closing its source failed" in caplog.text
 
 
-async def test_an_iterator_needs_no_aclose() -> None:
+async def test_an_iterator_without_aclose_can_be_streamed() -> None:
     class Events:
         def __aiter__(self) -> "Events":
             return self
@@ -539,7 +599,7 @@ async def test_an_iterator_needs_no_aclose() -> None:
         assert len(await every_event(client, "/streams/plain")) == 2
 
 
-async def test_with_lifespan_the_runs_are_closed_before_the_server_ends() -> None:
+async def test_with_lifespan_sources_are_closed_before_the_server_ends() -> None:
     closed = []
 
     @source(linger=None)
@@ -548,7 +608,7 @@ async def test_with_lifespan_the_runs_are_closed_before_the_server_ends() -> Non
             yield 1
             await anyio.sleep_forever()
         finally:
-            await anyio.sleep(0.01)
+            await anyio.sleep(0.01)  # A finally that waits is given time.
             closed.append(True)
 
     streams = Streams([endless])
@@ -556,12 +616,12 @@ async def test_with_lifespan_the_runs_are_closed_before_the_server_ends() -> Non
         serving(streams, lifespan="on") as url,
         connection(url, "/streams/endless") as stream,
     ):
-        await stream.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+        await stream.until(has_event_1, "event 1 has arrived")
     assert closed
     assert (await streams.log.find(stream.run)).status == "cancelled"
 
 
-def test_without_lifespan_the_end_of_the_loop_closes_them() -> None:
+def test_without_lifespan_sources_are_closed_when_the_event_loop_ends() -> None:
     closed = []
 
     @source(linger=None)
@@ -574,7 +634,7 @@ def test_without_lifespan_the_end_of_the_loop_closes_them() -> None:
 
     async def main() -> None:
         async with serving(streams) as url, connection(url, "/streams/endless") as stream:
-            await stream.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+            await stream.until(has_event_1, "event 1 has arrived")
 
     streams = Streams([endless])
     asyncio.run(main())
@@ -583,6 +643,7 @@ def test_without_lifespan_the_end_of_the_loop_closes_them() -> None:
 
 
 async def only_run(streams: Streams) -> str:
+    """The status of the only run in the log."""
     (log,) = streams.log._runs.values()  # type: ignore[attr-defined]
     return str(log.status)
 
@@ -591,17 +652,17 @@ async def test_a_finished_run_is_forgotten_after_retain() -> None:
     streams = Streams([counter], retain=0.05)
     async with client_of(streams) as client:
         run = (await every_event(client, "/streams/counter?count=1"))[0].json()["run"]
-        await until(lambda: not len(streams.log))
+        await until(lambda: not len(streams.log), "the run is forgotten")
         assert (await client.get(f"/runs/{run}")).status_code == 404
 
 
 @given(st.text() | st.from_regex(r"[A-Za-z0-9_-]{22}\.[0-9]{1,20}", fullmatch=True))
-def test_an_event_id_is_parsed_or_refused(text: str) -> None:
+def test_an_event_id_is_parsed_and_formatted_unchanged_or_refused(text: str) -> None:
     with suppress(InvalidEventId):
         assert "{}.{}".format(*EventId.parse(text)) == text
 
 
-async def test_the_same_stream_runs_on_a_log_of_somebody_elses() -> None:
+async def test_a_stream_works_with_a_custom_event_log() -> None:
     async with client_of(Streams([counter], log=ListLog())) as client:
         events = await every_event(client, "/streams/counter?count=50&interval=0")
         run = events[0].json()["run"]
@@ -610,11 +671,13 @@ async def test_the_same_stream_runs_on_a_log_of_somebody_elses() -> None:
         assert (await client.delete(f"/runs/{run}")).status_code == 204
 
 
-async def test_a_failing_restart_is_told_as_a_status(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_at_a_restart_becomes_the_status_of_the_response(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     @source
     async def fragile(*, after: int = 0) -> AsyncIterator[int]:
         if after:
-            raise StreamError("no way back", status=409)
+            raise StreamError("cannot restart", status=409)
         yield 1
 
     caplog.set_level(logging.CRITICAL)
@@ -623,22 +686,22 @@ async def test_a_failing_restart_is_told_as_a_status(caplog: pytest.LogCaptureFi
         assert response.status_code == 409
 
 
-async def test_a_gated_stream_can_be_resumed_while_it_waits() -> None:
+async def test_a_client_resumes_a_run_while_its_source_waits() -> None:
     gate = asyncio.Event()
     async with serving(Streams([gated(gate)])) as url:
         async with connection(url, "/streams/gated") as stream:
-            await stream.until(lambda stream: stream.body.endswith(b"data: 1\n\n"))
+            await stream.until(has_event_1, "event 1 has arrived")
         async with connection(
             url, "/streams/gated", headers=f"Last-Event-ID: {stream.run}.1\r\n"
         ) as again:
-            await again.until(lambda stream: stream.body)
-            assert again.body.startswith(b"retry: "), "at once, with nothing to send yet"
+            await again.until(lambda stream: stream.body, "the body has begun")
+            assert again.body.startswith(b"retry: "), "it begins before there is an event to send"
             gate.set()
-            await again.until(lambda stream: stream.terminated)
+            await again.until(lambda stream: stream.terminated, "the stream has ended")
     assert [data for _, data in complete_events(again.body)] == ["2", '{"status":"completed"}']
 
 
-async def test_a_run_that_is_stopped_while_its_source_opens_closes_what_was_opened() -> None:
+async def test_a_run_that_is_stopped_while_its_source_opens_closes_the_opened_iterator() -> None:
     closed = anyio.Event()
 
     class Opened:
@@ -646,7 +709,7 @@ async def test_a_run_that_is_stopped_while_its_source_opens_closes_what_was_open
             return self
 
         async def __anext__(self) -> int:
-            raise AssertionError("nobody wants it any more")
+            raise AssertionError("a stopped run reads no events")
 
         async def aclose(self) -> None:
             closed.set()
