@@ -1,4 +1,4 @@
-"""Chat completions: the wire, and openai's own client against it."""
+"""The OpenAI wire: the bytes of chat completions, and OpenAI's Python SDK as a client."""
 
 import asyncio
 import json
@@ -20,19 +20,13 @@ from starlette.routing import Mount
 from streams import Event, Streams, source
 from streams.sources import tokens
 from streams.wires.openai.chat import StopSequences
+from tests.support.mock import HELLO, PATH, QUICK, mock
 from tests.support.servers import Connection, client_of, connection, serving, until
-
-QUICK: dict[str, Any] = {"tokens_per_second": 10_000, "first_token": 0}
-HELLO: dict[str, Any] = {"model": "mock", "messages": [{"role": "user", "content": "Hello?"}]}
-PATH = "/v1/chat/completions"
-
-
-def mock(**options: Any) -> Streams:
-    return Streams(models={"mock": tokens}, **options)
 
 
 @asynccontextmanager
 async def sdk_of(app: Any, **options: Any) -> AsyncIterator[AsyncOpenAI]:
+    """Serves an app and yields an SDK client for it that does not retry."""
     async with (
         serving(app) as url,
         AsyncOpenAI(base_url=f"{url}/v1", api_key="any", **{"max_retries": 0, **options}) as client,
@@ -40,27 +34,28 @@ async def sdk_of(app: Any, **options: Any) -> AsyncIterator[AsyncOpenAI]:
         yield client
 
 
-async def text_of(stream: Any, came: list[str] | None = None) -> str:
-    """The answer's text; `came` is what of it came before an error, too."""
-    came = [] if came is None else came
+async def text_of(stream: Any, pieces: list[str] | None = None) -> str:
+    """The answer's text; `pieces` receives each piece of it, also before an error."""
+    pieces = [] if pieces is None else pieces
     async for chunk in stream:
-        came.append(chunk.choices[0].delta.content or "")
-    return "".join(came)
+        pieces.append(chunk.choices[0].delta.content or "")
+    return "".join(pieces)
 
 
 @asynccontextmanager
-async def posted(url: str, asked: dict[str, Any]) -> AsyncIterator[Connection]:
-    body = json.dumps(asked)
+async def posted(url: str, request: dict[str, Any]) -> AsyncIterator[Connection]:
+    """Posts a request for a completion over a new socket and yields the connection."""
+    body = json.dumps(request)
     headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     async with connection(url, PATH, method="POST", headers=headers) as stream:
         stream.writer.write(body.encode())
         yield stream
 
 
-async def test_the_wire_is_data_blocks_only() -> None:
+async def test_a_stream_consists_of_data_blocks_only() -> None:
     async with client_of(mock()) as client:
-        asked = {**HELLO, **QUICK, "reply": "Well, yes.", "stream": True}
-        response = await client.post(PATH, json=asked)
+        request = {**HELLO, **QUICK, "reply": "Well, yes.", "stream": True}
+        response = await client.post(PATH, json=request)
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert "connection" not in response.headers
     assert response.headers["cache-control"] == "no-store, no-transform"
@@ -83,15 +78,17 @@ async def test_the_wire_is_data_blocks_only() -> None:
     assert [choice["finish_reason"] for choice in choices] == [None] * 5 + ["stop"]
 
 
-async def test_a_heartbeat_is_a_lone_comment_line() -> None:
+async def test_a_heartbeat_is_one_comment_line() -> None:
     async with (
         serving(mock(heartbeat=0.01)) as url,
         posted(url, {**HELLO, **QUICK, "stall_after": 0, "stream": True}) as stream,
     ):
-        await stream.until(lambda stream: stream.body.endswith(b"\n\n:\n:\n:\n"))
+        await stream.until(
+            lambda stream: b"\n\n:\n:\n:\n" in stream.body, "three heartbeats have arrived"
+        )
 
 
-async def test_a_whole_answer_is_one_object() -> None:
+async def test_an_answer_without_streaming_is_one_object() -> None:
     async with client_of(mock()) as client:
         response = await client.post(PATH, json={**HELLO, **QUICK, "reply": "Well, yes."})
     completion = response.json()
@@ -113,7 +110,7 @@ async def test_a_whole_answer_is_one_object() -> None:
     }
 
 
-async def test_httpx_sse_reads_it() -> None:
+async def test_httpx_sse_parses_a_stream_with_heartbeats() -> None:
     async with (
         client_of(mock(heartbeat=0.01)) as client,
         aconnect_sse(
@@ -127,24 +124,24 @@ async def test_httpx_sse_reads_it() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_disconnect_stops_the_run_at_once(stream: bool) -> None:
-    streams = mock()
+async def test_a_disconnect_cancels_the_run(stream: bool) -> None:
+    streams = mock(heartbeat=3600)  # No failed heartbeat detaches the reader.
     async with serving(streams) as url:
         async with posted(url, {**HELLO, "first_token": 60, "stream": stream}):
-            await until(lambda: streams.runs.readers)
-        await until(lambda: not streams.runs.health()["running"], seconds=3)
+            await until(lambda: streams.runs.readers, "the reader is attached")
+        await until(lambda: not streams.runs.health()["running"], "the run has ended")
         assert not streams.runs.readers
 
 
-async def test_a_run_that_is_stopped_is_an_error_and_no_end() -> None:
+async def test_an_answer_whose_run_is_stopped_ends_with_an_error() -> None:
     async with (
         serving(mock()) as url,
         httpx.AsyncClient(base_url=url) as client,
         posted(url, {**HELLO, **QUICK, "stall_after": 2, "stream": True}) as stream,
     ):
-        await stream.until(lambda stream: b'" asked"' in stream.body)
+        await stream.until(lambda stream: b'" asked"' in stream.body, "token 2 has arrived")
         await client.delete(f"/runs/{stream.run}")
-        await stream.until(lambda stream: stream.terminated)
+        await stream.until(lambda stream: stream.terminated, "the stream has ended")
     assert json.loads(stream.body.split(b"data: ")[-1])["error"] == {
         "message": "the answer was cancelled: stopped",
         "type": "server_error",
@@ -153,24 +150,24 @@ async def test_a_run_that_is_stopped_is_an_error_and_no_end() -> None:
     }
 
 
-async def test_when_the_server_goes_an_answer_ends_as_an_error() -> None:
+async def test_an_answer_ends_with_an_error_at_shutdown() -> None:
     async with serving(mock()) as url:
         posting = posted(url, {**HELLO, **QUICK, "stall_after": 1, "stream": True})
         stream = await posting.__aenter__()
-        await stream.until(lambda stream: b'"You"' in stream.body)
-    await stream.until(lambda stream: stream.terminated)
+        await stream.until(lambda stream: b'"You"' in stream.body, "token 1 has arrived")
+    await stream.until(lambda stream: stream.terminated, "the stream has ended")
     error = json.loads(stream.body.split(b"data: ")[-1])["error"]
     assert error["code"] == "shutdown"
     await posting.__aexit__(None, None, None)
 
 
-async def test_a_run_that_is_forgotten_is_an_error_too() -> None:
+async def test_an_answer_whose_run_is_discarded_ends_with_an_error() -> None:
     streams = mock()
     async with sdk_of(streams) as sdk:
         asking = asyncio.create_task(
             sdk.chat.completions.create(**HELLO, extra_body={"first_token": 60})
         )
-        await until(lambda: streams.runs.readers)
+        await until(lambda: streams.runs.readers, "the reader is attached")
         (run,) = streams.runs._producing
         await streams.log.discard(run)
         with pytest.raises(openai.InternalServerError, match="going down"):
@@ -178,7 +175,7 @@ async def test_a_run_that_is_forgotten_is_an_error_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "param", "says"),
+    ("request", "status", "param", "says"),
     [
         ({"messages": HELLO["messages"]}, 400, "model", "required field"),
         ({"model": "mock"}, 400, "messages", "required field"),
@@ -195,11 +192,11 @@ async def test_a_run_that_is_forgotten_is_an_error_too() -> None:
         ([], 400, None, "object"),
     ],
 )
-async def test_what_is_wrong_is_named(
-    asked: Any, status: int, param: str | None, says: str
+async def test_the_error_for_an_invalid_request_names_the_parameter(
+    request: Any, status: int, param: str | None, says: str
 ) -> None:
     async with client_of(mock()) as client:
-        response = await client.post(PATH, json=asked)
+        response = await client.post(PATH, json=request)
     assert response.status_code == status
     error = response.json()["error"]
     assert error["param"] == param
@@ -208,7 +205,7 @@ async def test_what_is_wrong_is_named(
     assert error["code"] == ("model_not_found" if status == 404 else None)
 
 
-async def test_what_is_no_json_or_too_long_or_from_another_site_is_refused() -> None:
+async def test_invalid_json_large_bodies_and_cross_site_requests_are_refused() -> None:
     async with client_of(mock(max_body=1000)) as client:
         for content in (b"{", b"\xff", b"[" * 900):
             headers = {"Content-Type": "application/json"}
@@ -222,18 +219,20 @@ async def test_what_is_no_json_or_too_long_or_from_another_site_is_refused() -> 
         assert "evil.example" in response.json()["error"]["message"]
 
 
-async def test_when_there_is_no_room_a_client_is_told_when_to_come_back() -> None:
+async def test_at_max_runs_a_request_gets_a_503_with_retry_after() -> None:
     async with serving(mock(max_runs=1)) as url, httpx.AsyncClient(base_url=url) as client:
         async with posted(url, {**HELLO, "first_token": 60, "stream": True}) as stream:
-            await stream.until(lambda stream: b"assistant" in stream.body)
+            await stream.until(
+                lambda stream: b"assistant" in stream.body, "the first chunk has arrived"
+            )
             response = await client.post(PATH, json=HELLO)
     assert response.status_code == 503
     assert response.headers["retry-after"] == "10"
     assert response.json()["error"]["type"] == "server_error"
 
 
-async def test_what_changes_no_shape_and_what_asks_for_nothing_is_let_pass() -> None:
-    asked = {
+async def test_parameters_without_effect_on_the_answers_form_are_accepted() -> None:
+    request = {
         **HELLO,
         **QUICK,
         "temperature": 1,
@@ -246,10 +245,10 @@ async def test_what_changes_no_shape_and_what_asks_for_nothing_is_let_pass() -> 
         "response_format": {"type": "text"},
     }
     async with client_of(mock()) as client:
-        assert (await client.post(PATH, json=asked)).status_code == 200
+        assert (await client.post(PATH, json=request)).status_code == 200
 
 
-async def test_models_are_listed_under_a_mount_too() -> None:
+async def test_the_sdk_lists_models_and_asks_them_under_a_mount() -> None:
     app = Starlette(routes=[Mount("/llm", mock())])
     async with serving(app) as url:
         async with AsyncOpenAI(base_url=f"{url}/llm/v1", api_key="any") as sdk:
@@ -261,15 +260,15 @@ async def test_models_are_listed_under_a_mount_too() -> None:
         assert raw.headers["x-request-id"]
 
 
-async def test_without_models_there_is_no_such_endpoint() -> None:
+async def test_without_models_the_endpoints_do_not_exist() -> None:
     async with client_of(Streams([tokens])) as client:
         assert (await client.get("/v1/models")).status_code == 404
 
 
-# What openai's own client makes of it.
+# OpenAI's Python SDK as a client.
 
 
-async def test_the_sdk_streams_and_counts() -> None:
+async def test_the_sdk_streams_an_answer_with_its_usage() -> None:
     async with sdk_of(mock()) as sdk:
         stream = await sdk.chat.completions.create(
             **HELLO,
@@ -288,24 +287,24 @@ async def test_the_sdk_streams_and_counts() -> None:
     assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == "你好 👩‍👩‍👧‍👦\u2028!"
 
 
-async def test_the_sdks_streaming_helper_puts_the_answer_together() -> None:
+async def test_the_streaming_helper_of_the_sdk_assembles_the_answer() -> None:
     async with sdk_of(mock()) as sdk:
         async with sdk.chat.completions.stream(
             **HELLO, extra_body={**QUICK, "reply": "Well, yes."}
         ) as stream:
             kinds = [event.type async for event in stream]
             completion = await stream.get_final_completion()
-    assert kinds.count("content.delta") == 1 + 4  # the role comes with no text
+    assert kinds.count("content.delta") == 1 + 4  # The first chunk has a role and no text.
     assert kinds[-1] == "content.done"
     assert completion.choices[0].message.content == "Well, yes."
     assert completion.choices[0].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
-async def test_a_limit_of_tokens_finishes_with_length(limit: str) -> None:
-    asked: dict[str, Any] = {**HELLO, limit: 3, "extra_body": QUICK}
+async def test_an_answer_that_reaches_max_tokens_finishes_with_length(limit: str) -> None:
+    request: dict[str, Any] = {**HELLO, limit: 3, "extra_body": QUICK}
     async with sdk_of(mock()) as sdk:
-        completion = await sdk.chat.completions.create(**asked)
+        completion = await sdk.chat.completions.create(**request)
     assert completion.choices[0].finish_reason == "length"
     assert completion.choices[0].message.content == "You asked:"
     assert completion.usage
@@ -313,7 +312,7 @@ async def test_a_limit_of_tokens_finishes_with_length(limit: str) -> None:
 
 
 @pytest.mark.parametrize(("stop", "left"), [("rd thr", "one two thi"), (["x", "two"], "one ")])
-async def test_a_stop_sequence_stops_the_answer_and_the_run(stop: Any, left: str) -> None:
+async def test_a_stop_sequence_ends_the_answer_and_the_run(stop: Any, left: str) -> None:
     streams = mock()
     extra = {**QUICK, "reply": "one two third three", "stall_after": 9}
     async with sdk_of(streams) as sdk:
@@ -324,10 +323,10 @@ async def test_a_stop_sequence_stops_the_answer_and_the_run(stop: Any, left: str
         completion = await sdk.chat.completions.create(**HELLO, stop=stop, extra_body=extra)
         assert completion.choices[0].message.content == left
         assert completion.choices[0].finish_reason == "stop"
-        await until(lambda: not streams.runs.health()["running"])
+        await until(lambda: not streams.runs.health()["running"], "the runs have ended")
 
 
-async def test_what_only_looked_like_a_stop_sequence_is_not_lost() -> None:
+async def test_the_beginning_of_a_stop_sequence_is_sent_if_the_rest_does_not_follow() -> None:
     async with sdk_of(mock()) as sdk:
         completion = await sdk.chat.completions.create(
             **HELLO, stop=["threesome"], extra_body={**QUICK, "reply": "one three"}
@@ -336,7 +335,7 @@ async def test_what_only_looked_like_a_stop_sequence_is_not_lost() -> None:
 
 
 @given(st.text("abc", max_size=40), st.lists(st.text("abc", min_size=1, max_size=4)), st.data())
-def test_stop_sequences_are_found_wherever_the_pieces_part(
+def test_stop_sequences_are_found_however_the_text_is_split(
     text: str, stops: list[str], data: st.DataObject
 ) -> None:
     passed, stopped, rest = "", False, text
@@ -366,7 +365,7 @@ def test_stop_sequences_are_found_wherever_the_pieces_part(
         (503, openai.InternalServerError),
     ],
 )
-async def test_the_sdk_sees_a_refusal_as_its_own_exception(
+async def test_the_sdk_raises_its_own_exception_for_each_status(
     status: int, error: type[openai.APIStatusError], stream: bool
 ) -> None:
     async with sdk_of(mock()) as sdk:
@@ -375,55 +374,54 @@ async def test_the_sdk_sees_a_refusal_as_its_own_exception(
     assert raised.value.status_code == status
 
 
-async def test_the_sdk_sees_a_failure_in_the_middle_behind_what_came() -> None:
+async def test_the_sdk_raises_an_error_after_the_pieces_before_a_failure() -> None:
     async with sdk_of(mock()) as sdk:
         extra = {**QUICK, "fail_after": 2}
         stream = await sdk.chat.completions.create(**HELLO, stream=True, extra_body=extra)
-        came: list[str] = []
+        pieces: list[str] = []
         with pytest.raises(openai.APIError, match="the mock failed behind 2 tokens") as raised:
-            await text_of(stream, came)
-        assert came == ["", "You", " asked"]
+            await text_of(stream, pieces)
+        assert pieces == ["", "You", " asked"]
         assert raised.value.type == "server_error"
         with pytest.raises(openai.InternalServerError, match="the mock failed behind 2 tokens"):
             await sdk.chat.completions.create(**HELLO, extra_body=extra)
 
 
 @pytest.mark.parametrize("count", [0, 2])
-async def test_the_sdk_sees_a_dropped_connection(count: int) -> None:
+async def test_the_sdk_raises_an_error_for_a_dropped_connection(count: int) -> None:
     streams = mock()
     async with sdk_of(streams) as sdk:
         extra = {**QUICK, "drop_after": count, "stall_after": 5}
         stream = await sdk.chat.completions.create(**HELLO, stream=True, extra_body=extra)
-        # Which of the two depends on the client's version: a part of the answer was there already.
+        # Which of the two the SDK raises in the middle of an answer depends on its version.
         with pytest.raises((openai.APIConnectionError, httpx.RemoteProtocolError)):
             await text_of(stream)
         with pytest.raises(openai.APIConnectionError):
             await sdk.chat.completions.create(**HELLO, extra_body=extra)
-        await until(lambda: not streams.runs.health()["running"])
+        await until(lambda: not streams.runs.health()["running"], "the runs have ended")
 
 
-async def test_the_sdk_sees_silence_as_its_time_out() -> None:
+async def test_the_sdk_times_out_if_a_model_falls_silent() -> None:
     async with sdk_of(mock(), timeout=1) as sdk:
         extra = {**QUICK, "stall_after": 2}
-        stream = await sdk.chat.completions.create(**HELLO, stream=True, extra_body=extra)
+        # On a busy machine the timeout may pass before the first chunk.
         with pytest.raises((openai.APITimeoutError, httpx.ReadTimeout)):
-            await text_of(stream)
+            await text_of(await sdk.chat.completions.create(**HELLO, stream=True, extra_body=extra))
         with pytest.raises(openai.APITimeoutError):
             await sdk.chat.completions.create(**HELLO, extra_body=extra)
 
 
-async def test_the_sdk_tries_again_as_often_as_it_should() -> None:
+async def test_the_sdk_retries_a_503_and_not_a_400() -> None:
     streams = mock()
     async with sdk_of(streams, max_retries=1) as sdk:
         for status, times in ((503, 2), (400, 1)):
             before = streams.log.events
             with pytest.raises(openai.APIStatusError):
                 await sdk.chat.completions.create(**HELLO, extra_body={"status": status})
-            # a refused run has its start and its end
-            assert streams.log.events - before == 2 * times
+            assert streams.log.events - before == 2 * times, "a refused run has a start and an end"
 
 
-async def test_the_sync_sdk_does_the_same() -> None:
+async def test_the_synchronous_sdk_streams_and_raises_the_same_errors() -> None:
     def ask(url: str) -> None:
         with OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as sdk:
             whole = sdk.chat.completions.create(**HELLO, extra_body=QUICK)
@@ -443,10 +441,10 @@ async def test_the_sync_sdk_does_the_same() -> None:
             await anyio.to_thread.run_sync(ask, url)
 
 
-# Over sources of one's own.
+# Custom sources as models.
 
 
-async def test_any_source_of_text_is_a_model() -> None:
+async def test_any_source_of_text_can_be_a_model() -> None:
     @source
     async def plain(prompt: str, temperature: float = 1) -> AsyncIterator[Any]:
         yield "Prompt: "
@@ -473,7 +471,7 @@ async def test_any_source_of_text_is_a_model() -> None:
         assert completion.choices[0].finish_reason == "length"
 
 
-async def test_what_a_source_raises_is_not_shown() -> None:
+async def test_the_message_of_an_exception_in_a_source_is_not_sent() -> None:
     @source
     async def secretive() -> AsyncIterator[str]:
         yield "a"
@@ -486,7 +484,7 @@ async def test_what_a_source_raises_is_not_shown() -> None:
     assert raised.value.code == "RuntimeError"
 
 
-async def test_a_client_in_an_allowed_sites_page_may_send_its_own_headers() -> None:
+async def test_a_page_of_an_allowed_origin_may_send_the_headers_of_the_sdk() -> None:
     preflight = {
         "Origin": "https://a.example",
         "Access-Control-Request-Method": "POST",
