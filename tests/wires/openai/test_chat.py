@@ -175,7 +175,7 @@ async def test_an_answer_whose_run_is_discarded_ends_with_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request", "status", "param", "says"),
+    ("body", "status", "param", "says"),
     [
         ({"messages": HELLO["messages"]}, 400, "model", "required field"),
         ({"model": "mock"}, 400, "messages", "required field"),
@@ -193,10 +193,10 @@ async def test_an_answer_whose_run_is_discarded_ends_with_an_error() -> None:
     ],
 )
 async def test_the_error_for_an_invalid_request_names_the_parameter(
-    request: Any, status: int, param: str | None, says: str
+    body: Any, status: int, param: str | None, says: str
 ) -> None:
     async with client_of(mock()) as client:
-        response = await client.post(PATH, json=request)
+        response = await client.post(PATH, json=body)
     assert response.status_code == status
     error = response.json()["error"]
     assert error["param"] == param
