@@ -68,6 +68,7 @@ def ids(events: list[ServerSentEvent]) -> list[str]:
     return [event.id for event in events]
 
 
+@pytest.mark.timeout(180)  # It starts 25 servers.
 @pytest.mark.parametrize("log", [None, ListLog()], ids=["memory", "list"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 900), max_size=8))
