@@ -103,7 +103,7 @@ def has_first_number(stream: Connection) -> bool:
 async def test_events_are_not_buffered_and_a_disconnect_detaches_the_reader(
     layers: list[Middleware], method: str
 ) -> None:
-    streams = Streams([counter], heartbeat=3600)  # No failed heartbeat detaches the reader.
+    streams = Streams([counter], heartbeat=3600)  # Only a disconnect detaches a reader.
     path, headers = "/live/streams/counter", HEADERS
     if method == "POST":
         headers += f"Content-Length: {len(BODY)}\r\n"

@@ -266,7 +266,7 @@ async def connect_and_abort(url: str) -> None:
 
 async def test_a_disconnect_detaches_the_reader_and_leaves_the_run_running() -> None:
     gate = asyncio.Event()
-    streams = Streams([gated(gate)], heartbeat=3600)  # No failed heartbeat detaches the reader.
+    streams = Streams([gated(gate)], heartbeat=3600)  # Only a disconnect detaches a reader.
     async with serving(streams) as url:
         async with connection(url, "/streams/gated") as stream:
             await stream.until(

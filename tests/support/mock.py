@@ -1,4 +1,4 @@
-"""The mock model behind the OpenAI endpoints, and requests to it."""
+"""An app with the mock model, and what requests to it have in common."""
 
 from typing import Any
 

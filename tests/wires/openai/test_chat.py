@@ -125,7 +125,7 @@ async def test_httpx_sse_parses_a_stream_with_heartbeats() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_disconnect_cancels_the_run(stream: bool) -> None:
-    streams = mock(heartbeat=3600)  # No failed heartbeat detaches the reader.
+    streams = mock(heartbeat=3600)  # Only a disconnect detaches a reader.
     async with serving(streams) as url:
         async with posted(url, {**HELLO, "first_token": 60, "stream": stream}):
             await until(lambda: streams.runs.readers, "the reader is attached")
