@@ -38,6 +38,7 @@ from streams.request import (
     check_accepts,
     check_site,
     identity,
+    in_middleware,
     is_event_source,
     last_event_id,
     read_json,
@@ -101,9 +102,11 @@ class Streams:
             Route("/health", self._health),
         ]
         if self.models:
-            routes += Completions(
-                self.models, self.runs, self.policy, max_body, self._origins
-            ).routes
+            completions = Completions(self.models, self.runs, self.policy, max_body, self._origins)
+            routes += [
+                Route(route.path, _Endpoint(route.endpoint), methods=route.methods)
+                for route in completions.routes
+            ]
         if page:
             routes += [Route("/", _page), Route("/page/{file}", _page)]
         self._router = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
@@ -269,7 +272,7 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self._answer(Request(scope, receive, send))
-        await response(scope, receive, send)
+        await in_middleware(response, scope)(scope, receive, send)
 
 
 class _Response(Response):
@@ -295,7 +298,7 @@ class _Response(Response):
         finally:
             if not self._started:
                 await self._close()
-        await response(scope, receive, send)
+        await in_middleware(response, scope)(scope, receive, send)
 
     async def _answer(self) -> Response:
         if self._request.method == "HEAD":

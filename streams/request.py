@@ -4,10 +4,11 @@ The law of this file: each function answers one question about a request, or rai
 that refuses it; none starts anything. asgi.py asks.
 """
 
+from collections.abc import Callable
 from urllib.parse import unquote
 
 from starlette.requests import Request
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from streams.errors import BodyTooLarge, CrossSite, NotAcceptable, UnsupportedMediaType
 from streams.event import EventId
@@ -96,3 +97,9 @@ def check_site(request: Request, origins: frozenset[str]) -> None:
     origin = request.headers.get("origin")
     if origin not in origins:
         raise CrossSite(f"a page of {origin or 'another site'} may not start runs: see origins")
+
+
+def in_middleware(response: ASGIApp, scope: Scope) -> ASGIApp:
+    """The response, in the middleware that the source has put into the request's scope, if any."""
+    middleware: Callable[[ASGIApp], ASGIApp] | None = scope.get("streams.middleware")
+    return response if middleware is None else middleware(response)

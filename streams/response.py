@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from streams.errors import LostHistory
 from streams.event import encode_json
@@ -72,16 +72,8 @@ def event_stream_headers(location: str | None) -> dict[str, str]:
     return headers
 
 
-class Dropped(Exception):
-    """The source wants this connection cut here: see drop_behind."""
-
-
 class EventStreamResponse(EventSourceResponse):
-    """Sends a run's events from `place` to the end, or until the client or the server goes.
-
-    A source that is to try its clients sets `request.scope["streams.drop_after"]`: the response
-    to that request, and to no other, is cut without an end behind so many of the source's events.
-    """
+    """Sends a run's events from `place` to the end, or until the client or the server goes."""
 
     def __init__(self, runs: Runs, place: Place, policy: Policy, location: str | None) -> None:
         self._runs = runs
@@ -105,14 +97,9 @@ class EventStreamResponse(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
-        drop_after = scope.get("streams.drop_after")
-        if drop_after is not None and self._place.after < drop_after:
-            self._send = drop_behind(f"{self._place.log.info.run}.{drop_after}", send)
         try:
             with StoppedWithTheServer(self._shutdown.set):
                 await super().__call__(scope, receive, send)
-        except Dropped:
-            pass  # a response that is not completed is one that the server cuts
         except SendTimeoutError:
             logger.warning(
                 "run %s: a reader took nothing for %g s and is disconnected",
@@ -173,23 +160,6 @@ class EventStreamResponse(EventSourceResponse):
         first = start_frame(info) if after < 0 else b""
         self._runs.gaps += 1
         return first + gap_frame(held - max(after, 0), f"{info.run}.{held}")
-
-
-def drop_behind(event_id: str, send: Send) -> Send:
-    """A `send` that sends all up to the event with this id, and raises Dropped."""
-    line = f"id: {event_id}\n".encode()
-
-    async def send_up_to(message: Message) -> None:
-        body = message.get("body", b"")
-        found = body.find(line)
-        if found < 0:
-            await send(message)
-            return
-        end = body.index(b"\n\n", found) + 2
-        await send({**message, "body": body[:end]})
-        raise Dropped
-
-    return send_up_to
 
 
 def gap_frame(missed: int | None, event_id: str | None = None) -> bytes:

@@ -7,6 +7,7 @@ with one delays no other.
 
 import unicodedata
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from itertools import groupby, islice
 from random import Random
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from msgspec import Meta
 from starlette.requests import Request
 
 from streams import StreamError, source
+from streams.sources.cut import CutConnection
 
 REPLY = (
     "You asked: {prompt} Here is what a language model would do with that: think for a moment, "
@@ -66,8 +68,9 @@ async def tokens(
         raise StreamError(detail, status=status, retry_after=retry_after)
     if fail_after is not None and after > fail_after:
         return  # all is out, the failure too
-    if request is not None and drop_after is not None:
-        request.scope["streams.drop_after"] = drop_after
+    if request is not None and drop_after is not None and (after == 0 or after < drop_after):
+        cut = partial(CutConnection, pieces=drop_after - after)
+        request.scope["streams.middleware"] = cut
 
     asked = prompt if messages is None else last_text(messages)
     answer = list(pieces(reply if reply is not None else REPLY.format(prompt=quoted(asked))))

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 import httpx
@@ -19,6 +19,7 @@ class Server(NamedTuple):
     """A command that serves app:app on {port}.
 
     The server stops within `stops_in` seconds; then curl, with a stream open, exits with `curl`.
+    `cuts` says whether the server cuts a connection whose app returns in mid-response.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Server(NamedTuple):
     http2: bool = False
     stops_in: float = 2
     curl: int = 0
+    cuts: bool = True
 
 
 HYPERCORN = versions("hypercorn")
@@ -47,14 +49,17 @@ SERVERS = [
         " --no-control-socket",
     ),
     Server("hypercorn", HYPERCORN, "hypercorn app:app -b 127.0.0.1:{port}", stops_in=5),
-    Server("hypercorn, HTTP/2", HYPERCORN, "hypercorn app:app -b 127.0.0.1:{port}", True, 5, 18),
+    Server(
+        "hypercorn, HTTP/2", HYPERCORN, "hypercorn app:app -b 127.0.0.1:{port}", True, 5, 18, False
+    ),
     Server("hypercorn --workers 0", HYPERCORN, "hypercorn app:app -b 127.0.0.1:{port} -w 0"),
     Server("granian", GRANIAN, "granian app:app --interface asgi --port {port}"),
     Server("granian, HTTP/2", GRANIAN, "granian app:app --interface asgi --port {port}", True),
-    Server("daphne", versions("daphne"), "daphne app:app -p {port}"),
+    Server("daphne", versions("daphne"), "daphne app:app -p {port}", cuts=False),
 ]
 LATE = "after 3 s, because its worker processes learn of the stop only then; no body is cut"
 CUT = "after 3 s, and bodies are cut, because it cancels its own sender together with the app"
+ENDED = "as a body that ends without the `end` event: an app cannot cut the connection here"
 
 every_server = pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
 over_http2 = pytest.mark.parametrize(
@@ -196,6 +201,57 @@ async def curl(server: Server, url: str) -> asyncio.subprocess.Process:
 async def exit_code(viewer: asyncio.subprocess.Process) -> int:
     await viewer.communicate()
     return await viewer.wait()
+
+
+@every_server
+@pytest.mark.column("drop_after cuts")
+async def test_drop_after_cuts_the_stream_and_a_resume_gets_the_rest(
+    server: Server, record_property: Callable[[str, str], None]
+) -> None:
+    url = "/streams/tokens?drop_after=3&tokens_per_second=1000&first_token=0"
+    async with serving(server) as (process, client):
+        body, broke_off = await cut_body(client, "GET", url)
+        assert body.count(b'"content":"') == 3
+        assert body.endswith(b"\n\n")
+        assert b"event: end" not in body
+        assert broke_off is server.cuts
+        assert "Traceback" not in process.log
+        run = re.findall('"run":"(.+?)"', body.decode())[0]
+        rest = await every_event(client, url, f"{run}.3")
+        assert rest[0].id == f"{run}.4"
+        assert rest[-2].json()["eval_count"] == 3 + len(rest[:-2])
+        assert rest[-1].json() == {"status": "completed"}
+    if not server.cuts:
+        record_property("remark", ENDED)
+
+
+@every_server
+@pytest.mark.column("in JSON, too")
+async def test_drop_after_cuts_a_chat_completion_in_json(server: Server) -> None:
+    asked = {"model": "mock", "messages": [{"role": "user", "content": "Hi"}]}
+    options = {"drop_after": 3, "tokens_per_second": 1000, "first_token": 0}
+    async with serving(server) as (process, client):
+        url = "/v1/chat/completions"
+        body, broke_off = await cut_body(client, "POST", url, json={**asked, **options})
+        assert body.startswith(b'{"id":"chatcmpl-')
+        assert not body.endswith(b"}")
+        assert broke_off is server.cuts
+        assert "Traceback" not in process.log
+
+
+async def cut_body(
+    client: httpx.AsyncClient, method: str, url: str, **options: Any
+) -> tuple[bytes, bool]:
+    """A body that the mock cuts, and whether the client sees that it is incomplete."""
+    body = b""
+    with anyio.fail_after(5):
+        async with client.stream(method, url, **options) as response:
+            try:
+                async for data in response.aiter_raw():
+                    body += data
+            except httpx.RemoteProtocolError:
+                return body, True
+    return body, False
 
 
 @over_http2

@@ -10,6 +10,10 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from streams import StreamError, Streams
 from streams.sources import tokens
@@ -287,6 +291,20 @@ async def test_a_restart_before_the_drop_is_dropped_there_and_one_behind_it_is_n
                 await stream.to_the_end()
                 assert not stream.terminated
                 assert stream.body.count(b'"content"') == came
+
+
+async def test_a_response_in_an_endpoint_of_ones_own_is_cut_too() -> None:
+    streams = Streams()
+
+    async def answer(request: Request) -> Response:
+        events = tokens(request=request, drop_after=2, **QUICK)
+        return streams.response(request, events)
+
+    app = Starlette(routes=[Route("/answer", answer)])
+    async with serving(app) as url, connection(url, "/answer") as stream:
+        await stream.to_the_end()
+        assert not stream.terminated
+        assert stream.body.count(b'"content"') == 2
 
 
 async def test_a_drop_behind_the_end_is_none() -> None:

@@ -14,12 +14,11 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from streams.errors import StreamError, shown
 from streams.event import encode_json
 from streams.request import JSON, check_site, identity, read_json
-from streams.response import Dropped, EventStreamResponse
+from streams.response import EventStreamResponse
 from streams.run import Place, Runs
 from streams.source import Policy, Source
 from streams.wires.openai.chat import Answer, arguments_for, error_object, events_in, parsed
@@ -100,8 +99,8 @@ class Completions:
             return refusal(error)
 
     async def _whole(self, request: Request, answer: Answer) -> Response:
-        """The whole answer, unless the client goes or its connection has to be cut."""
-        text, complete = "", False
+        """The whole answer, unless the client goes."""
+        text = ""
         async with anyio.create_task_group() as group:
 
             async def watch() -> None:
@@ -109,27 +108,22 @@ class Completions:
                 group.cancel_scope.cancel()
 
             group.start_soon(watch)
-            drop_after = request.scope.get("streams.drop_after")
-            text, complete = await self._text(answer, drop_after)
+            text = await self._text(answer)
             group.cancel_scope.cancel()
-        if not complete:
-            return _Cut()
+        answer.interrupted()
         if answer.error is not None:
             raise answer.error
         return _json(answer.completion(text), {"X-Request-Id": answer.log.info.run})
 
-    async def _text(self, answer: Answer, drop_after: int | None) -> tuple[str, bool]:
+    async def _text(self, answer: Answer) -> str:
         text = ""
         with answer.log.read(-1) as reader:
             async for frames in reader:
                 for name, data in events_in(frames):
                     text += answer.text_of(name, data)
-                    if answer.count == drop_after:
-                        return text, False
                 if answer.over:
                     break
-        answer.interrupted()
-        return text, True
+        return text
 
 
 class CompletionStream(EventStreamResponse):
@@ -139,12 +133,9 @@ class CompletionStream(EventStreamResponse):
         super().__init__(runs, Place(answer.log, -1), policy, location)
         self.headers["X-Request-Id"] = answer.log.info.run
         self._answer = answer
+        self.body_iterator = self._chunks()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.body_iterator = self._chunks(scope.get("streams.drop_after"))
-        await super().__call__(scope, receive, send)
-
-    async def _chunks(self, drop_after: int | None) -> AsyncIterator[bytes]:
+    async def _chunks(self) -> AsyncIterator[bytes]:
         answer = self._answer
         yield answer.chunk({"role": "assistant", "content": ""})
         with answer.log.read(-1) as reader:
@@ -154,23 +145,12 @@ class CompletionStream(EventStreamResponse):
                 for name, data in events_in(frames):
                     if text := answer.text_of(name, data):
                         chunks += answer.chunk({"content": text})
-                    if answer.count == drop_after:
-                        yield chunks
-                        raise Dropped
                 if chunks:
                     yield chunks
                 if answer.over:
                     break
         answer.interrupted()
         yield answer.ending()
-
-
-class _Cut(Response):
-    """Begins a response and leaves it at that."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{", "more_body": True})
 
 
 def refusal(error: StreamError) -> Response:

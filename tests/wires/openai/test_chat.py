@@ -391,8 +391,9 @@ async def test_the_sdk_raises_an_error_after_the_pieces_before_a_failure() -> No
 async def test_the_sdk_raises_an_error_for_a_dropped_connection(count: int) -> None:
     streams = mock()
     async with sdk_of(streams) as sdk:
-        extra = {**QUICK, "drop_after": count, "stall_after": 5}
-        stream = await sdk.chat.completions.create(**HELLO, stream=True, extra_body=extra)
+        extra = {**QUICK, "drop_after": count}
+        stalling = {**extra, "stall_after": 5}
+        stream = await sdk.chat.completions.create(**HELLO, stream=True, extra_body=stalling)
         # Which of the two the SDK raises in the middle of an answer depends on its version.
         with pytest.raises((openai.APIConnectionError, httpx.RemoteProtocolError)):
             await text_of(stream)
