@@ -1,4 +1,4 @@
-"""The built-in sources, each a file to copy from."""
+"""The built-in sources. Each file is an example to copy."""
 
 from streams.sources.clock import clock
 from streams.sources.counter import counter

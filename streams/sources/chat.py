@@ -1,8 +1,12 @@
-"""A real model: any server that speaks OpenAI's chat completions.
+"""A real model, at any server that implements OpenAI's chat completions. Needs the extra `llm`.
 
-The law of this file: what a model's server refuses is refused here, with the same status, before
-anything is sent; what it breaks off fails; and its key is in one header and nowhere else. The
-events are those of the mock, tokens.py. Needs the extra `llm`.
+Invariants:
+
+1. If the model's server refuses a request, this source refuses it with the same status, before the
+   stream starts.
+2. If the model's server breaks off an answer, the run fails.
+3. The API key is in one request header, and never in a log or an event.
+4. The events have the same form as those of the mock, tokens.py.
 """
 
 from collections.abc import AsyncIterator
@@ -21,10 +25,10 @@ AtLeastOne = Annotated[int, Meta(ge=1, le=10**6)]
 
 
 def chat_with(base_url: str, model: str, *, api_key: str = "", timeout: float = 60) -> Source:
-    """A source, named `chat`, of what `model` answers at `base_url` (".../v1").
+    """A source named `chat` that streams the answers of `model` at `base_url` (".../v1").
 
-    `timeout` is how long, in seconds, the server may be silent. All runs share one pool of
-    connections, which is closed with the app. Raises ValueError for a URL that cannot be.
+    A run fails if the server sends nothing for `timeout` seconds. All runs share one connection
+    pool, which closes with the app. Raises ValueError for an invalid URL or key.
     """
     upstream = _Upstream(base_url, api_key, timeout)
 
@@ -34,14 +38,20 @@ def chat_with(base_url: str, model: str, *, api_key: str = "", timeout: float = 
         messages: Annotated[
             list[dict[str, Any]] | None, Meta(description="A conversation, instead of a prompt")
         ] = None,
-        temperature: Annotated[Temperature | None, Meta(description="How free it is")] = None,
-        max_tokens: Annotated[AtLeastOne | None, Meta(description="Cuts the answer here")] = None,
-        seed: Annotated[int | None, Meta(description="Same seed, likely the same")] = None,
+        temperature: Annotated[
+            Temperature | None, Meta(description="Randomness of the answer")
+        ] = None,
+        max_tokens: Annotated[
+            AtLeastOne | None, Meta(description="Longest answer, in tokens")
+        ] = None,
+        seed: Annotated[
+            int | None, Meta(description="The same seed, probably the same answer")
+        ] = None,
     ) -> AsyncIterator[dict[str, Any]]:
-        """A real model that answers a prompt, token by token."""
+        """A real model that answers a prompt token by token."""
         if not messages and not prompt:
-            raise StreamError("give a prompt, or messages", status=422)
-        asked = {
+            raise StreamError("prompt and messages are empty: give one of them", status=422)
+        body = {
             "model": model,
             "messages": messages or [{"role": "user", "content": prompt}],
             "stream": True,
@@ -51,14 +61,14 @@ def chat_with(base_url: str, model: str, *, api_key: str = "", timeout: float = 
             "seed": seed,
         }
         return upstream.answer(
-            await upstream.ask({name: value for name, value in asked.items() if value is not None})
+            await upstream.ask({name: value for name, value in body.items() if value is not None})
         )
 
     return chat
 
 
 class _Upstream:
-    """The model's server, and the connections to it."""
+    """The model's server and the connections to it."""
 
     def __init__(self, base_url: str, api_key: str, timeout: float) -> None:
         try:
@@ -66,25 +76,29 @@ class _Upstream:
         except httpx.InvalidURL:
             url = httpx.URL()
         if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError(f"{base_url!r} is no URL of a server: https://host/v1 is one")
+            raise ValueError(f"{base_url!r} is not the URL of a server; example: https://host/v1")
         if url.userinfo:
-            raise ValueError("a URL is logged: give the key as the key, not in the URL")
+            raise ValueError("the URL contains a password, and URLs are logged: pass an API key")
         if not (api_key.isascii() and api_key.isprintable()):
-            raise ValueError("the key has characters that no header can hold")
+            raise ValueError("the API key has characters that are not printable ASCII")
         self._url = url.copy_with(path=f"{url.path.rstrip('/')}/chat/completions")
         self._key = api_key
+        self._silence = f"the model's server sent nothing for {timeout:g} s"
         self._timeout = httpx.Timeout(timeout, connect=min(timeout, 10))
         self._client: httpx.AsyncClient | None = None
 
-    async def ask(self, asked: dict[str, Any]) -> httpx.Response:
-        """The response to a request, its body still to come. Raises StreamError if refused."""
+    async def ask(self, body: dict[str, Any]) -> httpx.Response:
+        """Sends a request; returns the response before its body has arrived.
+
+        Raises StreamError if the server refuses, does not answer or does not stream.
+        """
         if self._client is None:
             limits = httpx.Limits(max_connections=None)
             self._client = httpx.AsyncClient(timeout=self._timeout, limits=limits)
         headers = {"Accept": "text/event-stream"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        request = self._client.build_request("POST", self._url, json=asked, headers=headers)
+        request = self._client.build_request("POST", self._url, json=body, headers=headers)
         try:
             response = await self._client.send(request, stream=True)
             try:
@@ -92,12 +106,12 @@ class _Upstream:
                     await response.aread()
                     raise self._refusal(response)
                 if "text/event-stream" not in response.headers.get("content-type", ""):
-                    raise StreamError("the model's server does not stream", status=502)
+                    raise StreamError("the model's server did not send an event stream", status=502)
             except BaseException:
                 await response.aclose()
                 raise
         except httpx.TimeoutException:
-            raise StreamError("the model's server does not answer", status=504) from None
+            raise StreamError("the model's server did not answer in time", status=504) from None
         except httpx.TransportError as error:
             detail = f"the model's server cannot be reached: {type(error).__name__}"
             raise StreamError(detail, status=502) from None
@@ -119,13 +133,13 @@ class _Upstream:
         return (text.replace(self._key, "…") if self._key else text)[:500]
 
     async def answer(self, response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-        """The answer's pieces, and at its end how it ended. Raises StreamError if it breaks off."""
+        """The pieces of the answer, then how it ended. Raises StreamError if it is incomplete."""
         reason, count = None, 0
         usage: dict[str, Any] = {}
         try:
             async for event in EventSource(response).aiter_sse():
                 if event.data == "[DONE]":
-                    continue  # to the end of the body, after which the connection serves again
+                    continue  # The connection can be used again only once the body has been read.
                 chunk = msgspec.json.decode(event.data, type=dict[str, Any])
                 if chunk.get("error"):
                     message = self._without_key(_message(event.data.encode()))
@@ -137,16 +151,16 @@ class _Upstream:
                         count += 1
                         yield {"message": {"role": "assistant", "content": content}, "done": False}
         except httpx.TimeoutException:
-            raise StreamError("the model's server has fallen silent") from None
+            raise StreamError(self._silence) from None
         except (httpx.TransportError, SSEError) as error:
-            detail = f"the model's server broke off: {type(error).__name__}"
+            detail = f"the connection to the model's server broke: {type(error).__name__}"
             raise StreamError(detail) from None
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
-            raise StreamError("the model's server sent what is no chunk of an answer") from error
+            raise StreamError("the model's server sent an invalid chunk") from error
         finally:
             await response.aclose()
         if reason is None:
-            raise StreamError("the model's server broke off: its answer has no end")
+            raise StreamError("the model's server ended its answer without a finish_reason")
         yield {
             "message": {"role": "assistant", "content": ""},
             "done": True,
@@ -162,11 +176,11 @@ class _Upstream:
 
 
 def _message(body: bytes) -> str:
-    """What an error object says, of the shapes that servers send."""
+    """The message in an error object, in any of the forms that servers send."""
     try:
-        said = msgspec.json.decode(body, type=dict[str, Any])
+        decoded = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
-    error = said.get("error") or said
+    error = decoded.get("error") or decoded
     text = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
     return text if isinstance(text, str) else ""

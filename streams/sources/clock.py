@@ -1,4 +1,4 @@
-"""The smallest source, and the one to copy: one run, shared by everybody who watches."""
+"""The smallest source: a clock. All viewers share one run."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -12,9 +12,9 @@ from streams import source
 
 @source(shared=True)
 async def clock(
-    interval: Annotated[float, Meta(ge=0.01, le=60, description="Seconds between two")] = 1.0,
+    interval: Annotated[float, Meta(ge=0.01, le=60, description="Seconds between events")] = 1.0,
 ) -> AsyncIterator[dict[str, Any]]:
-    """The time of day, UTC, every interval seconds."""
+    """Sends the time of day (UTC) every interval seconds."""
     while True:
         yield {"time": datetime.now(UTC)}
         await anyio.sleep(interval)

@@ -1,4 +1,4 @@
-"""Numbers at a steady pace: the source to try things with."""
+"""A source that counts: the first one to try."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -8,14 +8,14 @@ from msgspec import Meta
 
 from streams import source
 
-SAFE = 2**53 - 1  # above it, a number in JavaScript is not exact any more
+SAFE = 2**53 - 1  # JavaScript represents larger integers only approximately.
 
 
 @source
 async def counter(
     start: Annotated[int, Meta(ge=-SAFE, le=SAFE - 10**9, description="The first number")] = 0,
     count: Annotated[int, Meta(ge=0, le=10**9, description="How many numbers")] = 10,
-    interval: Annotated[float, Meta(ge=0, le=60, description="Seconds between two")] = 0.1,
+    interval: Annotated[float, Meta(ge=0, le=60, description="Seconds between numbers")] = 0.1,
     *,
     after: int = 0,
 ) -> AsyncIterator[dict[str, int]]:

@@ -1,8 +1,10 @@
-"""A mock LLM: the same pieces for the same seed, at a model's pace, with a model's failures.
+"""A mock LLM: it sends an answer in pieces, at a model's pace, and fails on request.
 
-The law of this file: what comes when follows from the parameters alone, so that the answer goes
-on behind any of its events. Each piece has its moment, counted from the beginning: being late
-with one delays no other.
+Invariants:
+
+1. The parameters alone determine every piece and its time, so an answer can restart after any
+   event.
+2. Times count from the start of the answer: a late piece does not delay the next one.
 """
 
 import unicodedata
@@ -23,17 +25,17 @@ REPLY = (
     "You asked: {prompt} Here is what a language model would do with that: think for a moment, "
     "then send its answer word by word, as each one is ready. This one only pretends, which "
     "makes it quick, free and always of the same opinion. Drop the connection, and the answer "
-    "goes on where it was."
+    "continues where it stopped."
 )
 
 LONGEST = {"letters": 8, "digits": 3, "space": 10**9}
-"""The most characters in a piece of each kind; every other kind of character is a piece alone."""
+"""Longest piece per kind of character; a character of any other kind is a piece of its own."""
 
 Text = Annotated[str, Meta(max_length=10**6)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 AtLeastOne = Annotated[int, Meta(ge=1, le=10**6)]
 Count = Annotated[int, Meta(ge=0, le=10**6)]
-Refusal = Annotated[int, Meta(ge=400, le=599)]
+ErrorStatus = Annotated[int, Meta(ge=400, le=599)]
 
 
 @source
@@ -42,45 +44,54 @@ async def tokens(
     messages: Annotated[
         list[dict[str, Any]] | None, Meta(description="A conversation, instead of a prompt")
     ] = None,
-    reply: Annotated[Text | None, Meta(description="Its answer; without, it makes one up")] = None,
+    reply: Annotated[Text | None, Meta(description="The answer; default: a made-up one")] = None,
     tokens_per_second: Annotated[float, Meta(gt=0, le=10_000, description="Pace")] = 25.0,
-    first_token: Annotated[float, Meta(ge=0, le=600, description="Seconds before the first")] = 0.3,
+    first_token: Annotated[
+        float, Meta(ge=0, le=600, description="Seconds before the first token")
+    ] = 0.3,
     jitter: Annotated[float, Meta(ge=0, le=1, description="Irregularity of the pace")] = 0.2,
-    seed: Annotated[int, Meta(ge=0, le=2**32, description="Same seed, same rhythm")] = 0,
+    seed: Annotated[int, Meta(ge=0, le=2**32, description="The same seed, the same rhythm")] = 0,
     temperature: Annotated[
-        Temperature | None, Meta(description="Changes nothing: real models take one")
+        Temperature | None, Meta(description="Ignored; accepted because real models have it")
     ] = None,
-    max_tokens: Annotated[AtLeastOne | None, Meta(description="Cuts the answer short here")] = None,
-    fail_after: Annotated[Count | None, Meta(description="Fails behind so many tokens")] = None,
-    stall_after: Annotated[Count | None, Meta(description="Falls silent behind so many")] = None,
+    max_tokens: Annotated[AtLeastOne | None, Meta(description="Longest answer, in tokens")] = None,
+    fail_after: Annotated[
+        Count | None, Meta(description="Fail with an error after this many tokens")
+    ] = None,
+    stall_after: Annotated[
+        Count | None, Meta(description="Send nothing more after this many tokens")
+    ] = None,
     drop_after: Annotated[
-        Count | None, Meta(description="Cuts the connection once, behind so many, and goes on")
+        Count | None,
+        Meta(description="Cut the connection once, after this many tokens; the run continues"),
     ] = None,
-    status: Annotated[Refusal | None, Meta(description="Refuses with this HTTP status")] = None,
+    status: Annotated[
+        ErrorStatus | None, Meta(description="Refuse the request with this HTTP status")
+    ] = None,
     *,
     request: Request | None = None,
     after: int = 0,
 ) -> AsyncIterator[dict[str, Any]]:
-    """A mock LLM that answers a prompt, token by token, and fails as it is told."""
+    """A mock LLM that answers a prompt token by token, and fails on request."""
     if status is not None:
         retry_after = 1 if status in (429, 503) else None
-        detail = f"the mock refuses with status {status}, as told"
+        detail = f"the mock refuses with status {status}, as requested"
         raise StreamError(detail, status=status, retry_after=retry_after)
     if fail_after is not None and after > fail_after:
-        return  # all is out, the failure too
+        return  # The log already contains the failure.
     if request is not None and drop_after is not None and (after == 0 or after < drop_after):
         cut = partial(CutConnection, pieces=drop_after - after)
         request.scope["streams.middleware"] = cut
 
-    asked = prompt if messages is None else last_text(messages)
-    answer = list(pieces(reply if reply is not None else REPLY.format(prompt=quoted(asked))))
+    question = prompt if messages is None else last_text(messages)
+    answer = list(pieces(reply if reply is not None else REPLY.format(prompt=quoted(question))))
     kept = answer[:max_tokens]
-    moments = schedule(len(kept), first_token, tokens_per_second, jitter, seed)
-    origin = anyio.current_time() - (moments[after - 1] if 0 < after <= len(moments) else 0)
-    for number in range(after, len(moments)):
-        await anyio.sleep_until(origin + moments[number])
+    times = schedule(len(kept), first_token, tokens_per_second, jitter, seed)
+    origin = anyio.current_time() - (times[after - 1] if 0 < after <= len(times) else 0)
+    for number in range(after, len(times)):
+        await anyio.sleep_until(origin + times[number])
         if fail_after is not None and number >= fail_after:
-            raise StreamError(f"the mock failed behind {number} tokens, as told")
+            raise StreamError(f"the mock failed after {number} tokens, as requested")
         if stall_after is not None and number >= stall_after:
             await anyio.sleep_forever()
         if number < len(kept):
@@ -90,13 +101,13 @@ async def tokens(
                 "message": {"role": "assistant", "content": ""},
                 "done": True,
                 "done_reason": "stop" if len(kept) == len(answer) else "length",
-                "prompt_eval_count": sum(1 for _ in pieces(asked)),
+                "prompt_eval_count": sum(1 for _ in pieces(question)),
                 "eval_count": len(kept),
             }
 
 
 def schedule(count: int, first: float, per_second: float, jitter: float, seed: int) -> list[float]:
-    """The moments, in seconds from the beginning, of `count` tokens and of what ends them."""
+    """The times of `count` tokens and of the final event, in seconds from the start."""
     random = Random(seed)
     early_or_late = [random.uniform(-jitter / 2, jitter / 2) for _ in range(1, count)]
     return [
@@ -106,13 +117,13 @@ def schedule(count: int, first: float, per_second: float, jitter: float, seed: i
 
 
 def quoted(text: str, length: int = 200) -> str:
-    """A prompt, or as much of it as anyone wants to hear again."""
+    """The prompt, cut after `length` characters; "nothing." if it is empty."""
     begin = "".join(islice(characters(text), length))
     return begin + "…" if begin != text else text or "nothing."
 
 
 def last_text(messages: list[dict[str, Any]]) -> str:
-    """The text of a conversation's last message, all its parts together."""
+    """The text of the last message in a conversation, with all its parts joined."""
     content = messages[-1].get("content") if messages else None
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
@@ -120,8 +131,8 @@ def last_text(messages: list[dict[str, Any]]) -> str:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text as a model would send it: short words whole, long ones in parts, a space with what
-    follows it, and nothing torn that is one character to a reader.
+    """Splits a text as a model does: it splits only long words, puts a space in front of the next
+    word, and keeps every user-perceived character whole.
     """
     space = ""
     for kind, group in groupby(characters(text), key=_kind):
@@ -141,8 +152,8 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def characters(text: str) -> Iterator[str]:
-    """What a reader takes for one character each: a letter with its accents, an emoji of many
-    parts, a flag; nearly the clusters of Unicode's annex 29.
+    """The user-perceived characters of a text: a letter with its accents, an emoji with its parts,
+    a flag. They are almost the grapheme clusters of Unicode Standard Annex 29.
     """
     character = ""
     for char in text:
@@ -162,13 +173,17 @@ def _continues(character: str, char: str) -> bool:
         or char in "\u200c\u200d"
         or character[-1] == "\u200d"
         or "\U0001f3fb" <= char <= "\U0001f3ff"  # skin tones
-        or "\U000e0020" <= char <= "\U000e007f"  # tags, of the flags of regions
-        or (len(character) == 1 and _is_half_a_flag(character) and _is_half_a_flag(char))
+        or "\U000e0020" <= char <= "\U000e007f"  # tags, in flags of regions
+        or (
+            len(character) == 1
+            and _is_regional_indicator(character)
+            and _is_regional_indicator(char)
+        )
         or character + char == "\r\n"
     )
 
 
-def _is_half_a_flag(char: str) -> bool:
+def _is_regional_indicator(char: str) -> bool:
     return "\U0001f1e6" <= char <= "\U0001f1ff"
 
 

@@ -118,7 +118,7 @@ async def test_a_refusal_is_passed_on_and_a_broken_off_answer_fails(llama: str) 
         long = {"prompt": "too long " * 2000}
         events = await every_event(client, "/streams/chat", method="POST", json=long)
         assert events[-1].json()["status"] == "failed"
-        assert "no end" in events[-1].json()["error"]["message"]
+        assert "without a finish_reason" in events[-1].json()["error"]["message"]
 
 
 async def test_the_openai_client_gets_answers_of_a_real_model(llama: str) -> None:

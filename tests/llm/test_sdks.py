@@ -67,7 +67,7 @@ async def test_a_failure_in_mid_answer_raises(client: str) -> None:
     async with serving(mock()) as url:
         said = await ask(client, url, fail_after=2)
     assert said["text"] == ("你好" if client in STREAMING else "")
-    assert "the mock failed" in said["error"]["message"]
+    assert "the mock failed after 2 tokens" in said["error"]["message"]
 
 
 @each_client

@@ -1,7 +1,6 @@
-"""The mock model: its pieces, its pace, and the failures that it is told to have."""
+"""The mock LLM: its pieces, its pace, and the failures that a client can ask it for."""
 
 import asyncio
-import json
 import unicodedata
 from typing import Any
 
@@ -18,22 +17,22 @@ from starlette.routing import Route
 from streams import StreamError, Streams
 from streams.sources import tokens
 from streams.sources.tokens import characters, pieces, schedule
-from tests.sources.test_sources import all_of
-from tests.support.servers import client_of, connection, every_event, serving, until
+from tests.support.servers import Connection, client_of, connection, every_event, serving, until
+from tests.support.sources import all_of, check_bounds
 
 QUICK = {"tokens_per_second": 10_000, "first_token": 0}
 QUERY = "tokens_per_second=10000&first_token=0"
 
 
-def content(events: list[Any]) -> str:
+def text_of(events: list[Any]) -> str:
     return "".join(event["message"]["content"] for event in events)
 
 
-async def test_tokens_are_an_llms_answer() -> None:
+async def test_the_events_are_an_llms_answer() -> None:
     events = await all_of(tokens("What is {SSE}?", **QUICK))
     assert all(event["done"] is False for event in events[:-1])
     assert all(event["message"]["role"] == "assistant" for event in events)
-    assert content(events).startswith("You asked: What is {SSE}?")
+    assert text_of(events).startswith("You asked: What is {SSE}?")
     assert events[1]["message"]["content"] == " asked"
     assert events[-1] == {
         "message": {"role": "assistant", "content": ""},
@@ -44,29 +43,29 @@ async def test_tokens_are_an_llms_answer() -> None:
     }
 
 
-async def test_the_reply_is_what_was_ordered() -> None:
+async def test_reply_sets_the_answer() -> None:
     for reply in ("", " ", "Yes.", "你好,世界 👩‍👩‍👧‍👦 twice  spaced\r\n"):
-        assert content(await all_of(tokens("Hm?", reply=reply, **QUICK))) == reply
+        assert text_of(await all_of(tokens("Hm?", reply=reply, **QUICK))) == reply
 
 
-async def test_a_conversation_is_answered_as_its_last_message_is() -> None:
+async def test_the_last_message_of_a_conversation_is_answered() -> None:
     text = [{"role": "user", "content": "One"}, {"role": "user", "content": "Two?"}]
     parts = [{"role": "user", "content": [{"type": "text", "text": "Two?"}, {"type": "image"}, 5]}]
     for messages in (text, parts):
         events = await all_of(tokens(messages=messages, **QUICK))
-        assert content(events).startswith("You asked: Two? Here")
+        assert text_of(events).startswith("You asked: Two? Here")
     for nothing in ([], [{"role": "user"}]):
-        assert content(await all_of(tokens(messages=nothing, **QUICK))).startswith(
+        assert text_of(await all_of(tokens(messages=nothing, **QUICK))).startswith(
             "You asked: nothing. Here"
         )
 
 
-async def test_a_long_prompt_is_quoted_in_part() -> None:
-    text = content(await all_of(tokens("é" * 5000, **QUICK)))
+async def test_a_long_prompt_is_quoted_only_in_part() -> None:
+    text = text_of(await all_of(tokens("é" * 5000, **QUICK)))
     assert text.startswith("You asked: " + "é" * 200 + "… Here")
 
 
-async def test_max_tokens_ends_the_answer_as_too_long() -> None:
+async def test_max_tokens_ends_the_answer_with_the_reason_length() -> None:
     whole = await all_of(tokens(reply="one two three", **QUICK))
     for most in (1, 2):
         events = await all_of(tokens(reply="one two three", max_tokens=most, **QUICK))
@@ -76,7 +75,7 @@ async def test_max_tokens_ends_the_answer_as_too_long() -> None:
     assert await all_of(tokens(reply="one two three", max_tokens=3, **QUICK)) == whole
 
 
-def test_pieces_are_those_of_a_model() -> None:
+def test_a_text_is_split_as_a_model_splits_it() -> None:
     assert list(pieces("Isn't it extraordinary? 12345!\n\nYes ")) == [
         "Isn", "'", "t", " it", " extrao", "rdinary", "?", " 12", "345", "!", "\n\n", "Yes", " ",
     ]  # fmt: skip
@@ -86,7 +85,7 @@ def test_pieces_are_those_of_a_model() -> None:
 @pytest.mark.parametrize(
     "one",
     [
-        "é",  # an accent of its own
+        "é",  # with a combining accent
         "👩‍👩‍👧‍👦",
         "👍🏽",
         "🇩🇪",
@@ -96,13 +95,13 @@ def test_pieces_are_those_of_a_model() -> None:
         "क्षि",
     ],
 )
-def test_what_is_one_character_to_a_reader_is_never_torn(one: str) -> None:
+def test_a_user_perceived_character_is_never_split(one: str) -> None:
     text = f"{one}{one}a {one}, 你{one}"
     assert sum(piece.count(one) for piece in pieces(text)) == text.count(one)
 
 
 @given(st.text())
-def test_pieces_make_the_text_again(text: str) -> None:
+def test_the_pieces_of_a_text_joined_are_the_text(text: str) -> None:
     assert "".join(pieces(text)) == text
     assert "".join(characters(text)) == text
     assert all(pieces(text))
@@ -110,22 +109,24 @@ def test_pieces_make_the_text_again(text: str) -> None:
         assert unicodedata.category(piece[0]) not in ("Mn", "Mc", "Me")
 
 
-async def test_the_same_seed_is_the_same_rhythm_and_another_is_another() -> None:
+async def test_the_seed_determines_the_rhythm() -> None:
     assert schedule(50, 0.3, 25, 1, 7) == schedule(50, 0.3, 25, 1, 7)
     assert schedule(50, 0.3, 25, 1, 7) != schedule(50, 0.3, 25, 1, 8)
     assert await all_of(tokens(seed=7, **QUICK)) == await all_of(tokens(seed=7, **QUICK))
 
 
 @given(st.integers(0, 300), st.floats(0.1, 10_000), st.floats(0, 1), st.integers(0, 2**32))
-def test_no_jitter_changes_the_pace(count: int, pace: float, jitter: float, seed: int) -> None:
-    moments = schedule(count, 2, pace, jitter, seed)
-    assert moments[0] == 2
-    assert moments[-1] == pytest.approx(2 + count / pace)
-    assert moments == sorted(moments)
+def test_jitter_does_not_change_the_average_pace(
+    count: int, pace: float, jitter: float, seed: int
+) -> None:
+    times = schedule(count, 2, pace, jitter, seed)
+    assert times[0] == 2
+    assert times[-1] == pytest.approx(2 + count / pace)
+    assert times == sorted(times)
 
 
 class LateClock:
-    """A clock in which every wait ends at least `late` seconds after it should have."""
+    """A clock with which every sleep ends at least `late` seconds late."""
 
     def __init__(self, late: float) -> None:
         self.now = 1000.0
@@ -134,12 +135,12 @@ class LateClock:
     def current_time(self) -> float:
         return self.now
 
-    async def sleep_until(self, moment: float) -> None:
-        self.now = max(self.now, moment) + self.late
+    async def sleep_until(self, time: float) -> None:
+        self.now = max(self.now, time) + self.late
 
 
 @pytest.mark.parametrize("jitter", [0, 0.5, 1])
-async def test_250_tokens_at_25_a_second_take_10_seconds_however_late_each_one_is(
+async def test_late_tokens_do_not_delay_the_answer(
     jitter: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = LateClock(0.03)
@@ -150,18 +151,18 @@ async def test_250_tokens_at_25_a_second_take_10_seconds_however_late_each_one_i
     assert clock.now - 1000 == pytest.approx(10, rel=0.02)
 
 
-async def test_the_pace_is_real() -> None:
+async def test_tokens_come_no_faster_than_the_pace() -> None:
     loop = asyncio.get_running_loop()
     before = loop.time()
     events = tokens(reply="a" + " a" * 49, first_token=0.1, tokens_per_second=250)
     await anext(events)
-    assert loop.time() - before > 0.098  # the loop's clock counts milliseconds
+    assert loop.time() - before > 0.098  # The loop's clock has a resolution of 1 ms.
     assert len(await all_of(events)) == 50
     assert loop.time() - before > 0.098 + 50 / 250
 
 
-async def test_a_restart_keeps_the_pace() -> None:
-    with anyio.fail_after(1):
+async def test_a_restarted_answer_does_not_wait_for_its_first_token_again() -> None:
+    with anyio.fail_after(5):
         await anext(tokens(first_token=60, after=1))
 
 
@@ -176,7 +177,8 @@ FAULTS: list[dict[str, Any]] = [
 ]
 
 
-async def until_it_fails_or_stalls(**options: Any) -> list[Any]:
+async def events_before_a_stall(**options: Any) -> list[Any]:
+    """The events of an answer up to a stall; a failure is its message."""
     events: list[Any] = []
     stalls = options.get("stall_after")
     try:
@@ -190,15 +192,15 @@ async def until_it_fails_or_stalls(**options: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_tokens_go_on_behind_what_is_out_to_the_same_end(fault: dict[str, Any]) -> None:
-    whole = await until_it_fails_or_stalls(**fault)
+async def test_a_restarted_answer_has_the_same_rest_and_the_same_end(fault: dict[str, Any]) -> None:
+    whole = await events_before_a_stall(**fault)
     for after in range(len(whole)):
-        assert await until_it_fails_or_stalls(**fault, after=after) == whole[after:]
+        assert await events_before_a_stall(**fault, after=after) == whole[after:]
     if "stall_after" not in fault:
-        assert await until_it_fails_or_stalls(**fault, after=len(whole)) == []
+        assert await events_before_a_stall(**fault, after=len(whole)) == []
 
 
-async def test_a_failure_comes_behind_what_was_said() -> None:
+async def test_fail_after_fails_the_run_after_so_many_tokens() -> None:
     async with client_of(Streams([tokens])) as client:
         for count in (0, 3):
             events = await every_event(client, f"/streams/tokens?{QUERY}&fail_after={count}")
@@ -208,12 +210,12 @@ async def test_a_failure_comes_behind_what_was_said() -> None:
                 "status": "failed",
                 "error": {
                     "type": "StreamError",
-                    "message": f"the mock failed behind {count} tokens, as told",
+                    "message": f"the mock failed after {count} tokens, as requested",
                 },
             }
 
 
-async def test_a_failure_is_restarted_to_the_same_end_and_then_to_none() -> None:
+async def test_a_restart_fails_at_the_same_token_and_after_the_failure_gets_a_204() -> None:
     url = f"/streams/tokens?{QUERY}&fail_after=3"
     async with client_of(Streams([tokens])) as client:
         gone = "A" * 22
@@ -228,28 +230,31 @@ async def test_a_failure_is_restarted_to_the_same_end_and_then_to_none() -> None
         assert response.status_code == 204
 
 
-async def test_in_a_stall_the_heartbeat_goes_on() -> None:
+async def test_the_heartbeat_continues_during_a_stall() -> None:
+    def heartbeats_after_two_pieces(stream: Connection) -> bool:
+        events, _, rest = stream.body.rpartition(b"\n\n")
+        return events.count(b'"content"') == 2 and rest.startswith(b":\n:\n:\n")
+
     async with (
         serving(Streams([tokens], heartbeat=0.01)) as url,
         connection(url, f"/streams/tokens?{QUERY}&stall_after=2") as stream,
     ):
-        await stream.until(lambda stream: stream.body.endswith(b"\n\n:\n:\n:\n"))
-        assert stream.body.count(b'"content"') == 2
+        await stream.until(heartbeats_after_two_pieces, "three heartbeats after two pieces")
 
 
 @pytest.mark.parametrize(("status", "retry_after"), [(429, "1"), (503, "1"), (401, None)])
-async def test_a_refusal_has_its_status_before_anything_is_sent(
+async def test_status_refuses_the_request_before_the_stream_starts(
     status: int, retry_after: str | None
 ) -> None:
     async with client_of(Streams([tokens])) as client:
         response = await client.get(f"/streams/tokens?status={status}")
         assert response.status_code == status
         assert response.headers.get("retry-after") == retry_after
-        assert response.json()["detail"] == f"the mock refuses with status {status}, as told"
+        assert response.json()["detail"] == f"the mock refuses with status {status}, as requested"
 
 
 @pytest.mark.parametrize("count", [0, 1, 30])
-async def test_a_dropped_connection_resumes_and_is_not_dropped_again(count: int) -> None:
+async def test_a_resume_after_a_dropped_connection_is_not_dropped_again(count: int) -> None:
     streams = Streams([tokens])
     path = f"/streams/tokens?{QUERY}&drop_after={count}"
     async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
@@ -266,34 +271,34 @@ async def test_a_dropped_connection_resumes_and_is_not_dropped_again(count: int)
         assert streams.runs.health()["runs"] == 1
 
 
-async def test_the_run_of_a_dropped_connection_goes_on_meanwhile() -> None:
+async def test_the_run_continues_after_its_connection_is_dropped() -> None:
     streams = Streams([tokens])
     async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
         async with connection(url, f"/streams/tokens?{QUERY}&drop_after=2") as stream:
             await stream.to_the_end()
         log = await streams.runs.find(stream.run, None)
-        await until(lambda: log.status == "completed")
+        await until(lambda: log.status == "completed", "the run is completed")
         state = await client.get(f"/runs/{stream.run}", headers={"Accept": "application/json"})
         assert state.json()["last_event"] > 50
 
 
-async def test_a_restart_before_the_drop_is_dropped_there_and_one_behind_it_is_not() -> None:
+async def test_a_restart_is_dropped_only_if_fewer_than_drop_after_tokens_were_sent() -> None:
     path = f"/streams/tokens?{QUERY}&drop_after=4"
-    for last, came in ((2, 2), (4, None), (7, None)):
+    for last, pieces_sent in ((2, 2), (4, None), (7, None)):
         headers = f"Last-Event-ID: {'A' * 22}.{last}\r\n"
         async with (
             serving(Streams([tokens])) as url,
             connection(url, path, headers=headers) as stream,
         ):
-            if came is None:
-                await stream.until(lambda stream: stream.terminated)
+            if pieces_sent is None:
+                await stream.until(lambda stream: stream.terminated, "the body is complete")
             else:
                 await stream.to_the_end()
                 assert not stream.terminated
-                assert stream.body.count(b'"content"') == came
+                assert stream.body.count(b'"content"') == pieces_sent
 
 
-async def test_a_response_in_an_endpoint_of_ones_own_is_cut_too() -> None:
+async def test_drop_after_works_in_an_endpoint_of_the_users() -> None:
     streams = Streams()
 
     async def answer(request: Request) -> Response:
@@ -307,10 +312,10 @@ async def test_a_response_in_an_endpoint_of_ones_own_is_cut_too() -> None:
         assert stream.body.count(b'"content"') == 2
 
 
-async def test_a_drop_behind_the_end_is_none() -> None:
+async def test_drop_after_beyond_the_end_drops_nothing() -> None:
     path = f"/streams/tokens?{QUERY}&reply=Yes&drop_after=100"
     async with serving(Streams([tokens])) as url, connection(url, path) as stream:
-        await stream.until(lambda stream: stream.terminated)
+        await stream.until(lambda stream: stream.terminated, "the body is complete")
 
 
 @pytest.mark.parametrize(
@@ -324,11 +329,7 @@ async def test_a_drop_behind_the_end_is_none() -> None:
         ("temperature", -0.1, 0, 2, 2.1),
     ],
 )
-def test_the_bounds_of_tokens(
+def test_the_parameters_of_tokens_have_bounds(
     name: str, below: float, least: float, most: float, above: float
 ) -> None:
-    for value in (least, most):
-        assert tokens.from_json(json.dumps({name: value}).encode()) == {name: value}
-    for value in (below, above):
-        with pytest.raises(StreamError, match=name):
-            tokens.from_json(json.dumps({name: value}).encode())
+    check_bounds(tokens, name, below, least, most, above)

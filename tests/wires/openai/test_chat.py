@@ -369,7 +369,7 @@ async def test_the_sdk_raises_its_own_exception_for_each_status(
     status: int, error: type[openai.APIStatusError], stream: bool
 ) -> None:
     async with sdk_of(mock()) as sdk:
-        with pytest.raises(error, match="as told") as raised:
+        with pytest.raises(error, match="as requested") as raised:
             await sdk.chat.completions.create(**HELLO, stream=stream, extra_body={"status": status})
     assert raised.value.status_code == status
 
@@ -379,11 +379,11 @@ async def test_the_sdk_raises_an_error_after_the_pieces_before_a_failure() -> No
         extra = {**QUICK, "fail_after": 2}
         stream = await sdk.chat.completions.create(**HELLO, stream=True, extra_body=extra)
         pieces: list[str] = []
-        with pytest.raises(openai.APIError, match="the mock failed behind 2 tokens") as raised:
+        with pytest.raises(openai.APIError, match="the mock failed after 2 tokens") as raised:
             await text_of(stream, pieces)
         assert pieces == ["", "You", " asked"]
         assert raised.value.type == "server_error"
-        with pytest.raises(openai.InternalServerError, match="the mock failed behind 2 tokens"):
+        with pytest.raises(openai.InternalServerError, match="the mock failed after 2 tokens"):
             await sdk.chat.completions.create(**HELLO, extra_body=extra)
 
 
