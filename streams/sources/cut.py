@@ -58,7 +58,7 @@ class _Cutter:
         if message["type"] == "http.response.start":
             # It waits for the body, which decides whether Content-Length is right.
             self._start = message
-            content_type = Headers(raw=message["headers"]).get("content-type", "")
+            content_type = Headers(raw=message.get("headers", [])).get("content-type", "")
             self._is_stream = content_type.startswith("text/event-stream")
             return
         body = message.get("body", b"")
