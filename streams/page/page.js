@@ -24,7 +24,7 @@ const STATES = {
   connecting: "connecting",
   open: "connected",
   waiting: "connection lost, reconnecting",
-  disconnected: "disconnected by you; the run continues",
+  dropped: "connection dropped by you; the run continues",
   completed: "completed",
   cancelled: "cancelled",
   failed: "failed",
@@ -93,10 +93,10 @@ async function stop() {
   setState("cancelled");
 }
 
-function disconnect() {
+function drop() {
   connection.close();
   connection = undefined;
-  setState("disconnected");
+  setState("dropped");
 }
 
 function onState(state) {
@@ -192,7 +192,7 @@ function paint() {
   byId("shown").textContent = pace.events > MAX_ROWS ? `the newest ${MAX_ROWS} of ${formatted(pace.events)}` : "";
   paintVerdict(pace.verdict());
   paintButtons();
-  const isMoving = ["connecting", "open", "waiting", "disconnected"].includes(state);
+  const isMoving = ["connecting", "open", "waiting", "dropped"].includes(state);
   const now = performance.now();
   if (!isMoving || now - chartDrawn > CHART_INTERVAL)
     drawChart(byId("chart"), pace, isMoving ? (chartDrawn = now) : pace.last);
@@ -250,11 +250,11 @@ function paintVerdict({ kind, text }) {
 /** Sets aria-disabled and not disabled, so that a button keeps the keyboard focus. */
 function paintButtons() {
   const isConnected = connection !== undefined;
-  const isDisconnected = view.state === "disconnected";
+  const isDropped = view.state === "dropped";
   const enabled = {
-    stop: view.run && (isConnected || isDisconnected),
-    disconnect: isConnected,
-    reconnect: isDisconnected || view.state === "waiting",
+    stop: view.run && (isConnected || isDropped),
+    drop: isConnected,
+    reconnect: isDropped || view.state === "waiting",
   };
   for (const [id, isEnabled] of Object.entries(enabled)) byId(id).setAttribute("aria-disabled", String(!isEnabled));
 }
@@ -328,7 +328,7 @@ byId("source").addEventListener("change", () => selectSource(byId("source").valu
 byId("languages").addEventListener("change", showCode);
 byId("copy").addEventListener("click", copyCode);
 onClick("stop", () => stop().catch(({ message }) => (byId("problem").textContent = message)));
-onClick("disconnect", disconnect);
+onClick("drop", drop);
 onClick("reconnect", connect);
 addEventListener("hashchange", () => location.hash.slice(1) !== view.run && attach(location.hash.slice(1)));
 addEventListener("resize", schedulePaint);

@@ -253,9 +253,9 @@ def test_a_reconnect_resumes_without_missing_or_repeated_events(
     gate = f"reconnect-{transport}"
     start(page, "gated", transport, gate=gate)
     expect_events(page, 1 + GATE_AT)
-    click(page, "Disconnect")
-    expect_state(page, "disconnected")
-    expect(page.locator("#state")).to_have_text("disconnected by you; the run continues")
+    click(page, "Drop")
+    expect_state(page, "dropped")
+    expect(page.locator("#state")).to_have_text("connection dropped by you; the run continues")
     assert state_of(run_of(page), server) == "running"
     open_gate(gate, server)
     click(page, "Reconnect")
@@ -295,10 +295,10 @@ def test_stop_ends_the_run(page: Page, server: str, transport: str) -> None:
     assert state_of(run_of(page), server) == "cancelled"
 
 
-def test_a_run_can_be_stopped_while_disconnected(page: Page, server: str) -> None:
+def test_a_run_can_be_stopped_after_a_drop(page: Page, server: str) -> None:
     start(page, "gated", gate="never opened")
     expect_events(page, 3)
-    click(page, "Disconnect")
+    click(page, "Drop")
     click(page, "Stop")
     expect_state(page, "cancelled")
     assert state_of(run_of(page), server) == "cancelled"
@@ -651,13 +651,13 @@ def test_the_picture_shows_a_run_with_a_reconnect(page: Page, tmp_path: Path) ->
         body = json.loads(route.request.post_data or "{}")
         route.continue_(post_data=json.dumps({**body, "stall_after": 45}))
 
-    # A stalled run is still running at the click on Disconnect, however slow the machine is.
+    # A stalled run is still running at the click on Drop, however slow the machine is.
     page.route("**/streams/tokens", stall)
     page.set_viewport_size({"width": 1280, "height": 1020})
     start(page, "tokens", prompt="Why stream?", tokens_per_second=15)
     expect_events(page, 15)
-    click(page, "Disconnect")
-    expect_state(page, "disconnected")
+    click(page, "Drop")
+    expect_state(page, "dropped")
     click(page, "Reconnect")
     expect_events(page, 40)
     folder = ROOT / "docs" if os.environ.get("UPDATE_SCREENSHOT") else tmp_path

@@ -1,0 +1,36 @@
+"""The playground, and the client event-stream.js, as two routes."""
+
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from streams import StreamError
+
+SUFFIXES = {".css", ".html", ".js", ".svg"}
+FILES = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in SUFFIXES}
+
+CSP = "default-src 'self'; base-uri 'none'; frame-ancestors 'self'; form-action 'self'"
+
+
+async def _index(request: Request) -> Response:
+    path = str(request.scope.get("raw_path") or b"", "latin-1").partition("?")[0]
+    if last := path.rpartition("/")[2]:
+        return RedirectResponse(f"./{last}/")  # Without the slash, its relative URLs are wrong.
+    return _file("index.html")
+
+
+async def _asset(request: Request) -> Response:
+    return _file(request.path_params["file"])
+
+
+def _file(name: str) -> Response:
+    if name not in FILES:
+        raise StreamError(f"the page has no file {name!r}", status=404)
+    return FileResponse(
+        FILES[name], headers={"Cache-Control": "no-cache", "Content-Security-Policy": CSP}
+    )
+
+
+routes = [Route("/", _index), Route("/page/{file}", _asset)]
