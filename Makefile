@@ -26,7 +26,7 @@ run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes; LOG=re
 	@WORKERS=$(WORKERS) $(SETTINGS) $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
 	    --timeout-graceful-shutdown 5
 
-test: .venv/installed-dev .venv/browser ## run the tests and report branch coverage
+test: .venv/installed-dev .venv/browser .venv/node_modules ## run the tests and report branch coverage
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report
 
@@ -51,10 +51,10 @@ chaos: .venv/installed-dev ## kill workers and Valkey at random for a minute whi
 
 lowest: ## run the tests with the lowest dependency versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
-	sed -n '/^dependencies\|^llm = \|^redis = /,/^]/s/^ *"\([a-z-]*\)[^">]*>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
+	sed -n '/^dependencies\|^server = \|^llm = \|^redis = /,/^]/s/^ *"\([a-z-]*\)[^">]*>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
 	    > .venv-lowest/constraints.txt
 	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
-	.venv-lowest/bin/pip install --quiet --editable '.[llm,redis]' --group dev -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --editable '.[server,llm,redis]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest
 
 sdks: .venv/installed-dev tests/llm/node_modules ## test the OpenAI API with its npm clients (1 minute)
@@ -97,7 +97,7 @@ clean: ## remove everything that the other targets created
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 
 .venv/installed: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[llm,redis]'
+	$(BIN)/pip install --quiet --editable '.[server,llm,redis]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
@@ -114,7 +114,7 @@ clean: ## remove everything that the other targets created
 # TypeScript checks event-stream.js, which declares its types in comments.
 .venv/node_modules: .venv/installed-dev
 	$(NODE)/bin/node $(NODE)/lib/node_modules/npm/bin/npm-cli.js install --silent --no-save \
-	    --prefix .venv typescript@5.9
+	    --prefix .venv typescript@5.9 pyright@1.1
 	touch $@
 
 .venv/installed-llama .venv/installed-compat: .venv/installed-%: .venv/installed-dev

@@ -1,10 +1,23 @@
 """Write an async generator; get an HTTP endpoint that streams it, correctly, to anything."""
 
+__version__ = "0.1.0"
+
 from streams.asgi import Streams
 from streams.errors import StreamError
 from streams.event import Event
 from streams.log import EventLog
 from streams.log.memory import MemoryLog
 from streams.source import Policy, Source, source
+from streams.wires import Wire
 
-__all__ = ["Event", "EventLog", "MemoryLog", "Policy", "Source", "StreamError", "Streams", "source"]
+__all__ = [
+    "Event",
+    "EventLog",
+    "MemoryLog",
+    "Policy",
+    "Source",
+    "StreamError",
+    "Streams",
+    "Wire",
+    "source",
+]

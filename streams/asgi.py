@@ -1,7 +1,7 @@
-"""Streams, the mountable ASGI app: a thin route table over runs.
+"""Streams, the ASGI app: a thin route table over runs.
 
-The law of this file: all that comes from outside is checked here, and every refusal is a problem
-response (RFC 9457) that says what to do; nothing here knows how events are kept or written.
+Everything that comes from outside is checked here. Each refusal is a problem response (RFC 9457)
+that says what to do. Nothing here knows how events are kept or sent.
 """
 
 import re
@@ -15,20 +15,17 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.errors import StoreFull, StreamError, UnknownSource, problem
-from streams.event import encode_json
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
 from streams.request import (
@@ -42,73 +39,75 @@ from streams.request import (
     is_event_source,
     last_event_id,
     read_json,
+    root_path,
+    run_url,
     whole_path,
 )
-from streams.response import EventStreamResponse, event_stream_headers, gap_frame
-from streams.run import Opener, Place, Runs
-from streams.source import Policy, Source, iterate
-from streams.wires.openai.routes import Completions
+from streams.response import RunResponse, json_response, stream_headers
+from streams.run import Position, Runs
+from streams.source import Job, Policy, PolicyOptions, Source, iterate
+from streams.wires import EventStream, Wire
 
-PAGE = {path.name: path for path in (Path(__file__).parent / "page").iterdir()}
+Answer = Callable[[Request], Awaitable[Response]]
 
 
 class Streams:
-    """Serves sources as event streams; an ASGI app of its own, or mounted in another.
+    """Serves sources as event streams: an ASGI app of its own, or mounted in another.
 
-    `models`, a source for each name, are served at /v1/chat/completions in OpenAI's wire format.
-    `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes, or what the URL of
-    a Redis or Valkey names, for many workers (see RedisLog; StoreDown if it is not there). Pages
-    of `origins` ("*": all) may start runs from another site, with CORS. `max_body` limits a POST
-    body, in bytes. `page` serves the playground at the root. Other keywords are the policy for
-    all sources: see Policy. Raises TypeError for a source or policy that cannot be.
+    `models` maps model names to sources, served at /v1/chat/completions in OpenAI's format.
+    `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes (the default), the
+    URL of a Redis or Valkey server for many workers, or any EventLog. Pages of `origins` ("*":
+    all) may start runs from another site, with CORS. `max_body` is the limit of a POST body, in
+    bytes. `page` serves the playground at the root. Other keywords are the policy for all sources:
+    see Policy.
+
+    Raises TypeError for an invalid source or policy, ValueError for an invalid URL of a log, and
+    StoreDown if the log's server does not answer.
     """
 
     def __init__(
         self,
-        sources: Iterable[Source] = (),
+        sources: Iterable[Source[..., Any]] = (),
         *,
-        models: Mapping[str, Source] | None = None,
+        models: Mapping[str, Source[..., Any]] | None = None,
         log: EventLog | str | None = None,
         max_runs: int = 10_000,
         max_bytes: int = 256 * 2**20,
         max_body: int = 2**20,
         origins: Sequence[str] = (),
         page: bool = True,
-        **policy: Any,
+        **policy: Unpack[PolicyOptions],
     ) -> None:
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, Source[..., Any]] = {}
         for source in sources:
             if not isinstance(source, Source):
-                raise TypeError(f"{source!r} is not a source: decorate it with @source")
+                raise TypeError(f"{source!r} is not a source; decorate it with @source")
             if source.name in self.sources:
-                raise TypeError(f"two sources are named {source.name!r}")
+                raise TypeError(f"two sources have the name {source.name!r}; rename one")
             self.sources[source.name] = source
         self.models = dict(models or {})
-        self.policy = Policy().but(policy)
-        self._policies = {s.name: self.policy.but(s.policy) for s in self.sources.values()}
+        self.policy = Policy().replace(policy, "Streams")
+        self._policies = {
+            source: self.policy.replace(source.policy, f"source {source.name!r}")
+            for source in (*self.sources.values(), *self.models.values())
+        }
         limits = {"max_runs": max_runs, "max_bytes": max_bytes}
-        if log is None:  # one that is given may be empty, and so false
+        if log is None:
             log = MemoryLog(**limits)
         self.log = _log_at(log, limits) if isinstance(log, str) else log
-        self.runs = Runs(
-            self.log, {s.name: (s, self._policies[s.name]) for s in self.sources.values()}
-        )
+        self.runs = Runs(self.log, {s.name: (s, self._policies[s]) for s in self.sources.values()})
         self._max_body = max_body
         self._origins = frozenset(origins)
         routes = [
             Route("/streams", self._list),
-            Route("/streams/{source}", _Endpoint(self._stream), methods=["GET", "POST"]),
-            Route("/runs/{run}", _Endpoint(self._run), methods=["GET", "DELETE"]),
+            Route("/streams/{source}", self.endpoint(self._stream), methods=["GET", "POST"]),
+            Route("/runs/{run}", self.endpoint(self._run), methods=["GET", "DELETE"]),
             Route("/health", self._health),
         ]
         if self.models:
-            completions = Completions(self.models, self.runs, self.policy, max_body, self._origins)
-            routes += [
-                Route(route.path, _Endpoint(route.endpoint), methods=route.methods)
-                for route in completions.routes
-            ]
+            routes += _completions(self)
         if page:
-            routes += [Route("/", _page), Route("/page/{file}", _page)]
+            routes += _page_routes()
         self._router = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
         self._app: ASGIApp = self._answer_http
         if origins:
@@ -116,7 +115,7 @@ class Streams:
                 self._app,
                 allow_origins=list(origins),
                 allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["*"],  # clients of OpenAI's API have a dozen of their own
+                allow_headers=["*"],  # Clients of OpenAI's API send a dozen of their own.
                 allow_credentials=True,
                 expose_headers=["Content-Location", "Retry-After"],
             )
@@ -127,21 +126,25 @@ class Streams:
 
     async def _answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("app", self)
-        root, path = whole_path(scope)  # /streams/x/ is /streams/x: a redirect would lead
-        path = f"{root}/" if path in ("", root) else path  # out of some mounts
+        # /streams/x/ is the same as /streams/x: under some mounts a redirect would lead elsewhere.
+        root, path = whole_path(scope)
+        path = f"{root}/" if path in ("", root) else path
         if path != scope["path"] or root != scope.get("root_path", ""):
             scope = {**scope, "root_path": root, "path": path}
         try:
             await self._router(scope, receive, send)
         except StreamError as error:
-            await answer_to(error, Request(scope))(scope, receive, send)
+            await refusal(error, Request(scope))(scope, receive, send)
         except HTTPException as error:
             headers = dict(error.headers or {})
             detail = f"there is nothing at {scope['path']!r}"
             if allowed := headers.get("Allow"):
-                detail = f"{scope['method']} does not work here, {allowed} do"
-            refusal = StreamError(detail, status=error.status_code)
-            await problem(refusal, headers)(scope, receive, send)
+                detail = f"{scope['method']} is not allowed here; use {allowed}"
+            await problem(StreamError(detail, status=error.status_code), headers)(
+                scope, receive, send
+            )
+
+    # For an endpoint of the user's own
 
     def response(
         self,
@@ -149,30 +152,61 @@ class Streams:
         events: AsyncIterable[Any] | Iterable[Any],
         *,
         name: str | None = None,
-        **policy: Any,
+        **policy: Unpack[PolicyOptions],
     ) -> Response:
         """A response, for an endpoint of your own, that streams what `events` yields.
 
-        On a reconnect the run that it started goes on, and `events` is closed unstarted. `name`
-        (default: the generator's) is the source's name; a run resumes only under the same one.
-        Other keywords are exceptions from the policy. Raises TypeError for what is no iterable.
+        When a client reconnects, its run continues, and the `events` of that request are closed
+        without being started. `name` (default: the generator's) is the source's name; a run can
+        be resumed only under the same name. Other keywords are exceptions from the policy. Raises
+        TypeError if `events` cannot be iterated.
         """
         if name is None:
             name = re.sub(r"\W", "", getattr(events, "__name__", type(events).__name__))
-        changed = self.policy.but(policy) if policy else self.policy
+        changed = self.policy.replace(policy, "response") if policy else self.policy
         return _Response(self, request, name, events, changed)
+
+    # For a wire with routes of its own
+
+    def endpoint(self, answer: Answer) -> ASGIApp:
+        """A route's function as an ASGI app."""
+        return _Endpoint(answer)
+
+    async def read_json(self, request: Request) -> bytes:
+        """The JSON body of a request. Raises StreamError for a body that is refused."""
+        return await read_json(request, self._max_body)
+
+    async def start(
+        self,
+        request: Request,
+        source: Source[..., Any],
+        arguments: Mapping[str, Any],
+        **policy: Unpack[PolicyOptions],
+    ) -> RunLog:
+        """Starts a run of one of the `models`. Raises StreamError if that is refused."""
+        check_site(request, self._origins)
+        changed = self._policies[source].replace(policy, f"source {source.name!r}")
+        owner = identity(request.scope)
+        return await self.runs.start(source.job(arguments, request, policy=changed, owner=owner))
+
+    def read(self, request: Request, log: RunLog, source: Source[..., Any], wire: Wire) -> Response:
+        """A response that reads a run of `source` from its beginning, through a wire."""
+        url = run_url(root_path(request), log.info.run)
+        return RunResponse(self.runs, Position(log, -1), self._policies[source], wire, url)
+
+    # The endpoints
 
     @asynccontextmanager
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
         await self.log.open()
         yield
         await self.runs.aclose()
-        for source in {*self.sources.values(), *self.models.values()}:
+        for source in self._policies:
             if source.aclose is not None:
                 await source.aclose()
 
     async def _list(self, request: Request) -> Response:
-        return _json(
+        return json_response(
             {
                 "sources": [
                     {
@@ -181,7 +215,7 @@ class Streams:
                         "parameters": source.schema,
                         "shared": source.shared,
                         "restartable": source.restartable,
-                        "url": f"{quote(_base(request))}/streams/{source.name}",
+                        "url": f"{quote(root_path(request))}/streams/{source.name}",
                     }
                     for source in self.sources.values()
                 ]
@@ -189,7 +223,7 @@ class Streams:
         )
 
     async def _health(self, request: Request) -> Response:
-        return _json(self.runs.health())
+        return json_response(self.runs.health())
 
     async def _stream(self, request: Request) -> Response:
         name = request.path_params["source"]
@@ -199,47 +233,29 @@ class Streams:
             raise UnknownSource(f"there is no source {name!r}; there are: {known}")
         check_accepts(request, EVENT_STREAM)
         if request.method == "POST":
-            arguments = source.from_json(await read_json(request, self._max_body))
+            arguments = source.from_json(await self.read_json(request))
         else:
             arguments = source.from_query(request.query_params)
         if request.method == "HEAD":
             return _head()
-        policy = self._policies[name]
-        opener = partial(source.open, arguments, request)
-        return await self.answer(request, source, policy, opener, arguments, _base(request))
+        policy, owner = self._policies[source], identity(request.scope)
+        job = source.job(arguments, request, policy=policy, owner=owner)
+        return await self.attach(request, job, root_path(request))
 
-    async def answer(
-        self,
-        request: Request,
-        source: Source,
-        policy: Policy,
-        opener: Opener,
-        arguments: dict[str, Any],
-        base: str | None,
-    ) -> Response:
-        """The stream that a request asks of a source: a new run, a shared one, or one resumed.
+    async def attach(self, request: Request, job: Job, root: str | None) -> Response:
+        """The stream of a job: of a new run, of a shared one, or of the one that is resumed.
 
-        `base` is the path under which /runs is; None if it is nowhere.
+        `root` is the path under which /runs is; None if the app is not mounted.
         """
         check_site(request, self._origins)
-        last = last_event_id(request)
-        owner = identity(request.scope)
-        place: Place | None
-        if source.shared and not (last and await self.runs.knows(last.run)):
-            place = await self.runs.join(source, policy, opener, arguments)
-            if last:
-                self.runs.gaps += 1
-                place = place._replace(head=gap_frame(None) + place.head)
-        elif last:
-            place = await self.runs.resume(last, source, policy, opener, owner, arguments)
-        else:
-            place = Place(await self.runs.start(source, policy, opener, owner, arguments), -1)
-        return self._reading(place, policy, base)
+        position = await self.runs.attach(job, last_event_id(request))
+        return self._read(position, job.policy, root)
 
-    def _reading(self, place: Place | None, policy: Policy, base: str | None) -> Response:
-        if place is None:
+    def _read(self, position: Position | None, policy: Policy, root: str | None) -> Response:
+        if position is None:  # An EventSource stops reconnecting at a 204.
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
-        return EventStreamResponse(self.runs, place, policy, _location(base, place.log))
+        url = None if root is None else run_url(root, position.log.info.run)
+        return RunResponse(self.runs, position, policy, EventStream(policy.retry), url)
 
     async def _run(self, request: Request) -> Response:
         log = await self.runs.find(request.path_params["run"], identity(request.scope))
@@ -247,27 +263,34 @@ class Streams:
             await self.runs.cancel(log)
             return Response(status_code=204)
         if not accepts(request, EVENT_STREAM) and accepts(request, JSON):
-            return _json(_state(log))
+            return json_response(_state(log))
         check_accepts(request, EVENT_STREAM)
         if request.method == "HEAD":
-            return _head(_location(_base(request), log))
-        policy = self._policies.get(log.info.source, self.policy)
-        place = self.runs.place(log, last_event_id(request))
-        return self._reading(place, policy, _base(request))
+            return _head(run_url(root_path(request), log.info.run))
+        source = self.sources.get(log.info.source)
+        policy = self.policy if source is None else self._policies[source]
+        position = self.runs.position(log, last_event_id(request))
+        return self._read(position, policy, root_path(request))
 
-    def base_in(self, scope: Scope) -> str | None:
-        """The path under which the app of `scope` mounts this; None if it does not, or under a
-        path with parameters, whose values only a request to the mount has."""
+    def root_in(self, scope: Scope) -> str | None:
+        """The path at which the app of `scope` mounts this one.
+
+        None if it does not, or if the path has parameters: only a request to the mount has their
+        values.
+        """
         mounted = _mounted_at(self, getattr(scope.get("app"), "routes", ()))
         root = scope.get("app_root_path", scope.get("root_path", ""))
         return None if mounted is None or "{" in mounted else root + mounted
 
 
 class _Endpoint:
-    """A route's function as an ASGI app: Starlette's own way, for the sake of exception handlers,
-    which are not here, holds three coroutines more, and 1 KiB, as long as a stream is open."""
+    """A route's function as an ASGI app.
 
-    def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
+    Starlette's own wrapper, which is there for exception handlers, would keep three more
+    coroutines, and 1 KiB, for as long as a stream is open.
+    """
+
+    def __init__(self, answer: Answer) -> None:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -276,7 +299,7 @@ class _Endpoint:
 
 
 class _Response(Response):
-    """Finds out when it is called, as only then it may wait, what to answer, and answers that."""
+    """Finds out what to answer when it is called, since it may wait only then."""
 
     def __init__(
         self, streams: Streams, request: Request, name: str, events: Any, policy: Policy
@@ -286,15 +309,14 @@ class _Response(Response):
         self._request = request
         self._events = events
         self._iterator = iterate(events)
-        self._source = _unlisted(name)
-        self._policy = policy
+        self._job = Job(source=name, policy=policy, open=self._open, owner=identity(request.scope))
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response = await self._answer()
         except StreamError as error:
-            response = answer_to(error, self._request)
+            response = refusal(error, self._request)
         finally:
             if not self._started:
                 await self._close()
@@ -303,10 +325,8 @@ class _Response(Response):
     async def _answer(self) -> Response:
         if self._request.method == "HEAD":
             return _head()
-        base = self._streams.base_in(self._request.scope)
-        return await self._streams.answer(
-            self._request, self._source, self._policy, self._open, {}, base
-        )
+        root = self._streams.root_in(self._request.scope)
+        return await self._streams.attach(self._request, self._job, root)
 
     async def _open(self, after: int) -> AsyncIterator[Any]:
         self._started = True
@@ -319,21 +339,24 @@ class _Response(Response):
             close()
 
 
-@lru_cache
-def _unlisted(name: str) -> Source:
-    """What stands for the events given to Streams.response, which opens them itself."""
-
-    async def given() -> None: ...
-
-    return Source(given, name=name)
-
-
-def _log_at(url: str, limits: dict[str, int]) -> EventLog:
-    from streams.log.redis import RedisLog  # an extra, which may not be installed
+def _log_at(url: str, limits: Mapping[str, int]) -> EventLog:
+    from streams.log.redis import RedisLog  # The extra may not be installed.
 
     log = RedisLog(url, **limits)
     log.check()
     return log
+
+
+def _completions(streams: Streams) -> list[Route]:
+    from streams.wires.openai import Completions  # Optional, and it imports Streams.
+
+    return Completions(streams, streams.models).routes
+
+
+def _page_routes() -> list[Route]:
+    from streams.page import routes  # Optional: the core does not need it.
+
+    return routes
 
 
 def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
@@ -346,34 +369,10 @@ def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
     return None
 
 
-def _base(request: Request) -> str:
-    return str(request.scope.get("root_path", ""))
-
-
-def _location(base: str | None, log: RunLog) -> str | None:
-    return None if base is None else f"{quote(base)}/runs/{log.info.run}"
-
-
-def _json(value: Any) -> Response:
-    return Response(encode_json(value), media_type=JSON, headers={"Cache-Control": "no-store"})
-
-
 def _head(location: str | None = None) -> Response:
-    response = Response(headers=event_stream_headers(location), media_type=EVENT_STREAM)
+    response = Response(headers=stream_headers(location), media_type=EVENT_STREAM)
     del response.headers["content-length"]
     return response
-
-
-async def _page(request: Request) -> Response:
-    last = str(request.scope.get("raw_path") or b"", "latin-1").partition("?")[0].rpartition("/")[2]
-    if last and "file" not in request.path_params:
-        return RedirectResponse(f"./{last}/")  # without the slash, its own URLs lead elsewhere
-    path = PAGE.get(request.path_params.get("file", "index.html"))
-    if path is None:
-        raise StreamError(f"the page has no file {request.path_params['file']!r}", status=404)
-    policy = "default-src 'self'; base-uri 'none'; frame-ancestors 'self'; form-action 'self'"
-    headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}
-    return FileResponse(path, headers=headers)
 
 
 def _state(log: RunLog) -> dict[str, Any]:
@@ -389,10 +388,13 @@ def _state(log: RunLog) -> dict[str, Any]:
     }
 
 
-def answer_to(error: StreamError, request: Request) -> Response:
-    """A problem; but an EventSource gives up for good on any status but 200, so where a limit was
-    reached, which passes, it gets an end, which it answers by coming back."""
+def refusal(error: StreamError, request: Request) -> Response:
+    """A problem response, except for an EventSource that meets a limit.
+
+    An EventSource gives up for good at any status but 200. A limit passes, so it gets a stream
+    that ends at once, after which it reconnects.
+    """
     if not isinstance(error, StoreFull) or not is_event_source(request):
         return problem(error)
     body = b"retry: %d\n" % (1000 * (error.retry_after or 1))
-    return Response(body, media_type=EVENT_STREAM, headers=event_stream_headers(None))
+    return Response(body, media_type=EVENT_STREAM, headers=stream_headers(None))

@@ -1,23 +1,26 @@
-"""Everything that can go wrong, as a tree, and the status of the problem (RFC 9457) it becomes.
+"""The errors of this package, as a tree.
 
-StreamError                500  raise it in a source: message and status are for the client
-├── InvalidParameters      422  names every parameter at fault, not only the first
-├── InvalidBody            422  the body is not JSON, or not an object
+Each class maps to one HTTP status, with which it is sent as a problem response (RFC 9457) if the
+response has not started. Later it ends the run as `failed`.
+
+StreamError                500  raise it in a source: clients see its message and status
+├── InvalidParameters      422  lists every invalid parameter
+├── InvalidBody            422  the body is not a JSON object
 ├── InvalidEventId         422  a Last-Event-ID that this server cannot have sent
-├── UnsupportedMediaType   415  a body that does not call itself JSON
-├── BodyTooLarge           413  more than `max_body`
-├── RunGone                410  cannot be resumed: not here (any more), and not restartable
-├── NotAcceptable          406  the client does not take an event stream
-├── UnknownSource          404  names those there are
-├── UnknownRun             404  never was, is forgotten, or is somebody else's
-├── CrossSite              403  another site's page may not start a run
-├── RunExists              409  its log was created by somebody else a moment before
-├── StoreFull              503  `max_runs` or `max_bytes` reached; come back later
-│   └── StoreDown          503  the log's server does not answer; come back later
-├── UnencodableValue       500  a source yielded what JSON cannot hold
-├── ProducerLost           500  the process that produced a run died, and no other can go on
-├── LogClosed              500  an append after the end: its producer has been superseded or stopped
-└── LostHistory            410  what was asked for is trimmed; a reader is told by a `gap` event
+├── UnsupportedMediaType   415  the body's Content-Type is not JSON
+├── BodyTooLarge           413  the body is longer than `max_body`
+├── RunGone                410  the run cannot be resumed: it is not retained and not restartable
+├── NotAcceptable          406  the Accept header excludes an event stream
+├── UnknownSource          404  lists the sources that exist
+├── UnknownRun             404  the run never existed, is no longer retained, or is somebody else's
+├── CrossSite              403  a page of another site may not start runs
+├── RunExists              409  somebody else has just created the log of this run
+├── StoreFull              503  `max_runs` or `max_bytes` is reached; try again later
+│   └── StoreDown          503  the log's server does not answer; try again later
+├── UnencodableValue       500  a source yielded a value that JSON cannot represent
+├── ProducerLost           500  the worker that produced the run died, and no other can continue it
+├── LogClosed              500  an append after the end, or by a worker that was fenced
+└── LostHistory            410  the events asked for were dropped; readers get a `gap` event
 """
 
 from collections.abc import Mapping
@@ -29,11 +32,12 @@ from starlette.responses import Response
 
 
 class StreamError(Exception):
-    """An error whose message a client may read.
+    """An error whose message is meant for clients.
 
-    `status` is the HTTP status (RFC 9110, section 15) when the response has not begun; later
-    the message reaches the client in the `end` event. `retry_after`, in seconds, becomes
-    `Retry-After`. Other keywords become members of the problem (RFC 9457, section 3.2).
+    `status` is the HTTP status (RFC 9110, section 15) if the response has not started; later the
+    message is sent in the `end` event. `retry_after`, in seconds, becomes `Retry-After`. Other
+    keywords become members of the problem (RFC 9457, section 3.2). Raises ValueError for a status
+    that is not from 400 to 599.
     """
 
     status = 500
@@ -50,7 +54,7 @@ class StreamError(Exception):
         super().__init__(detail)
         if status is not None:
             if not 400 <= status <= 599:
-                raise ValueError(f"status {status} is not an error: use 400 to 599")
+                raise ValueError(f"status {status} is not an error; use 400 to 599")
             self.status = status
         if retry_after is not None:
             self.retry_after = retry_after
@@ -123,26 +127,26 @@ class LogClosed(StreamError):
 
 
 class LostHistory(StreamError):
-    """`missed` events are gone; the oldest one still there has the number `first`."""
+    """`missed` events were dropped; `first` is the number of the oldest event still held."""
 
     status = 410
 
     def __init__(self, missed: int, first: int) -> None:
-        super().__init__(f"{missed} events are not held any more, the oldest here is {first}")
+        super().__init__(f"{missed} events were dropped; the oldest event still held is {first}")
         self.missed = missed
         self.first = first
 
 
-def described(error: Exception) -> dict[str, str]:
-    """An error as a client may see it: its class, and the message if it was meant for clients."""
-    message = "the source failed; the server's log has the details, with the run's id"
+def public_description(error: BaseException) -> dict[str, str]:
+    """An error's class, and its message only if that is meant for clients."""
+    message = "the source failed; the server's log has the details under this run's id"
     if isinstance(error, StreamError):
         message = str(error).encode(errors="replace").decode()
     return {"type": type(error).__name__, "message": message}
 
 
-def refusal(error: Exception) -> StreamError:
-    """What a client is told when nothing has been sent yet."""
+def as_stream_error(error: BaseException) -> StreamError:
+    """The error that a client gets if the response has not started."""
     if isinstance(error, StreamError):
         return error
     return StreamError(f"the source failed with {type(error).__name__}; see the server's log")
@@ -163,7 +167,7 @@ def problem(error: StreamError, headers: Mapping[str, str] | None = None) -> Res
     )
 
 
-def shown(value: Any) -> str:
-    """A value from outside, quoted and short enough for an error message."""
+def abbreviated(value: Any) -> str:
+    """A value from outside, quoted, and short enough for an error message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"

@@ -1,27 +1,33 @@
-"""What a source yields, and the bytes it becomes on the wire.
+"""Events: what a source yields, and the frame that each one becomes.
 
-The law of this file: an event is validated when it is made and framed once, and the frame is
-what sse-starlette's ServerSentEvent would have made of it, byte for byte. run.py encodes, a log
-gives the id and frames. Source: WHATWG HTML, section 9.2 "Server-sent events".
+A frame is an event in the event stream format (WHATWG HTML, section 9.2), with its id and its
+blank line. Logs keep frames; the event stream sends them as they are, other wires parse them.
+
+Invariants:
+
+1. An `Event` is checked when it is made, so a frame can always be made of it.
+2. A frame equals, byte for byte, what sse-starlette's ServerSentEvent encodes.
+3. `parse_frames` gives back what `frame` was given.
 """
 
 import re
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from sse_starlette import ServerSentEvent
 
-from streams.errors import InvalidEventId, UnencodableValue, shown
+from streams.errors import InvalidEventId, UnencodableValue, abbreviated, public_description
 
 RESERVED_NAMES = frozenset({"open", "error", "start", "end", "gap"})
 
 encode_json = msgspec.json.Encoder().encode
 
-# As numbers: to look for a bytes object in a bytes object takes ten times as long.
+# As numbers: `10 in data` is ten times as fast as `b"\n" in data`.
 LF, CR = b"\n\r"
 
-# JSON may hold these as they are, but they end a line for str.splitlines() and JavaScript's
-# older parsers, and a client that splits on them cuts the event in two.
+# JSON may contain these unescaped, but str.splitlines() and older JavaScript treat them as line
+# ends, and a client that splits lines with them cuts the event in two.
 _LINE_SEPARATORS = (
     (b"\xe2\x80\xa8", b"\\u2028"),
     (b"\xe2\x80\xa9", b"\\u2029"),
@@ -37,21 +43,29 @@ class EventId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "EventId":
-        """Raises InvalidEventId for what this server cannot have sent."""
+        """Raises InvalidEventId for a text that this server cannot have sent as an id."""
         match = re.fullmatch(r"([A-Za-z0-9_-]{22})\.(0|[1-9][0-9]{0,15})", text)
         if match is None:
-            raise InvalidEventId(f"Last-Event-ID {shown(text)} is not an id of this server's")
+            raise InvalidEventId(
+                f"Last-Event-ID {abbreviated(text)} is not an id that this server sends; "
+                "send the id of the last event you received, or none"
+            )
         return cls(match[1], int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.run}.{self.number}"
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One event with a name, or with a text that is not JSON.
+    """An event with a name, or with a text that is not JSON.
 
-    `data` is any value that msgspec encodes; it goes out as JSON. `text` goes out as it is, line
-    by line. `event` is the type that a browser dispatches ("message" without one). The log gives
-    the id. Raises ValueError for a name with CR, LF or NUL, a name that is taken (`open` and
-    `error` are EventSource's own, `start`, `end` and `gap` this server's), and for neither or
-    both of `data` and `text`.
+    `data` is any value that msgspec encodes; it is sent as JSON. `text` is sent as it is, line by
+    line. `event` is the type under which a browser dispatches it (default: "message"). The log
+    sets the id.
+
+    Raises ValueError unless exactly one of `data` and `text` is given, and for a name that is
+    empty, contains CR, LF or NUL, or is reserved: EventSource itself dispatches `open` and
+    `error`, and this server sends `start`, `end` and `gap`.
     """
 
     data: Any = msgspec.UNSET
@@ -60,14 +74,15 @@ class Event(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if (self.data is msgspec.UNSET) == (self.text is None):
-            raise ValueError("an Event takes data or text, and one of them only")
+            raise ValueError("give an Event either data or text")
         if self.text is not None:
             _check_utf8("text", self.text)
         if self.event is not None:
             if not self.event or any(c in self.event for c in "\r\n\0"):
-                raise ValueError(f"event name {self.event!r} is empty or has a CR, LF or NUL")
+                raise ValueError(f"event name {self.event!r} is empty or contains CR, LF or NUL")
             if self.event in RESERVED_NAMES:
-                raise ValueError(f"event name {self.event!r} is taken: {sorted(RESERVED_NAMES)}")
+                reserved = ", ".join(sorted(RESERVED_NAMES))
+                raise ValueError(f"event name {self.event!r} is reserved ({reserved})")
             _check_utf8("event name", self.event)
 
 
@@ -75,13 +90,41 @@ def _check_utf8(what: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} cannot be UTF-8: {error}") from None
+        raise ValueError(f"{what} cannot be encoded as UTF-8: {error}") from None
+
+
+class End(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a run ended: the data of its `end` event."""
+
+    status: Literal["completed", "failed", "cancelled"]
+    reason: str | None = None
+    """Why the run was cancelled."""
+    error: dict[str, str] | None = None
+    """`type` and `message` of the error with which the run failed."""
+
+    @classmethod
+    def failed(cls, error: BaseException) -> "End":
+        return cls("failed", error=public_description(error))
+
+    @classmethod
+    def cancelled(cls, reason: str) -> "End":
+        return cls("cancelled", reason=reason)
+
+    def encode(self) -> bytes:
+        return encode_json(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "End":
+        return msgspec.json.decode(data, type=cls)
+
+
+COMPLETED = End("completed")
 
 
 def payload(value: Any) -> tuple[bytes | None, bytes]:
-    """The event name (or None) and the data of what a source yielded.
+    """The event name (or None) and the data of a value that a source yielded.
 
-    Raises UnencodableValue for a value that JSON cannot hold.
+    Raises UnencodableValue for a value that JSON cannot represent.
     """
     name = None
     if isinstance(value, Event):
@@ -93,7 +136,7 @@ def payload(value: Any) -> tuple[bytes | None, bytes]:
         data = encode_json(value)
     except Exception as error:  # msgspec raises TypeError, ValueError, RecursionError, ...
         raise UnencodableValue(
-            f"the source yielded a {type(value).__name__} that JSON cannot hold: {error}"
+            f"the source yielded a {type(value).__name__} that cannot be encoded as JSON: {error}"
         ) from error
     if not data.isascii():
         for raw, escaped in _LINE_SEPARATORS:
@@ -102,7 +145,7 @@ def payload(value: Any) -> tuple[bytes | None, bytes]:
 
 
 def frame(run: bytes, number: int, name: bytes | None, data: bytes) -> bytes:
-    """The event as it goes over the wire; its id is `<run>.<number>`."""
+    """The frame of event `number` of `run`."""
     if LF in data or CR in data:
         return ServerSentEvent(
             data.decode(),
@@ -113,3 +156,25 @@ def frame(run: bytes, number: int, name: bytes | None, data: bytes) -> bytes:
     if name is None:
         return b"id: %b.%d\ndata: %b\n\n" % (run, number, data)
     return b"id: %b.%d\nevent: %b\ndata: %b\n\n" % (run, number, name, data)
+
+
+class LoggedEvent(NamedTuple):
+    """An event as a log holds it. `name` is "message" for an event without a name."""
+
+    number: int
+    name: str
+    data: bytes
+
+
+def parse_frames(frames: bytes) -> Iterator[LoggedEvent]:
+    """The events of whole frames that `frame` made. Lines of data are joined with LF."""
+    for frame in frames.split(b"\n\n")[:-1]:
+        id_, *lines = frame.split(b"\n")
+        name = "message"
+        data = []
+        for field, _, value in (line.partition(b": ") for line in lines):
+            if field == b"event":
+                name = value.decode()
+            else:
+                data.append(value)
+        yield LoggedEvent(int(id_.rpartition(b".")[2]), name, b"\n".join(data))

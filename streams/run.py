@@ -1,18 +1,21 @@
-"""A run: one execution of a source, written once into the log, read by anyone from anywhere.
+"""A run: one execution of a source, written once into the log and read by any number of readers.
 
-The law of this file: a run ends once, and its log says how; a reader that goes away ends itself,
-never the run. Run pumps one source. Runs starts, finds, resumes and cancels them, goes on with
-those of a worker that died, and owns their tasks. asgi.py calls Runs for each request, response.py
-reads through it.
+`Run` pumps one source into its log. `Runs` starts, finds, resumes and cancels runs, takes over
+those of workers that died, and owns the tasks of all runs that this worker produces.
+
+Invariants:
+
+1. A run ends once, and the last event of its log says how.
+2. A reader that disconnects ends itself, never the run.
+3. A source is closed in the task that iterated it.
 """
 
 import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, NamedTuple
 
 import anyio
@@ -24,35 +27,34 @@ from streams.errors import (
     RunGone,
     StreamError,
     UnknownRun,
-    described,
-    refusal,
+    as_stream_error,
 )
-from streams.event import EventId, encode_json, frame, payload
-from streams.log import EventLog, RunInfo, RunLog, Status
-from streams.source import Policy, Source
+from streams.event import COMPLETED, End, EventId, payload
+from streams.log import EventLog, Limits, RunInfo, RunLog
+from streams.source import Job, Policy, Source
 
 logger = logging.getLogger("streams")
 
-# A source that never waits gives way to everybody else at least this often.
+# A source that never waits yields to the event loop at least this often.
 BURST_EVENTS = 64
 BURST_SECONDS = 0.005
 
 CLEANUP_SECONDS = 10.0
-"""How long a cancelled source's `finally` may take."""
+"""How long the `finally` of a cancelled source may take."""
 
 FIRST_READER_SECONDS = 5.0
-"""A new run waits at least this long for its first reader, however short `linger` is."""
-
-Opener = Callable[[int], Awaitable[AsyncIterator[Any]]]
-"""Opens a source behind its first n events."""
+"""A new run waits at least this long for its first reader, even if `linger` is shorter."""
 
 
-class Place(NamedTuple):
-    """Where a reader begins: in which log, behind which event, and the frames it gets before."""
+class Position(NamedTuple):
+    """Where a reader begins, and what it has to be told first."""
 
     log: RunLog
     after: int
-    head: bytes = b""
+    joins_late: bool = False
+    """It begins later than the run and has not had the `start` event."""
+    lost_run: bool = False
+    """The run that it had read is lost, and this is another one."""
 
 
 class Run:
@@ -62,13 +64,13 @@ class Run:
         self.log = log
         self.error: Exception | None = None
         self._events = events
-        self._policy = policy
+        self._linger = policy.linger
         self._over = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         if not log.readers:
-            self._abandon_after(FIRST_READER_SECONDS)
-        log.watch(self._changed)
+            self._cancel_unread_after(FIRST_READER_SECONDS)
+        log.watch(self._log_changed)
         self.task = self._loop.create_task(self._produce(), name=f"run {log.info.run}")
 
     async def _produce(self) -> None:
@@ -76,9 +78,9 @@ class Run:
         burst, since = 0, clock()
         try:
             async for value in self._events:
-                if self._over:  # and the source did not care: closing it is all that is left
+                if self._over:  # The source caught its cancellation; now it is closed.
                     break
-                if log.append(*payload(value)):  # a reader waited, so others had their turn
+                if log.append(*payload(value)):  # A reader was waiting, so others had a turn.
                     burst, since = 0, clock()
                 elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
                     await asyncio.sleep(0)
@@ -87,147 +89,155 @@ class Run:
                 if log.full:
                     await log.room()
         except asyncio.CancelledError:
-            self._end("cancelled", {"reason": "shutdown"})  # unless it has ended: see cancel()
+            self._end(End.cancelled("shutdown"))
         except Exception as error:
             self.error = error
             run, source = self.log.info.run, self.log.info.source
-            trace = not isinstance(error, StreamError)  # which is raised on purpose
-            logger.error("run %s of source %s failed: %s", run, source, error, exc_info=trace)
-            self._end("failed", {"error": described(error)})
+            unexpected = not isinstance(error, StreamError)
+            logger.error("run %s of source %s failed: %s", run, source, error, exc_info=unexpected)
+            self._end(End.failed(error))
         else:
-            self._end("completed", {})
+            self._end(COMPLETED)
         finally:
-            self._disarm()
+            self._stop_timer()
             await _close(self._events, self.log.info.run)
 
-    def _end(self, status: Status, members: dict[str, Any]) -> None:
+    def _end(self, end: End) -> None:
         over, self._over = self._over, True
         if not over and self.log.producing:
-            self.log.close(status, encode_json({"status": status, **members}))
+            self.log.close(end)
 
     def cancel(self, reason: str) -> None:
-        """Ends the run as cancelled, at once for its readers; its source is closed meanwhile."""
-        self._end("cancelled", {"reason": reason})
+        """Ends the run for its readers at once, and closes its source meanwhile."""
+        self._end(End.cancelled(reason))
         self._stop()
 
     def hand_over(self) -> None:
-        """Stops without an end: another worker goes on."""
+        """Stops the source without ending the run: another worker continues it."""
         self._over = True
         self._stop()
 
     def _stop(self) -> None:
-        self._disarm()
+        self._stop_timer()
         if not self.task.done():
             self.task.cancel()
-            self._timer = self._loop.call_later(CLEANUP_SECONDS, self._overdue)
-            self.task.add_done_callback(lambda _: self._disarm())
+            self._timer = self._loop.call_later(CLEANUP_SECONDS, self._interrupt_cleanup)
+            self.task.add_done_callback(lambda _: self._stop_timer())
 
-    def _overdue(self) -> None:
+    def _interrupt_cleanup(self) -> None:
         logger.error(
-            "run %s: source %s did not stop within %g s, its cleanup is interrupted",
+            "run %s: source %s did not stop within %g s; its cleanup is interrupted",
             self.log.info.run,
             self.log.info.source,
             CLEANUP_SECONDS,
         )
         self.task.cancel()
 
-    def _changed(self) -> None:
-        """Readers have come or gone; or somebody else has closed the log, or taken it over."""
+    def _log_changed(self) -> None:
+        """Readers attached or detached, or the log was closed or claimed by somebody else."""
         if self._over:
             return
         if not self.log.producing:
-            self._over = True
-            self._stop()
+            self.hand_over()
         elif self.log.readers:
-            self._disarm()
+            self._stop_timer()
         else:
-            self._abandon_after(0)
+            self._cancel_unread_after(0)
 
-    def _abandon_after(self, at_least: float) -> None:
-        self._disarm()
-        if self._policy.linger is not None:
-            delay = max(self._policy.linger, at_least)
+    def _cancel_unread_after(self, at_least: float) -> None:
+        self._stop_timer()
+        if self._linger is not None:
+            delay = max(self._linger, at_least)
             self._timer = self._loop.call_later(delay, self.cancel, "no reader")
 
-    def _disarm(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
 class Runs:
-    """All runs over one log. `sources` are those that can be gone on with, by name."""
+    """All runs over one log. `sources` are those whose runs can be taken over, by name."""
 
-    def __init__(self, log: EventLog, sources: Mapping[str, tuple[Source, Policy]]) -> None:
+    def __init__(
+        self, log: EventLog, sources: Mapping[str, tuple[Source[..., Any], Policy]]
+    ) -> None:
         self.since = datetime.now(UTC)
         self.restarts = 0
         self.gaps = 0
         self._log = log
         self._sources = sources
         self._producing: dict[str, Run] = {}
-        log.adopt = self._adopt
+        log.register(self)
 
     @property
     def readers(self) -> int:
         return self._log.readers
 
-    async def start(
-        self,
-        source: Source,
-        policy: Policy,
-        opener: Opener,
-        owner: str | None,
-        arguments: Mapping[str, Any] | None = None,
-        *,
-        again: EventId | None = None,
-        key: str | None = None,
-    ) -> RunLog:
-        """A new run; or, `again`, one that had got to that event elsewhere, under its old id; or
-        the one that is running with the same `key`.
+    async def attach(self, job: Job, last: EventId | None) -> Position | None:
+        """Where the reader of a new, shared or resumed run begins. `last` is its last event.
 
-        With `arguments`, another worker can go on with it if this one dies. Raises StoreFull,
-        RunExists, and what the source raises before it first waits or yields.
+        Returns None if the reader has had the `end` event. Raises RunGone if the run of `last`
+        cannot be resumed, and what `start` raises.
         """
-        movable = arguments is not None and source.movable
+        if job.key is not None and not (last and await self._knows(last.run)):
+            position = await self._join(job)
+            if last is None:
+                return position
+            self.gaps += 1
+            return position._replace(lost_run=True)
+        if last is not None:
+            return await self._resume(job, last)
+        return Position(await self.start(job), -1)
+
+    async def start(self, job: Job, *, restart_after: EventId | None = None) -> RunLog:
+        """Starts a run; or, if a running run has the job's key, returns the log of that one.
+
+        1. Create the log. From here on, others find the run by its key or, at a restart, its id.
+        2. Open the source. If that fails, discard the log and raise.
+        3. Append the `start` event. Readers see it at once.
+        4. Pump the source in a task, and let that take its first step, to where it waits.
+        5. If the source failed in it, discard the log and raise. Readers of step 1 see a break.
+
+        `restart_after` restarts a lost run under its old id, after that event. Raises StoreFull,
+        RunExists, and what the source raises in its first step.
+        """
         info = RunInfo(
-            run=again.run if again else secrets.token_urlsafe(16),
-            source=source.name,
+            run=restart_after.run if restart_after else secrets.token_urlsafe(16),
+            source=job.source,
             started=datetime.now(UTC),
-            owner=owner,
-            key=key,
-            arguments=encode_json(arguments).decode() if movable else None,
+            owner=job.owner,
+            key=job.key,
+            arguments=job.arguments,
         )
-        log = await self._log.create(
-            info,
-            after=again.number if again else -1,
-            window=policy.window,
-            retain=policy.retain,
-            drops_oldest=policy.linger is None,
-        )
+        policy = job.policy
+        limits = Limits(policy.window, policy.retain, drops_oldest=policy.linger is None)
+        after = restart_after.number if restart_after else -1
+        log = await self._log.create(info, limits, after=after)
         if log.info.run != info.run:
             return log
         try:
-            events = await opener(again.number if again else 0)
+            events = await job.open(max(after, 0))
         except BaseException as error:
             await self._log.discard(info.run)
             if isinstance(error, Exception) and not isinstance(error, StreamError):
-                logger.exception("run %s: source %s failed to open", info.run, source.name)
-                raise refusal(error) from error
+                logger.exception("run %s: source %s failed to open", info.run, info.source)
+                raise as_stream_error(error) from error
             raise
         if not log.producing:
             await _close(events, info.run)
-            raise RunGone(f"run {info.run} was stopped before it began: start anew")
-        if again is None:
-            log.append(b"start", _start_data(info))
-        begun = log.last
-        run = self._produce(log, events, policy)
-        await asyncio.sleep(0)  # the source's first step is taken, up to where it waits
-        if run.error is not None and log.last == begun + 1:
+            raise RunGone(f"run {info.run} was stopped before it started; start a new one")
+        if restart_after is None:
+            log.append(b"start", info.start)
+        first = log.last
+        run = self._pump(log, events, policy)
+        await asyncio.sleep(0)
+        if run.error is not None and log.last == first + 1:
             await self._log.discard(info.run)
-            raise refusal(run.error) from run.error
+            raise as_stream_error(run.error) from run.error
         return log
 
-    def _produce(self, log: RunLog, events: AsyncIterator[Any], policy: Policy) -> Run:
+    def _pump(self, log: RunLog, events: AsyncIterator[Any], policy: Policy) -> Run:
         run = self._producing[log.info.run] = Run(log, events, policy)
         run.task.add_done_callback(lambda _: self._done(run))
         return run
@@ -236,72 +246,67 @@ class Runs:
         if self._producing.get(run.log.info.run) is run:
             del self._producing[run.log.info.run]
 
-    async def _adopt(self, log: RunLog) -> None:
-        """Goes on with the run of a worker that died, or ends it where nobody can."""
+    async def adopt(self, log: RunLog) -> None:
+        """Continues the run of a worker that died, or ends it if its source does not allow that.
+
+        1. Open the source after the last event of the log. If that fails, close the log.
+        2. Append the `start` event, if the worker died before it.
+        3. Pump the source in a task.
+        """
         info = log.info
         source, policy = self._sources.get(info.source, (None, Policy()))
         try:
             if source is None or not source.movable or info.arguments is None:
-                raise ProducerLost("the worker that produced it died, and no other can go on")
-            opener = partial(source.open, source.from_json(info.arguments.encode()), None)
-            events = await opener(max(log.last, 0))
+                raise ProducerLost("the worker that produced this run died; start a new run")
+            arguments = source.from_json(info.arguments.encode())
+            events = await source.open(arguments, None, max(log.last, 0))
         except Exception as error:
             logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)
             if log.producing:
-                log.close("failed", encode_json({"status": "failed", "error": described(error)}))
+                log.close(End.failed(error))
             return
         if not log.producing:
             await _close(events, info.run)
             return
         if log.last < 0:
-            log.append(b"start", _start_data(info))
-        logger.warning("run %s goes on here behind event %d", info.run, log.last)
+            log.append(b"start", info.start)
+        logger.warning("run %s continues on this worker after event %d", info.run, log.last)
         self.restarts += 1
-        self._produce(log, events, policy)
+        self._pump(log, events, policy)
 
-    async def join(
-        self, source: Source, policy: Policy, opener: Opener, arguments: Mapping[str, Any]
-    ) -> Place:
-        """The shared run for these arguments, started if there is none, at its newest event."""
-        given = sorted({**source.defaults, **arguments}.items())
-        key = f"{source.name} {encode_json(given).decode()}"
-        log = await self.start(source, policy, opener, None, arguments, key=key)
+    async def _join(self, job: Job) -> Position:
+        """The shared run of a job, at its newest event."""
+        log = await self.start(job)
         if log.last <= 1:
-            return Place(log, -1)
-        return Place(log, log.last - 1, start_frame(log.info))
+            return Position(log, -1)
+        return Position(log, log.last - 1, joins_late=True)
 
-    async def resume(
-        self,
-        last: EventId,
-        source: Source,
-        policy: Policy,
-        opener: Opener,
-        owner: str | None,
-        arguments: Mapping[str, Any],
-    ) -> Place | None:
-        """Where a client goes on that has had everything up to `last`; None: it has it all.
+    async def _resume(self, job: Job, last: EventId) -> Position | None:
+        """The run of `last`, after that event.
 
-        Raises RunGone if that cannot be done.
+        1. Find the run. If the log does not have it and its source is restartable, restart it
+           under its id after that event. Several readers may do so at once: one succeeds.
+        2. If the restarted source completed without an event, discard the run: nothing was left.
+        3. Check that the run is one of the same source and owner.
         """
         try:
             log = await self._log.find(last.run)
         except UnknownRun:
-            if not source.restartable:
-                raise RunGone(f"run {last.run} is not here (any more): start anew") from None
+            if not job.restartable:
+                raise RunGone(f"run {last.run} is no longer retained; start a new one") from None
             try:
-                log = await self.start(source, policy, opener, owner, arguments, again=last)
+                log = await self.start(job, restart_after=last)
                 self.restarts += 1
-            except RunExists:  # another of its readers has been quicker
+            except RunExists:
                 log = await self._log.find(last.run)
             if log.status == "completed" and log.last == last.number + 1:
                 await self._log.discard(last.run)
                 return None
-        if log.info.source != source.name or log.info.owner not in (None, owner):
-            raise RunGone(f"run {last.run} is not one of source {source.name}: start anew")
-        return self.place(log, last)
+        if log.info.source != job.source or log.info.owner not in (None, job.owner):
+            raise RunGone(f"run {last.run} is not a run of source {job.source}; start a new one")
+        return self.position(log, last)
 
-    async def knows(self, run: str) -> bool:
-        """Whether the run is in the log."""
+    async def _knows(self, run: str) -> bool:
         try:
             await self._log.find(run)
         except UnknownRun:
@@ -309,33 +314,33 @@ class Runs:
         return True
 
     async def find(self, run: str, owner: str | None) -> RunLog:
-        """The run's log. Raises UnknownRun, for another owner's too."""
+        """The log of a run. Raises UnknownRun, also for a run of another owner."""
         log = await self._log.find(run)
         if log.info.owner not in (None, owner):
-            raise UnknownRun(f"there is no run {run!r} here (any more)")
+            raise UnknownRun(f"there is no run {run!r}, or it is no longer retained")
         return log
 
-    def place(self, log: RunLog, last: EventId | None) -> Place | None:
-        """Where a reader begins in a run; None: it has had the end.
+    def position(self, log: RunLog, last: EventId | None) -> Position | None:
+        """Where a reader of a run begins whose last event is `last`; None: it has had the end.
 
-        Raises InvalidEventId for another run's event, RunGone for one that never was.
+        Raises InvalidEventId for an event of another run, RunGone for one that does not exist.
         """
         if last is None:
-            return Place(log, -1)
+            return Position(log, -1)
         if last.run != log.info.run:
-            raise InvalidEventId(f"event {last.run}.{last.number} is not of run {log.info.run}")
+            raise InvalidEventId(f"event {last} is not an event of run {log.info.run}")
         if log.status != "running" and last.number >= log.last:
             return None
         if last.number > log.last and not log.restarted:
-            raise RunGone(f"run {last.run} has no event {last.number} yet: start anew")
-        return Place(log, last.number)
+            raise RunGone(f"run {last.run} has no event {last.number}; start a new one")
+        return Position(log, last.number)
 
     async def cancel(self, log: RunLog, reason: str = "stopped") -> None:
-        """Stops the run, wherever it is produced, if it is running."""
-        await log.cancel(encode_json({"status": "cancelled", "reason": reason}))
+        """Stops a run, on whichever worker it is produced. Does nothing if it has ended."""
+        await log.cancel(End.cancelled(reason))
 
     async def aclose(self) -> None:
-        """Ends every run that no other worker can go on with, and waits until all are closed."""
+        """Ends the runs that no other worker can continue, and waits until sources are closed."""
         runs = list(self._producing.values())
         for run in runs:
             if self._log.shared and run.log.info.arguments is not None:
@@ -363,18 +368,9 @@ class Runs:
 async def _close(events: AsyncIterator[Any], run: str) -> None:
     aclose = getattr(events, "aclose", None)
     if aclose is None or getattr(events, "ag_frame", events) is None:
-        return  # a generator without a frame has ended
+        return  # A generator without a frame has ended.
     try:
         with anyio.fail_after(CLEANUP_SECONDS):
             await aclose()
     except Exception:
         logger.exception("run %s: closing its source failed", run)
-
-
-def _start_data(info: RunInfo) -> bytes:
-    return encode_json({"run": info.run, "source": info.source})
-
-
-def start_frame(info: RunInfo) -> bytes:
-    """The run's first event, for a reader that begins later in it."""
-    return frame(info.run.encode(), 0, b"start", _start_data(info))

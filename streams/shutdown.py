@@ -1,8 +1,8 @@
-"""The server's shutdown, for every server but uvicorn, whose own sse-starlette sees.
+"""The server's shutdown, on every server except uvicorn, for which sse-starlette provides it.
 
-The law of this file: a signal's handler is wrapped once, only where a server has set one, and that
-one is called, too. Without it granian waits for open streams for ever, and hypercorn and daphne
-cut them. Signals belong to the process, and so does what is kept here. response.py calls it.
+The first stream wraps the handlers that the server has set for SIGTERM and SIGINT; the wrappers
+call them. Without this, granian waits for open streams for ever, and hypercorn and daphne cut them.
+Signal handlers belong to the process, so this module keeps the only global state of the package.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from typing import Any
 from weakref import WeakSet
 
 _open: set[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = set()
-_looked: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+_examined: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 _handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
 
 class StoppedWithTheServer:
-    """While in context, `stop` is called in this event loop when the server is told to stop."""
+    """A context in which `stop` is called, in this event loop, when the server shuts down."""
 
     __slots__ = ("_entry",)
 
@@ -28,21 +28,21 @@ class StoppedWithTheServer:
 
     def __enter__(self) -> None:
         loop, _ = self._entry
-        if loop not in _looked:  # a server sets its handlers once, and to ask for them takes 10 µs
-            _looked.add(loop)
-            _chain()
+        if loop not in _examined:  # A server sets its handlers once; asking for them takes 10 µs.
+            _examined.add(loop)
+            _wrap_handlers()
         _open.add(self._entry)
 
     def __exit__(self, *error: Any) -> None:
         _open.discard(self._entry)
 
 
-def _chain() -> None:
+def _wrap_handlers() -> None:
     if _handlers or threading.current_thread() is not threading.main_thread():
-        return  # only the main thread may set handlers
+        return  # Only the main thread may set handlers.
     handler = signal.getsignal(signal.SIGTERM)
     if not callable(handler) or hasattr(getattr(handler, "__self__", None), "should_exit"):
-        return  # no server's, or uvicorn's
+        return  # There is no server, or it is uvicorn.
     for number in (signal.SIGTERM, signal.SIGINT):
         handler = signal.getsignal(number)
         if callable(handler):

@@ -1,8 +1,10 @@
-"""A source: a function that makes events, its parameters, its policy.
+"""A source: a function that yields events, its parameters and its policy.
 
-The law of this file: a source's signature is its contract. What it declares is checked before it
-is called, all faults at once, the same for a query string and a JSON body, and is published as
-JSON Schema. asgi.py reads the arguments, run.py opens and pumps what comes out.
+Invariants:
+
+1. A source's signature is its contract: arguments are checked before the function is called, and
+   all faults are reported at once.
+2. A query string and a JSON body are checked by the same types, which are published as JSON Schema.
 """
 
 import functools
@@ -17,7 +19,19 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from typing import Annotated, Any, get_args, get_origin, get_type_hints, overload
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    ParamSpec,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 import anyio
 import msgspec
@@ -26,14 +40,29 @@ from msgspec import Meta
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from streams.errors import InvalidBody, InvalidParameters, shown
+from streams.errors import InvalidBody, InvalidParameters, abbreviated
+from streams.event import encode_json
 
-# A Last-Event-ID that a browser cannot send as a header (its first request) comes like this.
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# An EventSource cannot set a header on its first request, so these query parameters do it.
 EVENT_ID_PARAMETERS = ("last_event_id", "lastEventId")
 
 Seconds = Annotated[float, Meta(ge=0, le=10**9)]
 Interval = Annotated[float, Meta(ge=0.01, le=86_400)]
 Bytes = Annotated[int, Meta(ge=0)]
+
+
+class PolicyOptions(TypedDict, total=False):
+    """The options of a Policy, as keyword arguments."""
+
+    heartbeat: float
+    retry: tuple[float, float]
+    linger: float | None
+    retain: float
+    window: int
+    send_timeout: float
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,39 +71,65 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     heartbeat: Interval = 15.0
     """Seconds between the comment lines that keep an idle connection open."""
     retry: tuple[Seconds, Seconds] = (1.0, 3.0)
-    """Seconds a client waits before it reconnects: a random value of this range for each."""
+    """Seconds that a client waits before it reconnects: a random value in this range."""
     linger: Seconds | None = 30.0
-    """Seconds a run goes on with no reader before it is cancelled. None: to its end."""
+    """Seconds that a run continues without readers before it is cancelled. None: to its end."""
     retain: Seconds = 300.0
-    """Seconds a finished run stays readable."""
+    """Seconds that a finished run stays readable."""
     window: Bytes = 2**20
-    """Bytes a run may be ahead of its slowest reader, and about what it holds."""
+    """Bytes that a run may be ahead of its slowest reader; its log holds about this much."""
     send_timeout: Interval = 30.0
-    """Seconds a reader may take nothing before it is disconnected."""
+    """Seconds after which a client that accepts no data is disconnected."""
 
-    def but(self, changes: Mapping[str, Any]) -> "Policy":
-        """This policy with `changes`. Raises TypeError naming an unknown or impossible one."""
+    def replace(self, changes: PolicyOptions, of: str) -> "Policy":
+        """A copy with `changes`, which are options of `of`.
+
+        Raises TypeError for an unknown option and for an invalid value.
+        """
+        for name in changes:
+            if name not in self.__struct_fields__:
+                options = ", ".join(self.__struct_fields__)
+                raise TypeError(f"{name!r} is not an option of {of}; policy options: {options}")
         try:
             return msgspec.convert({**msgspec.structs.asdict(self), **changes}, Policy)
         except msgspec.ValidationError as error:
-            raise TypeError(f"policy: {error}") from None
+            raise TypeError(f"policy of {of}: {error}") from None
 
 
-class Source:
-    """A source function with its parameters and policy; `@source` makes one.
+Opener = Callable[[int], Awaitable[AsyncIterator[Any]]]
+"""Opens a source after its first n events."""
 
-    Calling it calls the function. Raises TypeError when made of something that is not a
-    generator function or an async function, or whose parameters cannot be published.
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is started from: a source with its arguments, its policy and its owner."""
+
+    source: str
+    policy: Policy
+    open: Opener
+    owner: str | None = None
+    """The identity of the user to whom the run will belong; None: to anybody who knows its id."""
+    arguments: str | None = None
+    """A JSON object; None if another worker cannot continue the run with it."""
+    key: str | None = None
+    """At most one running run has a given key: its viewers share it."""
+    restartable: bool = False
+
+
+class Source(Generic[P, T]):
+    """A source function with its parameters and its policy. `@source` makes one.
+
+    Calling it calls the function. Raises TypeError for a function that is neither a generator
+    function nor an async function, and for parameters that cannot be published.
     """
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Callable[P, T],
         *,
         name: str | None = None,
         shared: bool = False,
         aclose: Callable[[], Awaitable[None]] | None = None,
-        **policy: Any,
+        **policy: Unpack[PolicyOptions],
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -84,17 +139,17 @@ class Source:
         self.policy = policy
         self.description = (inspect.getdoc(function) or "").partition("\n")[0]
         if not re.fullmatch(r"[\w.~-]+", self.name, re.ASCII):
-            raise TypeError(f"source name {self.name!r} does not fit into a URL: use letters")
+            raise TypeError(f"source name {self.name!r} does not fit into a URL; use letters")
         if not (
             inspect.isasyncgenfunction(function)
             or inspect.isgeneratorfunction(function)
             or inspect.iscoroutinefunction(function)
         ):
             raise TypeError(
-                f"source {self.name!r} has to be an async generator function, a generator "
-                f"function, or an async function that returns an async iterator"
+                f"source {self.name!r} must be an async generator function, a generator function, "
+                f"or an async function that returns an async iterator"
             )
-        Policy().but(policy)
+        Policy().replace(policy, f"source {self.name!r}")
         self._request_parameter: str | None = None
         self._needs_request = False
         self.restartable = False
@@ -109,11 +164,13 @@ class Source:
         for parameter in inspect.signature(self.function).parameters.values():
             name, type_ = parameter.name, hints.get(parameter.name)
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                raise TypeError(f"source {self.name!r}: *{name} cannot be published, name each")
+                raise TypeError(
+                    f"source {self.name!r}: *{name} cannot be published; name each parameter"
+                )
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise TypeError(f"source {self.name!r}: {name!r} must not be positional-only")
             if name in EVENT_ID_PARAMETERS:
-                raise TypeError(f"source {self.name!r}: the name {name!r} is taken")
+                raise TypeError(f"source {self.name!r}: the parameter name {name!r} is reserved")
             if any(
                 inspect.isclass(t) and issubclass(t, Request) for t in (type_, *get_args(type_))
             ):
@@ -139,17 +196,17 @@ class Source:
 
     @property
     def movable(self) -> bool:
-        """Whether another worker can go on with a run of it: nothing but arguments is needed."""
+        """Whether another worker can continue a run: it needs the arguments, but no request."""
         return self.restartable and not self._needs_request
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<Source {self.name}>"
 
     def from_query(self, query: QueryParams) -> dict[str, Any]:
-        """The arguments in a query string, texts read as the declared types.
+        """The arguments in a query string, converted from text to the declared types.
 
         Raises InvalidParameters with all faults.
         """
@@ -158,7 +215,7 @@ class Source:
             if name not in EVENT_ID_PARAMETERS:
                 values = query.getlist(name)
                 given[name] = values if len(values) > 1 or self._is_list(name) else values[0]
-        return self._arguments(given, lambda value, type_: _convert(value, type_, strict=False))
+        return self._arguments(given, strict=False)
 
     def _is_list(self, name: str) -> bool:
         type_: Any = self._types.get(name)
@@ -168,74 +225,97 @@ class Source:
     def from_json(self, body: bytes) -> dict[str, Any]:
         """The arguments in a JSON object.
 
-        Raises InvalidBody for what is no object, InvalidParameters with all faults.
+        Raises InvalidBody if it is not an object, InvalidParameters with all faults.
         """
         try:
             given = msgspec.json.decode(body or b"{}", type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidBody(f"the body has to be a JSON object: {error}") from None
-        return self._arguments(given, _convert)
+            raise InvalidBody(f"the body must be a JSON object: {error}") from None
+        return self._arguments(given, strict=True)
 
-    def _arguments(
-        self, given: Mapping[str, Any], convert: Callable[[Any, Any], Any]
-    ) -> dict[str, Any]:
+    def _arguments(self, given: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
         arguments = {}
         faults = {name: "is required" for name in self._required if name not in given}
         for name, value in given.items():
             if name not in self._types:
                 known = ", ".join(self._types) or "none"
-                faults[name] = f"is no parameter of this source, which has: {known}"
+                faults[name] = f"is not a parameter of this source; its parameters: {known}"
                 continue
             try:
-                arguments[name] = convert(value, self._types[name])
+                arguments[name] = msgspec.convert(value, self._types[name], strict=strict)
             except msgspec.ValidationError as error:
-                faults[name] = f"{str(error)[0].lower()}{str(error)[1:]}, given {shown(value)}"
+                faults[name] = (
+                    f"{str(error)[0].lower()}{str(error)[1:]}, given {abbreviated(value)}"
+                )
         if faults:
             raise InvalidParameters(
-                "; ".join(f"{shown(name)[1:-1]}: {fault}" for name, fault in faults.items()),
+                "; ".join(f"{abbreviated(name)[1:-1]}: {fault}" for name, fault in faults.items()),
                 errors=[{"name": name, "detail": fault} for name, fault in faults.items()],
             )
         return arguments
 
+    def job(
+        self,
+        arguments: Mapping[str, Any],
+        request: Request | None,
+        *,
+        policy: Policy,
+        owner: str | None = None,
+    ) -> Job:
+        """A job with these arguments. A shared source's job has a key, and no owner."""
+        key = None
+        if self.shared:
+            all_arguments = sorted({**self.defaults, **arguments}.items())
+            key = f"{self.name} {encode_json(all_arguments).decode()}"
+        return Job(
+            source=self.name,
+            policy=policy,
+            open=functools.partial(self.open, arguments, request),
+            owner=None if self.shared else owner,
+            arguments=encode_json(arguments).decode() if self.movable else None,
+            key=key,
+            restartable=self.restartable,
+        )
+
     async def open(
         self, arguments: Mapping[str, Any], request: Request | None, after: int = 0
     ) -> AsyncIterator[Any]:
-        """What the source yields behind its first `after` events.
+        """Calls the function, and returns an iterator of the events after its first `after` ones.
 
-        Awaits a source that is an async function: what that raises comes from here. `request` is
-        None where another worker goes on with a run, which a source that wants one cannot have.
+        A source that is an async function is awaited, and may raise anything. `request` is None
+        if another worker continues a run.
         """
         extra: dict[str, Any] = {}
         if self._request_parameter is not None:
             extra[self._request_parameter] = request
         if self.restartable:
             extra["after"] = after
-        produced = self.function(**arguments, **extra)
+        produced: Any = self.function(**arguments, **extra)  # type: ignore[call-arg]
         if inspect.iscoroutine(produced):
             produced = await produced
         return iterate(produced)
 
 
 @overload
-def source(function: Callable[..., Any], /) -> Source: ...
+def source(function: Callable[P, T], /) -> Source[P, T]: ...
 @overload
 def source(
     *,
     name: str | None = None,
     shared: bool = False,
     aclose: Callable[[], Awaitable[None]] | None = None,
-    **policy: Any,
-) -> Callable[[Callable[..., Any]], Source]: ...
-def source(
-    function: Callable[..., Any] | None = None, /, **options: Any
-) -> Source | Callable[[Callable[..., Any]], Source]:
-    """Makes a source of an async generator function, of an async function that returns an async
-    iterator (awaited before the response starts, so that what it raises is a real HTTP status),
-    or of a generator function (run in a worker thread).
+    **policy: Unpack[PolicyOptions],
+) -> Callable[[Callable[P, T]], Source[P, T]]: ...
+def source(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Makes a source of a function.
 
-    With `shared`, one run serves all viewers that give the same parameters. `aclose` is awaited
-    when an app that serves it closes: it closes what the runs share. Other keywords are
-    this source's exceptions from the policy: see Policy.
+    The function is an async generator function; or an async function that returns an async
+    iterator, which is awaited before the response starts, so that an error in it is an HTTP
+    status; or a generator function, which runs in worker threads.
+
+    `name` (default: the function's) is the source's name in URLs. With `shared`, all viewers that
+    give the same parameters share one run. `aclose` is awaited when an app that serves the source
+    closes. Other keywords are this source's exceptions from the policy: see Policy.
     """
     if function is None:
         return lambda function: Source(function, **options)
@@ -243,15 +323,17 @@ def source(
 
 
 def iterate(produced: Any) -> AsyncIterator[Any]:
-    """An async iterator over what a source produced; a plain iterable runs in worker threads.
+    """An async iterator over what a source's function returned. Iterables run in worker threads.
 
-    Raises TypeError for what cannot be iterated.
+    Raises TypeError for a value that cannot be iterated.
     """
     if isinstance(produced, AsyncIterable):
         return aiter(produced)
     if isinstance(produced, Iterable):
         return _in_thread(iter(produced))
-    raise TypeError(f"a source gives an async iterator, not a {type(produced).__name__}")
+    raise TypeError(
+        f"a source must return an async iterator or an iterator, not a {type(produced).__name__}"
+    )
 
 
 async def _in_thread(iterator: Iterator[Any]) -> AsyncIterator[Any]:
@@ -263,7 +345,3 @@ async def _in_thread(iterator: Iterator[Any]) -> AsyncIterator[Any]:
         if (close := getattr(iterator, "close", None)) is not None:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(close)
-
-
-def _convert(value: Any, type_: Any, *, strict: bool = True) -> Any:
-    return msgspec.convert(value, type_, strict=strict)

@@ -85,7 +85,7 @@ async def test_unknown_sources_runs_and_paths_get_a_404() -> None:
 async def test_an_unsupported_method_gets_a_405_that_lists_the_supported_ones() -> None:
     async with client_of(Streams([counter])) as client:
         response = await client.put("/streams/counter")
-        assert "PUT does not work here" in problem(response, 405)
+        assert "PUT is not allowed here; use " in problem(response, 405)
         assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
         response = await client.post(f"/runs/{UNKNOWN}")
         assert set(response.headers["allow"].split(", ")) == {"DELETE", "GET", "HEAD"}
@@ -386,7 +386,7 @@ async def test_at_max_runs_a_new_run_gets_a_503_with_retry_after() -> None:
         async with connection(url, "/streams/counter?interval=60") as stream:
             await stream.until(lambda stream: stream.body, "the body has begun")
             response = await client.get("/streams/counter")
-            assert "1 runs (of 1)" in problem(response, 503)
+            assert "holds 1 runs (limit 1)" in problem(response, 503)
             assert response.headers["retry-after"] == "10"
             response = await client.get("/streams/counter", headers=EVENT_SOURCE)
             assert (response.status_code, response.text) == (200, "retry: 10000\n")
@@ -633,13 +633,15 @@ def test_streams_refuses_invalid_sources_and_options() -> None:
     async def plain() -> AsyncIterator[int]:
         yield 1
 
-    with pytest.raises(TypeError, match="is not a source: decorate it with @source"):
+    with pytest.raises(TypeError, match="is not a source; decorate it with @source"):
         Streams([plain])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="two sources are named 'counter'"):
+    with pytest.raises(TypeError, match="two sources have the name 'counter'"):
         Streams([counter, counter])
-    with pytest.raises(TypeError, match="unknown field `speed`"):
-        Streams([counter], speed=3)
+    with pytest.raises(
+        TypeError, match="'speed' is not an option of Streams; policy options: heartbeat, "
+    ):
+        Streams([counter], speed=3)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="status 200 is not an error"):
         StreamError("fine", status=200)
     with pytest.raises(TypeError, match=r"retry"):
-        Streams([counter], retry=3)
+        Streams([counter], retry=3)  # type: ignore[arg-type]

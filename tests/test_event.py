@@ -15,7 +15,7 @@ from sse_starlette import ServerSentEvent
 
 from streams import Event
 from streams.errors import UnencodableValue
-from streams.event import RESERVED_NAMES, frame, payload
+from streams.event import RESERVED_NAMES, frame, parse_frames, payload
 
 RUN = b"AAAAAAAAAAAAAAAAAAAAAA"
 
@@ -88,11 +88,11 @@ def test_event_refuses_an_invalid_or_reserved_name(name: str) -> None:
 
 
 def test_event_refuses_data_together_with_text_and_neither() -> None:
-    with pytest.raises(ValueError, match="one of them only"):
+    with pytest.raises(ValueError, match="either data or text"):
         Event(1, text="1")
-    with pytest.raises(ValueError, match="one of them only"):
+    with pytest.raises(ValueError, match="either data or text"):
         Event(event="name")
-    with pytest.raises(ValueError, match="text cannot be UTF-8"):
+    with pytest.raises(ValueError, match="text cannot be encoded as UTF-8"):
         Event(text="\ud800")
 
 
@@ -110,3 +110,25 @@ def test_a_frame_equals_that_of_sse_starlette_byte_for_byte(
     encoded = None if name is None else name.encode()
     expected = ServerSentEvent(data, event=name, id=f"{RUN.decode()}.{number}", sep="\n")
     assert frame(RUN, number, encoded, data.encode()) == expected.encode()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.none() | st.sampled_from(["tick", "end", "é"]),
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0")),
+        ),
+        max_size=8,
+    )
+)
+def test_parsing_frames_gives_back_number_name_and_data(
+    events: list[tuple[str | None, str]],
+) -> None:
+    frames = b"".join(
+        frame(b"r", number, name.encode() if name else None, data.encode())
+        for number, (name, data) in enumerate(events)
+    )
+    assert [(event.name, event.data.decode()) for event in parse_frames(frames)] == [
+        (name or "message", data) for name, data in events
+    ]
+    assert [event.number for event in parse_frames(frames)] == list(range(len(events)))

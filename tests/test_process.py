@@ -109,7 +109,7 @@ def test_the_server_exits_with_one_line_about_an_invalid_setting() -> None:
     ):
         raise RuntimeError("the server started")
     lines = str(failed.value).splitlines()[1:]
-    assert lines == ["STREAMS_HEARTBEAT='often' cannot be: Expected `float`, got `str`"]
+    assert lines == ["STREAMS_HEARTBEAT='often' is invalid: Expected `float`, got `str`"]
 
 
 def test_make_run_reports_an_invalid_setting_once_for_all_workers() -> None:
@@ -124,4 +124,4 @@ def test_make_run_reports_an_invalid_setting_once_for_all_workers() -> None:
         check=False,
     )
     assert made.returncode
-    assert made.stderr.count("STREAMS_HEARTBEAT='often' cannot be") == 1
+    assert made.stderr.count("STREAMS_HEARTBEAT='often' is invalid") == 1

@@ -1,9 +1,12 @@
-"""What the project promises about itself: its layout, its names, and that its README is true."""
+"""The layout of the project, its public names, and that the README is true."""
 
 import ast
 import asyncio
 import re
 import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +18,132 @@ from tests.support.servers import connection, serving
 
 ROOT = Path(__file__).parent.parent
 
-# Imports run one way: a file imports what stands to its right.
-ORDER = [
+# The core, from top to bottom: a module imports only modules below it.
+CORE = [
     "asgi",
-    "wires.openai.routes",
     "response",
     "request",
     "run",
-    "log.redis",
-    "log.redis.run",
-    "log.redis.connection",
-    "log.redis.scripts",
-    "wires.openai.chat",
     "log.memory",
-    "log.memory_run",
+    "log.backing",
+    "log.buffer",
     "log",
     "source",
+    "wires",
     "shutdown",
     "event",
     "errors",
 ]
 
+# What `asgi` imports only when it is asked for; the rest of the core knows none of it.
+OPTIONAL = {"streams.log.redis", "streams.page", "streams.wires.openai"}
 
-def imported(path: Path) -> set[str]:
+# The modules whose names are public: all that a source, a wire or a log needs.
+PUBLIC = {"streams", "streams.errors", "streams.event", "streams.log", "streams.wires"}
+
+PLUGINS = {
+    "sources": PUBLIC,
+    "wires/openai": PUBLIC | {"streams.response"},
+    "page": PUBLIC,
+    "log/redis": PUBLIC | {"streams.log.backing", "streams.log.memory"},
+}
+
+
+def path_of(module: str) -> Path:
+    path = ROOT / "streams" / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imports(path: Path, *, inside_functions: bool = True) -> set[str]:
+    """The modules of this package that a file imports."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if inside_functions else tree.body:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-    return names
+    return {name for name in names if name.partition(".")[0] == "streams"}
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_imports_run_one_way(module: str) -> None:
-    path = ROOT / "streams" / module.replace(".", "/")
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    ours = {name for name in imported(path) if name.startswith("streams")}
-    assert ours <= {f"streams.{name}" for name in ORDER[ORDER.index(module) + 1 :]}
+@pytest.mark.parametrize("module", CORE)
+def test_a_module_of_the_core_imports_only_modules_below_it(module: str) -> None:
+    path = path_of(module)
+    below = {f"streams.{name}" for name in CORE[CORE.index(module) + 1 :]}
+    at_import, ever = imports(path, inside_functions=False), imports(path)
+    assert at_import <= below
+    assert ever - at_import == (OPTIONAL if module == "asgi" else set())
 
 
-def test_a_source_imports_only_what_a_plugins_author_has_too() -> None:
-    for path in [*(ROOT / "streams/sources").glob("*.py"), ROOT / "app.py"]:
-        ours = {name for name in imported(path) if name.startswith("streams")}
-        assert ours <= {"streams", "streams.sources.cut"} or path.name == "__init__.py"
+@pytest.mark.parametrize("folder", PLUGINS)
+def test_an_optional_part_imports_only_public_names_and_its_own(folder: str) -> None:
+    own = f"streams.{folder.replace('/', '.')}"
+    for path in (ROOT / "streams" / folder).rglob("*.py"):
+        foreign = {name for name in imports(path) if name != own and not name.startswith(f"{own}.")}
+        assert foreign <= PLUGINS[folder], path
+
+
+def test_every_module_is_part_of_the_core_or_optional() -> None:
+    core = {path_of(module) for module in CORE}
+    optional = {path for folder in PLUGINS for path in (ROOT / "streams" / folder).rglob("*.py")}
+    rest = {path.name for path in set((ROOT / "streams").rglob("*.py")) - core - optional}
+    assert rest == {"__init__.py", "settings.py"}
+
+
+def test_the_settings_import_only_public_names() -> None:
+    assert imports(ROOT / "streams/settings.py") == {"streams"}
+    assert imports(ROOT / "app.py") == {"streams.settings"}
+
+
+def test_the_log_of_the_tests_imports_only_public_names() -> None:
+    assert imports(ROOT / "tests/support/list_log.py") <= PUBLIC
+
+
+def test_the_package_needs_four_others() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[>\[]", dependency)[0] for dependency in project["dependencies"]}
+    assert names == {"anyio", "msgspec", "sse-starlette", "starlette"}
+
+
+STREAMS_WITHOUT_EXTRAS = """
+import asyncio, sys
+
+for name in ("uvicorn", "uvloop", "httptools", "httpx", "httpx_sse", "redis", "fastapi"):
+    sys.modules[name] = None  # Importing it raises ImportError.
+
+from streams import Streams
+from streams.sources import counter
+
+async def main():
+    body = b""
+
+    async def receive():
+        await asyncio.sleep(3600)
+
+    async def send(message):
+        nonlocal body
+        body += message.get("body", b"")
+
+    path = "/streams/counter"
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(),
+             "query_string": b"count=2&interval=0", "headers": []}
+    await Streams([counter])(scope, receive, send)
+    print(body.decode())
+
+asyncio.run(asyncio.wait_for(main(), 20))
+"""
+
+
+def test_the_package_streams_without_a_server_and_without_extras() -> None:
+    command = [sys.executable, "-c", STREAMS_WITHOUT_EXTRAS]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert 'data: {"number":1}' in ran.stdout, ran.stderr
+    assert 'data: {"status":"completed"}' in ran.stdout
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", streams.__version__)
+    assert version("streams") == streams.__version__
 
 
 def test_no_file_is_longer_than_400_lines() -> None:
@@ -66,7 +151,7 @@ def test_no_file_is_longer_than_400_lines() -> None:
         assert len(path.read_text().splitlines()) <= 400, path
 
 
-def test_every_file_says_what_lives_in_it() -> None:
+def test_every_file_has_a_docstring() -> None:
     for path in [
         ROOT / "app.py",
         *(ROOT / "streams").rglob("*.py"),
@@ -86,6 +171,7 @@ def test_the_public_names() -> None:
         "Source",
         "StreamError",
         "Streams",
+        "Wire",
         "source",
     }
     assert all(getattr(streams, name).__doc__ for name in streams.__all__)
@@ -105,8 +191,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re
 async def test_every_python_block_of_the_readme_runs(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A block that makes an app has a comment with the curl command to try it, which is tried; a
-    block with a main() is a client of what `make run` serves, and has its output in comments."""
+    """Runs each block. One that makes an app has a curl command in a comment, which is tried. One
+    with a main() is a client of what `make run` serves, and has its output in comments."""
     block = BLOCKS[number]
     namespace: dict[str, Any] = {"__name__": f"readme_{number}"}
     exec(compile(block, f"README.md, block {number}", "exec"), namespace)
@@ -114,7 +200,9 @@ async def test_every_python_block_of_the_readme_runs(
     assert bool(tries) == ("app" in namespace)
     for path in tries:
         async with serving(namespace["app"]) as url, connection(url, path) as stream:
-            await stream.until(lambda stream: stream.body.count(b"\ndata: ") >= 2)
+            await stream.until(
+                lambda stream: stream.body.count(b"\ndata: ") >= 2, "two events have come"
+            )
             assert stream.head.startswith("http/1.1 200")
     if main := namespace.get("main"):
         async with serving(app.app) as url:

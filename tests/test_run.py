@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from streams import StreamError, Streams, source
 from streams.errors import InvalidEventId, RunGone
 from streams.event import EventId
+from streams.source import Job
 from streams.sources import clock, counter
 from tests.support.list_log import ListLog
 from tests.support.servers import Connection, client_of, connection, every_event, serving, until
@@ -234,11 +235,11 @@ async def test_100_viewers_of_a_shared_source_that_is_still_opening_start_one_ru
     gate, opened = asyncio.Event(), 0
 
     @source(shared=True)
-    async def slow() -> AsyncIterator[int]:
+    async def slow() -> AsyncIterator[dict[str, Any]]:
         nonlocal opened
         opened += 1
         await gate.wait()
-        return clock()  # type: ignore[no-any-return]
+        return clock()
 
     streams = Streams([slow])
     async with serving(streams) as url, anyio.create_task_group() as group:
@@ -721,6 +722,7 @@ async def test_a_run_that_is_stopped_while_its_source_opens_closes_the_opened_it
         return Opened()
 
     streams: Any = Streams(log=ListLog())
-    with pytest.raises(RunGone, match="stopped before it began"):
-        await streams.runs.start(counter, streams.policy, opener, None)
+    job = Job(source="opened", policy=streams.policy, open=opener)
+    with pytest.raises(RunGone, match="stopped before it started"):
+        await streams.runs.start(job)
     assert closed.is_set()

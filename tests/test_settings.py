@@ -1,20 +1,24 @@
-"""app.py: the options of Streams, read from environment variables."""
+"""settings.py: the options of Streams, read from environment variables."""
 
 import sys
 
 import pytest
 
 import app
-from streams import Streams
+from streams import Streams, settings
 
 
 def test_without_variables_the_built_in_sources_are_served() -> None:
     assert list(app.app.sources) == ["counter", "tokens", "clock"]
-    assert [source.name for source in app.options({})["sources"]] == ["counter", "tokens", "clock"]
+    assert [source.name for source in settings.options({})["sources"]] == [
+        "counter",
+        "tokens",
+        "clock",
+    ]
 
 
 def test_every_option_can_be_set_by_a_variable() -> None:
-    options = app.options(
+    options = settings.options(
         {
             "STREAMS_SOURCES": "tests.support.sources:ticks,streams.sources:clock",
             "STREAMS_HEARTBEAT": "5",
@@ -31,7 +35,7 @@ def test_every_option_can_be_set_by_a_variable() -> None:
             "STREAMS_LOG": "redis://127.0.0.1",
         }
     )
-    assert set(options) == {*app.OPTIONS, "models"}
+    assert set(options) == {*settings.OPTIONS, "models"}
     assert options["retry"] == (0.5, 2)
     assert options["linger"] is None
     assert options["origins"] == ["https://a.example", "https://b.example"]
@@ -44,35 +48,39 @@ def test_every_option_can_be_set_by_a_variable() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("HEARTBEAT", "0", "STREAMS_HEARTBEAT='0' cannot be: Expected `float` >= 0.01"),
-        ("HEARTBEAT", "", "STREAMS_HEARTBEAT='' cannot be: Expected `float`, got `null`"),
-        ("RETRY", "3", "STREAMS_RETRY='3' cannot be: Expected `array` of length 2, got 1"),
-        ("MAX_RUNS", "many", "STREAMS_MAX_RUNS='many' cannot be: Expected `int`, got `str`"),
-        ("MAX_RUNS", "0", "STREAMS_MAX_RUNS='0' cannot be: Expected `int` >= 1"),
-        ("SOURCES", "nope:x", 'STREAMS_SOURCES: Could not import module "nope".'),
-        ("SOURCES", "app", 'STREAMS_SOURCES: Import string "app" must be in format'),
-        ("SOURCES", "app:OPTIONS", "STREAMS_SOURCES: app:OPTIONS is not a source"),
+        ("HEARTBEAT", "0", "STREAMS_HEARTBEAT='0' is invalid: Expected `float` >= 0.01"),
+        ("HEARTBEAT", "", "STREAMS_HEARTBEAT='' is invalid: Expected `float`, got `null`"),
+        ("RETRY", "3", "STREAMS_RETRY='3' is invalid: Expected `array` of length 2, got 1"),
+        ("MAX_RUNS", "many", "STREAMS_MAX_RUNS='many' is invalid: Expected `int`, got `str`"),
+        ("MAX_RUNS", "0", "STREAMS_MAX_RUNS='0' is invalid: Expected `int` >= 1"),
+        (
+            "SOURCES",
+            "nope:x",
+            "STREAMS_SOURCES: 'nope:x' cannot be imported: No module",
+        ),
+        ("SOURCES", "app", "STREAMS_SOURCES: 'app' must have the form package.module:name"),
+        ("SOURCES", "app:app", "STREAMS_SOURCES: app:app is not a source"),
     ],
 )
 def test_an_invalid_value_exits_with_a_message_that_names_it(
     name: str, value: str, message: str
 ) -> None:
     with pytest.raises(SystemExit) as exited:
-        app.options({f"STREAMS_{name}": value})
+        settings.options({f"STREAMS_{name}": value})
     assert str(exited.value).startswith(message)
 
 
 def test_an_empty_variable_sets_an_empty_list() -> None:
-    assert app.options({"STREAMS_ORIGINS": ""})["origins"] == []
+    assert settings.options({"STREAMS_ORIGINS": ""})["origins"] == []
 
 
 def test_the_mock_is_a_model_only_if_its_source_is_served() -> None:
-    assert list(app.options({})["models"]) == ["mock"]
-    assert app.options({"STREAMS_SOURCES": "streams.sources:clock"})["models"] == {}
+    assert list(settings.options({})["models"]) == ["mock"]
+    assert settings.options({"STREAMS_SOURCES": "streams.sources:clock"})["models"] == {}
 
 
 def test_a_configured_model_is_served_next_to_the_built_in_sources() -> None:
-    options = app.options(
+    options = settings.options(
         {
             "LLM_BASE_URL": "http://127.0.0.1:8080/v1",
             "LLM_MODEL": "org/model",
@@ -87,10 +95,10 @@ def test_a_configured_model_is_served_next_to_the_built_in_sources() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("environ", "message"),
     [
-        ({"LLM_MODEL": "m"}, "LLM_BASE_URL and LLM_MODEL: give both, or neither"),
-        ({"LLM_BASE_URL": "http://h/v1"}, "LLM_BASE_URL and LLM_MODEL: give both, or neither"),
+        ({"LLM_MODEL": "m"}, "LLM_BASE_URL and LLM_MODEL: set both, or neither"),
+        ({"LLM_BASE_URL": "http://h/v1"}, "LLM_BASE_URL and LLM_MODEL: set both, or neither"),
         ({"LLM_BASE_URL": "h", "LLM_MODEL": "m"}, "LLM_BASE_URL, LLM_API_KEY, LLM_TIMEOUT: 'h' is"),
         (
             {"LLM_BASE_URL": "http://h/v1", "LLM_MODEL": "m", "LLM_TIMEOUT": "long"},
@@ -99,10 +107,10 @@ def test_a_configured_model_is_served_next_to_the_built_in_sources() -> None:
     ],
 )
 def test_an_invalid_model_setting_exits_with_a_message_that_names_it(
-    settings: dict[str, str], message: str
+    environ: dict[str, str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as exited:
-        app.options(settings)
+        settings.options(environ)
     assert str(exited.value).startswith(message)
 
 
@@ -112,5 +120,5 @@ def test_without_the_extra_llm_a_model_exits_with_a_message_that_names_it(
     monkeypatch.setitem(sys.modules, "httpx_sse", None)
     monkeypatch.delitem(sys.modules, "streams.sources.chat", raising=False)
     with pytest.raises(SystemExit) as exited:
-        app.options({"LLM_BASE_URL": "http://h/v1", "LLM_MODEL": "m"})
-    assert str(exited.value) == "LLM_BASE_URL needs httpx and httpx-sse: the extra llm"
+        settings.options({"LLM_BASE_URL": "http://h/v1", "LLM_MODEL": "m"})
+    assert str(exited.value) == "LLM_BASE_URL needs httpx and httpx-sse: pip install 'streams[llm]'"

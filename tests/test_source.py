@@ -73,14 +73,14 @@ def test_the_last_event_id_in_a_query_is_not_a_parameter() -> None:
             {
                 "count": "expected `int`, got `str`, given 'ten'",
                 "colour": "invalid enum value 'green', given 'green'",
-                "speed": "is no parameter of this source, which has: "
+                "speed": "is not a parameter of this source; its parameters: "
                 "count, names, colour, box, precise",
             },
         ),
         (
             "count=1&after=3",
             {
-                "after": "is no parameter of this source, which has: "
+                "after": "is not a parameter of this source; its parameters: "
                 "count, names, colour, box, precise"
             },
         ),
@@ -106,7 +106,7 @@ def test_values_in_a_json_body_are_not_converted_from_strings() -> None:
 
 @pytest.mark.parametrize("body", [b"[]", b"3", b"{", b"\xff", b'{"a":"\\ud800"}', b"[" * 10**5])
 def test_a_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
-    with pytest.raises(InvalidBody, match="the body has to be a JSON object"):
+    with pytest.raises(InvalidBody, match="the body must be a JSON object"):
         everything.from_json(body)
 
 
@@ -145,7 +145,7 @@ def test_a_source_has_a_name_a_description_and_its_properties() -> None:
         yield 1
 
     assert (original.name, original.shared, original.restartable) == ("other", True, False)
-    assert Policy().but(original.policy).linger is None
+    assert Policy().replace(original.policy, "other").linger is None
 
 
 async def test_a_source_can_be_called_like_its_function() -> None:
@@ -217,13 +217,17 @@ async def _taken(last_event_id: str) -> AsyncIterator[int]:
     ("function", "options", "message"),
     [
         (lambda: None, {}, "does not fit into a URL"),
-        (lambda: None, {"name": "x"}, "has to be an async generator function"),
+        (lambda: None, {"name": "x"}, "must be an async generator function"),
         (_star, {}, r"\*numbers cannot be published"),
         (_positional, {}, "must not be positional-only"),
         (_untyped, {}, "'number' needs a type annotation"),
-        (_taken, {}, "'last_event_id' is taken"),
-        (_fine, {"heartbeat": 0}, r"policy: Expected `float` >= 0.01 - at `\$.heartbeat`"),
-        (_fine, {"speed": 3}, "policy: Object contains unknown field `speed`"),
+        (_taken, {}, "'last_event_id' is reserved"),
+        (
+            _fine,
+            {"heartbeat": 0},
+            r"policy of source '_fine': Expected `float` >= 0.01 - at `\$.heartbeat`",
+        ),
+        (_fine, {"speed": 3}, "'speed' is not an option of source '_fine'; policy options: "),
     ],
 )
 def test_the_error_for_an_invalid_source_gives_the_reason(

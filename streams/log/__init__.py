@@ -1,41 +1,71 @@
-"""The event log: where runs keep what they produced, and every reader finds its place.
+"""The event log: it keeps what runs produce, and lets readers read it from any position.
 
-The law of every log: events are numbered from 0 without holes, are never changed, and leave only
-at the old end; closed is a state of the log, set together with the last event. A log may be of
-one process or of many ("workers"): a run has one producer, and readers anywhere. Protocols say
-here what a log is; memory_log.py and redis_log.py are two. run.py appends, response.py reads.
+This file defines the protocols. `memory` implements them for one process, `redis` for many
+workers. `run.py` appends to a log, `response.py` reads from it.
+
+Invariants of every log:
+
+1. The events of a run are numbered from 0 without holes. An event never changes.
+2. Events leave only at the old end, and no event that an attached reader has not read leaves.
+3. The `end` event and the status that it announces are set together; nothing follows them.
+4. A run has one producer at a time. Readers may be anywhere.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Literal, Protocol
 
 import msgspec
 
+from streams.event import End, encode_json, frame
+
 Status = Literal["running", "completed", "failed", "cancelled"]
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a run from its first moment on."""
+    """What never changes about a run."""
 
     run: str
+    """Its id."""
     source: str
+    """The name of its source."""
     started: datetime
     owner: str | None = None
-    """The identity of the user who started it, if any."""
+    """The identity of the user who started it; None: anybody who knows its id may use it."""
     key: str | None = None
-    """Of all runs with the same key, only one is running: viewers share it."""
+    """At most one running run has a given key; viewers share that run."""
     arguments: str | None = None
-    """JSON object of the arguments with which another worker can go on; None: none can."""
+    """The source's arguments as a JSON object, if another worker can continue the run."""
+
+    @property
+    def start(self) -> bytes:
+        """The data of its `start` event."""
+        return encode_json({"run": self.run, "source": self.source})
+
+    @property
+    def start_frame(self) -> bytes:
+        """The frame of event 0, for a reader that begins later in the run."""
+        return frame(self.run.encode(), 0, b"start", self.start)
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How much of a run its log holds, and for how long."""
+
+    window: int
+    """Bytes that the producer may be ahead of its slowest reader."""
+    retain: float
+    """Seconds that the log of a finished run is retained."""
+    drops_oldest: bool = False
+    """Without readers: drop the oldest events, instead of holding the producer back."""
 
 
 class Reader(Protocol):
-    """One reader's place in a run: iterating gives all frames after it, in as few pieces as
-    makes sense, waits for more, and ends when the log is closed and all of it was given.
+    """A cursor in a run. Iterating it gives the frames after the cursor, many in one piece.
 
-    A piece counts as read when the next one is asked for. Iterating raises LostHistory where
-    events are missing that only a look could show; the reader is of no use then.
+    The iteration waits for further events, and ends after the `end` event. A piece counts as read
+    when the next one is requested. The iteration raises LostHistory if the next events were
+    dropped and the log could not know that earlier; the reader cannot be used after that.
     """
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
@@ -44,16 +74,14 @@ class Reader(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether the next piece is there, or the end, without waiting."""
-        ...
+        """Whether the next step of the iteration returns, or ends, without waiting."""
 
     def stop(self) -> None:
-        """Ends the iteration, also of one that waits: the server is going down."""
-        ...
+        """Ends the iteration, even while it waits."""
 
 
 class RunLog(Protocol):
-    """One run's events."""
+    """The events of one run."""
 
     info: RunInfo
 
@@ -62,143 +90,114 @@ class RunLog(Protocol):
 
     @property
     def first(self) -> int:
-        """The number of the oldest event held; while there is none, of the next."""
-        ...
+        """Number of the oldest event held, or `last + 1` if there is none."""
 
     @property
     def last(self) -> int:
-        """The number of the newest event; while there is none, of the one before the first."""
-        ...
+        """Number of the newest event; -1 before event 0."""
 
     @property
     def restarted(self) -> bool:
-        """Whether it did not begin at 0: an earlier process had produced what is missing."""
-        ...
+        """Whether this log began after event 0, because the earlier log of the run was lost."""
 
     @property
     def readers(self) -> int:
-        """How many are attached, as far as is known here."""
-        ...
+        """How many readers are attached, on all workers, as far as this one knows."""
 
     @property
     def producer(self) -> str:
-        """The worker that appends."""
-        ...
+        """The name of the worker that produces the run."""
 
     @property
     def producing(self) -> bool:
-        """Whether that is this one, and the log open: if not, a producer here has to stop."""
-        ...
+        """Whether this worker produces the run, and the run has not ended."""
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Calls `changed` when readers have come or gone, and when `producing` has ended."""
-        ...
+        """Calls `changed` when a reader attaches or detaches, and when `producing` turns false."""
 
     def append(self, name: bytes | None, data: bytes) -> bool:
-        """Adds an event under the next number. True if a reader was waiting and now has it.
+        """Appends the next event. Returns whether this woke a reader that was waiting.
 
-        Raises LogClosed after the end, and where another worker produces.
+        Raises LogClosed after the end, and if another worker produces the run.
         """
-        ...
 
     @property
     def full(self) -> bool:
-        """Whether the producer has to wait for room() before it appends more."""
-        ...
+        """Whether the producer must wait for `room` before its next append."""
 
     async def room(self) -> None:
-        """Returns when the log is not full any more, or `producing` has ended."""
-        ...
+        """Waits until the log is not full, or `producing` is false."""
 
-    def close(self, status: Status, data: bytes) -> None:
-        """Adds the `end` event, closes the log, and forgets it `retain` seconds later.
+    def close(self, end: End) -> None:
+        """Appends the `end` event and sets the status. The log is retained for `retain` seconds.
 
-        The producer's, like append. Raises LogClosed if it is closed already.
+        Only the producer calls this. Raises LogClosed if the log is closed.
         """
-        ...
 
-    async def cancel(self, data: bytes) -> None:
-        """Closes the log as cancelled, from wherever it is called, unless it is closed.
+    async def cancel(self, end: End) -> None:
+        """Closes the log, on whichever worker this is called; does nothing if it is closed.
 
-        What the producer has appended and no reader could see yet may be lost.
+        Events that the producer has appended and that no reader could see yet may be lost.
         """
-        ...
 
     def read(self, after: int) -> AbstractContextManager[Reader]:
-        """A reader of what follows event number `after` (-1: of all), attached while in context.
+        """A reader of the events after number `after` (-1: of all), attached inside the `with`.
 
-        What an attached reader has not had is kept. Raises LostHistory, when entered, if events
-        after `after` are known to be held no more.
+        Entering raises LostHistory if the log knows that events after `after` were dropped.
         """
-        ...
 
 
-Adopt = Callable[[RunLog], Awaitable[None]]
-"""Goes on with a run, or ends it, whose producer died and whose log is this worker's now."""
+class Adopter(Protocol):
+    """Takes over the runs of workers that died."""
+
+    async def adopt(self, log: RunLog) -> None:
+        """Continues or ends a run whose producer died and whose producer is now this worker."""
 
 
 class EventLog(Protocol):
-    """All runs' events. `events` counts what was ever appended here, `bytes` what is held here,
-    `readers` those that are attached here.
-
-    `adopt` is for a log of many workers to call; Runs sets it.
-    """
-
-    adopt: Adopt | None
+    """The logs of all runs."""
 
     @property
-    def events(self) -> int: ...
+    def events(self) -> int:
+        """How many events this worker has appended, ever."""
 
     @property
-    def bytes(self) -> int: ...
+    def bytes(self) -> int:
+        """How many bytes of frames this worker holds."""
 
     @property
-    def readers(self) -> int: ...
+    def readers(self) -> int:
+        """How many readers are attached on this worker."""
 
     @property
     def worker(self) -> str:
-        """This process's name in the log."""
-        ...
+        """This worker's name, unique among all workers of the log."""
 
     @property
     def shared(self) -> bool:
-        """Whether other workers can go on with this one's runs when it ends."""
-        ...
+        """Whether other workers can continue this worker's runs when it stops."""
 
     def __len__(self) -> int:
-        """How many runs it holds here, running and finished."""
-        ...
+        """How many runs this worker holds, running and finished."""
+
+    def register(self, adopter: Adopter) -> None:
+        """Names the adopter of dead workers' runs. Called once, before anything else."""
 
     async def open(self) -> None:
-        """Begins to look after the runs of workers that die. Never needed for anything else."""
-        ...
+        """Starts to watch for workers that die. Other methods do this themselves if needed."""
 
-    async def create(
-        self,
-        info: RunInfo,
-        *,
-        after: int = -1,
-        window: int,
-        retain: float,
-        drops_oldest: bool = False,
-    ) -> RunLog:
-        """A new run's log, whose first event will have the number after + 1; or, if there is a
-        running run with the same key, the log of that one.
+    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> RunLog:
+        """A new run's log, whose first event has the number `after + 1`.
 
-        `window`, in bytes, is how far its producer may be ahead of the slowest reader, or of
-        nobody; with `drops_oldest` it never waits for nobody. `retain`: see RunLog.close. Raises
-        StoreFull at the limit of runs or bytes, and RunExists for a run that is held already.
+        If a running run has the same key, the log of that run. Raises StoreFull if there is no
+        room for a run, and RunExists if the log has a run with this id.
         """
-        ...
 
     async def find(self, run: str) -> RunLog:
-        """The run's log. Raises UnknownRun."""
-        ...
+        """The log of a run. Raises UnknownRun."""
 
     async def discard(self, run: str) -> None:
-        """Forgets a run at once, known or not; its readers end."""
-        ...
+        """Forgets a run at once, if it exists. The iterations of its readers end."""
 
     async def aclose(self) -> None:
-        """Ends what open() began, when all is written; unfinished runs go to other workers."""
-        ...
+        """Writes what is not written yet, and leaves unfinished runs to other workers."""

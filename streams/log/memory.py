@@ -1,128 +1,396 @@
-"""MemoryLog: runs in this process's memory, the log that needs nothing.
+"""MemoryLog: runs in the memory of one process.
 
-The law of this file: at a limit the oldest finished run without a reader makes room, and never
-another. asgi.py makes one when it is given no other log; redis_log.py keeps in one what this
-process has of its runs.
+Invariants:
+
+1. All bytes held are counted in `MemoryLog.bytes`.
+2. At a limit, finished runs without readers are forgotten, oldest first; no other run is.
+3. Every event after the cursor of an attached reader is held, or the run's backing can load it.
 """
 
 import asyncio
+import os
+import secrets
+from collections.abc import Callable
+from typing import Self
 
-from streams.errors import RunExists, StoreFull, UnknownRun
-from streams.log import Adopt, RunInfo, RunLog
-from streams.log.memory_run import MemoryRun, Store
+from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, UnknownRun
+from streams.event import End, frame
+from streams.log import Adopter, Limits, RunInfo, RunLog, Status
+from streams.log.backing import Backing
+from streams.log.buffer import FrameBuffer
+
+# The most bytes of one write, unless one event has more. A client that stops reading costs this
+# much in addition to the server's own write buffer, which has the same size.
+CHUNK = 64 * 1024
+
+NO_PIECE = (-1, -1, b"")
 
 
 class MemoryLog:
-    """Runs in this process's memory: at most `max_runs` of them and, in all, `max_bytes` bytes.
+    """Runs in the memory of this process: at most `max_runs` runs and `max_bytes` bytes.
 
-    At a limit the oldest finished run without a reader goes first; if none is left to go, new
-    runs are refused and producers wait until their readers have had what they have.
+    At a limit, finished runs without readers are forgotten, oldest first. If that is not enough,
+    new runs are refused, and producers wait until their readers have read what is there.
     """
 
+    shared = False
+
     def __init__(self, *, max_runs: int = 10_000, max_bytes: int = 256 * 2**20) -> None:
-        self.adopt: Adopt | None = None
-        self.shared = False
-        self.store = Store(max_bytes)
+        self.worker = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.events = 0
+        self.bytes = 0
+        self.readers = 0
+        self.max_bytes = max_bytes
         self._max_runs = max_runs
         self._runs: dict[str, MemoryRun] = {}
         self._by_key: dict[str, MemoryRun] = {}
-        self._finished: dict[str, asyncio.TimerHandle] = {}
+        self._expiring: dict[str, asyncio.TimerHandle] = {}
+        self.paused: set[MemoryRun] = set()  # their producers wait for room
 
     def __len__(self) -> int:
         return len(self._runs)
 
-    @property
-    def events(self) -> int:
-        return self.store.events
-
-    @property
-    def bytes(self) -> int:
-        return self.store.bytes
-
-    @property
-    def readers(self) -> int:
-        return self.store.readers
-
-    @property
-    def worker(self) -> str:
-        return self.store.worker
+    def register(self, adopter: Adopter) -> None:
+        """Does nothing: there are no other workers."""
 
     async def open(self) -> None:
-        """There are no other workers."""
+        """Does nothing: there are no other workers."""
 
     async def aclose(self) -> None:
-        """There is nothing to write."""
+        """Does nothing: there is nothing to write."""
 
-    async def create(
-        self,
-        info: RunInfo,
-        *,
-        after: int = -1,
-        window: int,
-        retain: float,
-        drops_oldest: bool = False,
-    ) -> RunLog:
-        shared = self._by_key.get(info.key) if info.key is not None else None
-        if shared is not None and not shared.closed:
-            return shared
+    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> RunLog:
+        if info.key is not None and (running := self._by_key.get(info.key)) and not running.closed:
+            return running
         if info.run in self._runs:
             raise RunExists(f"run {info.run} exists")
         self.make_room()
-        log = MemoryRun(
-            self.store,
-            info,
-            after=after,
-            window=window,
-            retain=retain,
-            drops_oldest=drops_oldest,
-            closed=self.finished,
-        )
-        self.keep(log)
-        return log
+        run = MemoryRun(self, info, limits, after=after)
+        self.hold(run)
+        return run
 
     async def find(self, run: str) -> RunLog:
         try:
             return self._runs[run]
         except KeyError:
-            raise UnknownRun(f"there is no run {run!r} here (any more)") from None
+            raise UnknownRun(f"there is no run {run!r}, or it is no longer retained") from None
 
     async def discard(self, run: str) -> None:
         self.forget(run)
 
-    def keep(self, log: MemoryRun) -> None:
-        """Counts a run in."""
-        self._runs[log.info.run] = log
-        if log.info.key is not None:
-            self._by_key[log.info.key] = log
-
-    def let_go(self, run: str) -> MemoryRun | None:
-        """Counts a run out, and leaves it as it is."""
-        log = self._runs.pop(run, None)
-        if (timer := self._finished.pop(run, None)) is not None:
-            timer.cancel()
-        if log is not None and log.info.key is not None and self._by_key.get(log.info.key) is log:
-            del self._by_key[log.info.key]
-        return log
-
     def forget(self, run: str) -> None:
-        if (log := self.let_go(run)) is not None:
-            log.forgotten()
+        if (held := self.release(run)) is not None:
+            held.forget()
 
-    def finished(self, log: MemoryRun) -> None:
-        """Forgets a run after `retain` seconds, or when its place is needed."""
-        run = log.info.run
-        self._finished[run] = asyncio.get_running_loop().call_later(log.retain, self.forget, run)
+    def hold(self, run: "MemoryRun") -> None:
+        """Counts a run and makes it known by its id and its key."""
+        self._runs[run.info.run] = run
+        if run.info.key is not None:
+            self._by_key[run.info.key] = run
+
+    def release(self, run: str) -> "MemoryRun | None":
+        """The reverse of `hold`; the run itself does not change."""
+        held = self._runs.pop(run, None)
+        if (timer := self._expiring.pop(run, None)) is not None:
+            timer.cancel()
+        if held and held.info.key is not None and self._by_key.get(held.info.key) is held:
+            del self._by_key[held.info.key]
+        return held
+
+    def expire(self, run: "MemoryRun", seconds: float) -> None:
+        """Forgets a finished run after `seconds`, or earlier if its room is needed."""
+        name = run.info.run
+        self._expiring[name] = asyncio.get_running_loop().call_later(seconds, self.forget, name)
 
     def make_room(self) -> list[str]:
-        """Forgets finished runs until another one has room; gives their names. Raises StoreFull."""
-        gone = []
-        while len(self._runs) >= self._max_runs or self.bytes >= self.store.max_bytes:
-            run = next((run for run in self._finished if not self._runs[run].readers), None)
+        """Forgets finished runs until there is room for a new one. Returns their ids.
+
+        Raises StoreFull if no finished run without readers is left.
+        """
+        forgotten = []
+        while len(self._runs) >= self._max_runs or self.bytes >= self.max_bytes:
+            run = next((run for run in self._expiring if not self._runs[run].readers), None)
             if run is None:
                 raise StoreFull(
-                    f"{len(self._runs)} runs (of {self._max_runs}) hold {self.bytes} bytes "
-                    f"(of {self.store.max_bytes}): try again in {StoreFull.retry_after} s"
+                    f"this server holds {len(self)} runs (limit {self._max_runs}), {self.bytes} "
+                    f"bytes (limit {self.max_bytes}); try again in {StoreFull.retry_after} s"
                 )
             self.forget(run)
-            gone.append(run)
-        return gone
+            forgotten.append(run)
+        return forgotten
+
+    def account(self, delta: int) -> None:
+        """Counts bytes that a run has begun to hold, or (negative) has dropped."""
+        self.bytes += delta
+        if delta < 0 and self.paused:
+            for run in list(self.paused):
+                run.resume_producer()
+
+
+class MemoryRun:
+    """The frames of one run in memory, and its readers.
+
+    A MemoryLog's own runs commit each event as it is appended. A run with a `backing` is driven by
+    it: `add` and `commit` are then two steps, and `finish` closes the run.
+    """
+
+    def __init__(
+        self,
+        log: MemoryLog,
+        info: RunInfo,
+        limits: Limits,
+        *,
+        after: int = -1,
+        backing: Backing | None = None,
+    ) -> None:
+        self.info = info
+        self.limits = limits
+        self.status: Status = "running"
+        self.restarted = after >= 0
+        self.buffer = FrameBuffer(after)
+        self.forgotten = False
+        self.backing = backing
+        self._log = log
+        self._id = info.run.encode()
+        self._readers: set[MemoryReader] = set()
+        self._changed: Callable[[], None] = lambda: None
+        self.wanted_room: asyncio.Future[None] | None = None
+        self._shared_piece = NO_PIECE
+        self.awaited = False  # whether a reader waits for the next event
+
+    @property
+    def closed(self) -> bool:
+        return self.status != "running"
+
+    @property
+    def first(self) -> int:
+        return self.buffer.first
+
+    @property
+    def last(self) -> int:
+        return self.buffer.last
+
+    @property
+    def readers(self) -> int:
+        return len(self._readers)
+
+    @property
+    def producer(self) -> str:
+        return self._log.worker
+
+    @property
+    def producing(self) -> bool:
+        return not self.closed
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+
+    # For the producer
+
+    def append(self, name: bytes | None, data: bytes) -> bool:
+        buffer = self.buffer
+        self.add(frame(self._id, buffer.last + 1, name, data))
+        self._log.events += 1
+        buffer.committed = buffer.last
+        return self.awaited and self._wake()
+
+    def add(self, frame: bytes) -> None:
+        """Adds the next event's frame, uncommitted. Raises LogClosed."""
+        if self.status != "running":
+            raise LogClosed(f"run {self.info.run} is {self.status}; nothing can be appended")
+        log = self._log
+        buffer = self.buffer
+        buffer.append(frame)
+        log.bytes += len(frame)
+        if buffer.held > self.limits.window or log.bytes >= log.max_bytes:
+            # Drop an eighth more than needed, so that it happens less often
+            log.account(-buffer.trim(self._limit * 7 // 8, self.slowest))
+
+    def commit(self, number: int) -> None:
+        """Lets readers see the events up to `number`."""
+        self.buffer.committed = number
+        self._wake()
+        self.resume_producer()
+
+    def close(self, end: End) -> None:
+        self.append(b"end", end.encode())
+        self.finish(end.status)
+        self._log.expire(self, self.limits.retain)
+        self._changed()
+
+    def finish(self, status: Status) -> None:
+        """Closes the run: its newest event is its last."""
+        self.status = status
+        self.resume_producer()
+
+    async def cancel(self, end: End) -> None:
+        if not self.closed:
+            self.close(end)
+
+    @property
+    def _limit(self) -> int:
+        return self.limits.window if self._log.bytes < self._log.max_bytes else 0
+
+    @property
+    def full(self) -> bool:
+        buffer = self.buffer
+        if buffer.held < self.limits.window and self._log.bytes < self._log.max_bytes:
+            return False
+        ahead = buffer.size(self.slowest, buffer.last)
+        return ahead > 0 and ahead >= self._limit
+
+    @property
+    def slowest(self) -> int:
+        """The newest event that every reader has read, and that may be dropped therefore."""
+        cursors = [reader.after for reader in self._readers]
+        if self.backing is not None:
+            cursors += self.backing.cursors()
+        if cursors:
+            return min(*cursors, self.buffer.committed)
+        return self.buffer.committed if self.limits.drops_oldest else self.buffer.first - 1
+
+    async def room(self) -> None:
+        while self.full and not self.closed:
+            self.wanted_room = asyncio.get_running_loop().create_future()
+            self._log.paused.add(self)
+            try:
+                await self.wanted_room
+            finally:
+                self.wanted_room = None
+                self._log.paused.discard(self)
+
+    def resume_producer(self) -> None:
+        """Ends the producer's wait if there is room, or if the run is closed."""
+        room = self.wanted_room
+        if room is not None and not room.done() and (self.closed or not self.full):
+            room.set_result(None)
+
+    # For the log
+
+    def discard_uncommitted(self) -> None:
+        """Drops the events that no reader could see, and reopens the run if `end` is among them."""
+        self._log.account(-self.buffer.discard_uncommitted())
+        self.status = "running"
+
+    def reset(self, after: int) -> None:
+        """Drops all events. The next one has the number `after + 1`."""
+        self._log.account(-self.buffer.reset(after))
+        self._shared_piece = NO_PIECE
+        self._wake()
+
+    def forget(self) -> None:
+        """Ends the iterations of the readers. The bytes of the run no longer count."""
+        self.forgotten = True
+        if not self.closed:
+            self.status = "cancelled"
+        self._log.account(-self.buffer.discard_uncommitted() - self.buffer.held)
+        self._wake()
+        self.resume_producer()
+        self._readers_changed()
+
+    # For readers
+
+    def read(self, after: int) -> "MemoryReader":
+        return MemoryReader(self, after)
+
+    def attach(self, reader: "MemoryReader") -> None:
+        if reader.after < self.first - 1 and self.backing is None:
+            raise LostHistory(self.first - 1 - reader.after, self.first)
+        self._readers.add(reader)
+        self._log.readers += 1
+        self.resume_producer()
+        self._readers_changed()
+
+    def detach(self, reader: "MemoryReader") -> None:
+        self._readers.discard(reader)
+        self._log.readers -= 1
+        if len(self._readers) < 2:
+            self._shared_piece = NO_PIECE
+        self.resume_producer()
+        self._readers_changed()
+
+    def piece(self, after: int) -> tuple[bytes, int]:
+        """The committed frames after `after`, about CHUNK bytes, and the number of the last one.
+
+        Readers at the same position get the same bytes object.
+        """
+        begin, last, frames = self._shared_piece
+        if begin == after + 1 and (last == self.buffer.committed or len(frames) >= CHUNK // 2):
+            return frames, last
+        frames, last = self.buffer.slice(after, CHUNK)
+        if len(self._readers) > 1:
+            self._shared_piece = (after + 1, last, frames)
+        return frames, last
+
+    def _readers_changed(self) -> None:
+        if self.backing is not None:
+            self.backing.readers_changed()
+        self._changed()
+
+    def _wake(self) -> bool:
+        """Wakes all readers that wait. Returns whether there were any."""
+        if not self.awaited:
+            return False
+        self.awaited = False
+        for reader in self._readers:
+            if (news := reader.news) is not None and not news.done():
+                news.set_result(None)
+        return True
+
+
+class MemoryReader:
+    """A Reader of a MemoryRun. `after` is its cursor: the last event that it has read."""
+
+    def __init__(self, run: MemoryRun, after: int) -> None:
+        self.after = after
+        self._run = run
+        self._buffer = run.buffer
+        self._given = after
+        self._stopped = False
+        self._loop = asyncio.get_running_loop()
+        self.news: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._run.attach(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._run.detach(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        run, buffer = self._run, self._buffer
+        if self._given > self.after:
+            self.after = self._given
+            if run.wanted_room is not None:
+                run.resume_producer()
+            if run.backing is not None:
+                run.backing.reader_advanced()
+        while self.after >= buffer.committed and not self._stopped:
+            if run.status != "running" and buffer.committed == buffer.last:
+                raise StopAsyncIteration
+            self.news = self._loop.create_future()
+            run.awaited = True
+            await self.news
+        if self._stopped:
+            raise StopAsyncIteration
+        if self.after < buffer.first - 1:
+            assert run.backing is not None, "events after an attached reader's cursor are held"
+            frames, self._given = await run.backing.load_evicted(self.after)
+        else:
+            frames, self._given = run.piece(self.after)
+        return frames
+
+    @property
+    def ready(self) -> bool:
+        buffer = self._buffer
+        if self._given < buffer.committed:
+            return self._given >= buffer.first - 1
+        return self._run.closed and buffer.committed == buffer.last
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self.news is not None and not self.news.done():
+            self.news.set_result(None)

@@ -24,7 +24,9 @@ Temperature = Annotated[float, Meta(ge=0, le=2)]
 AtLeastOne = Annotated[int, Meta(ge=1, le=10**6)]
 
 
-def chat_with(base_url: str, model: str, *, api_key: str = "", timeout: float = 60) -> Source:
+def chat_with(
+    base_url: str, model: str, *, api_key: str = "", timeout: float = 60
+) -> Source[..., Any]:
     """A source named `chat` that streams the answers of `model` at `base_url` (".../v1").
 
     A run fails if the server sends nothing for `timeout` seconds. All runs share one connection

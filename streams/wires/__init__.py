@@ -1,1 +1,86 @@
-"""Wires: what a run's events become for one kind of client."""
+"""Wires: what the events of a run become for one kind of client.
+
+`Wire` is the seam; `EventStream` is the built-in wire. The other wires are files and folders here,
+and the core does not import them.
+"""
+
+import random
+from collections.abc import Mapping
+
+from sse_starlette import ServerSentEvent
+
+from streams.event import EventId, LoggedEvent, encode_json, parse_frames
+
+
+class Wire:
+    """Translates one run for one reader. A response calls, in this order:
+
+    1. `headers`, once;
+    2. `begin`, once, whose bytes go out before any event;
+    3. `gap`, whenever events were dropped that the reader has not had;
+    4. `feed`, for each piece of the log, until `done`;
+    5. `finish`, once, after the `end` event, when `done`, and when the server shuts down.
+
+    A wire does no input or output, and serves one response only. A subclass implements `event`,
+    or `feed`, and overrides what else it needs.
+    """
+
+    media_type = "text/event-stream"
+    heartbeat = b":\n"
+    """Sent while the connection is idle. A comment line of an event stream (WHATWG HTML, 9.2.6)
+    without a blank line: with one, httpx-sse and fetch-event-source report an empty event, and
+    openai's client fails."""
+    done = False
+    """Whether the rest of the run does not matter to this reader."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Headers in addition to those of every stream."""
+        return {}
+
+    def begin(self) -> bytes:
+        return b""
+
+    def feed(self, frames: bytes) -> bytes:
+        """What some frames of the log become. The last frame of a run is its `end` event."""
+        body = b""
+        for event in parse_frames(frames):
+            if self.done:
+                break
+            body += self.event(event)
+        return body
+
+    def event(self, event: LoggedEvent) -> bytes:
+        """What one event becomes."""
+        raise NotImplementedError
+
+    def gap(self, missed: int | None, last: EventId | None) -> bytes:
+        """`missed` events (None: nobody knows how many), up to `last`, are lost to this reader."""
+        return b""
+
+    def finish(self) -> bytes:
+        return b""
+
+
+class EventStream(Wire):
+    """Server-sent events (WHATWG HTML, section 9.2): the frames of the log as they are.
+
+    `retry` is a range of seconds; each reader is told a random value in it, so that clients do
+    not all reconnect at the same moment.
+    """
+
+    def __init__(self, retry: tuple[float, float]) -> None:
+        self._retry = retry
+
+    def begin(self) -> bytes:
+        return b"retry: %d\n" % (1000 * random.uniform(*self._retry))
+
+    def feed(self, frames: bytes) -> bytes:
+        return frames
+
+    def gap(self, missed: int | None, last: EventId | None) -> bytes:
+        return ServerSentEvent(
+            encode_json({"missed": missed}).decode(),
+            event="gap",
+            id=None if last is None else str(last),
+            sep="\n",
+        ).encode()

@@ -1,32 +1,23 @@
-"""log.py: the contract of an event log, for every implementation, and what is MemoryLog's own."""
+"""The contract of an event log, tested on every implementation."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
 from typing import Any
 
-import anyio
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from streams import EventLog, MemoryLog
 from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, UnknownRun
-from streams.event import frame
-from streams.log import Reader, RunInfo, RunLog
-from streams.log.memory_run import CHUNK
+from streams.event import COMPLETED, End, frame
+from streams.log import Limits
 from streams.log.redis import RedisLog
+from tests.support.event_logs import DATA, SIZE, drained, info, new, read_all
 from tests.support.list_log import ListLog
 from tests.support.servers import until
 
 MakeLog = Callable[..., EventLog]
 
-SIZE = 1000
-DATA = b"x" * 900  # a frame of it has a little less than SIZE bytes
-
-
-def info(run: str = "r", **members: Any) -> RunInfo:
-    return RunInfo(**{"run": run, "source": "s", "started": datetime.now(UTC), **members})
+CANCELLED = End.cancelled("stopped")
 
 
 @pytest.fixture(params=[MemoryLog, ListLog, RedisLog])
@@ -44,34 +35,29 @@ async def make_log(request: pytest.FixtureRequest) -> AsyncIterator[MakeLog]:
         await log.aclose()
 
 
-async def new(store: EventLog, run: str = "r", **options: Any) -> RunLog:
-    return await store.create(info(run), **{"window": 2**20, "retain": 300, **options})
-
-
 async def settled(store: EventLog) -> None:
     """Waits until readers see what has been appended, where that takes a while."""
     if isinstance(store, RedisLog):
         await store.written()
 
 
-async def read_all(log: RunLog, after: int = -1) -> bytes:
-    with anyio.fail_after(5), log.read(after) as reader:
-        return await drained(reader)
-
-
-async def test_append_numbers_from_zero_and_reading_is_exclusive(make_log: MakeLog) -> None:
+async def test_events_are_numbered_from_0_and_a_reader_gets_those_after_its_position(
+    make_log: MakeLog,
+) -> None:
     log = await new(make_log())
     for data in (b"0", b"1", b"2"):
         log.append(None, data)
-    log.close("completed", b"{}")
+    log.close(COMPLETED)
     assert (log.first, log.last, log.status) == (0, 3, "completed")
-    frames = [frame(b"r", n, None, b"%d" % n) for n in range(3)] + [frame(b"r", 3, b"end", b"{}")]
+    frames = [frame(b"r", n, None, b"%d" % n) for n in range(3)] + [
+        frame(b"r", 3, b"end", COMPLETED.encode())
+    ]
     for after in range(-1, 4):
         assert await read_all(log, after) == b"".join(frames[after + 1 :])
 
 
 @pytest.mark.parametrize("store", [MemoryLog(), ListLog()])
-async def test_append_says_whether_it_woke_a_reader(store: EventLog) -> None:
+async def test_append_returns_whether_it_woke_a_reader(store: EventLog) -> None:
     log = await new(store)
     with log.read(-1) as reader:
         waiting = asyncio.ensure_future(anext(reader))
@@ -81,7 +67,7 @@ async def test_append_says_whether_it_woke_a_reader(store: EventLog) -> None:
         await asyncio.wait_for(waiting, 5)
 
 
-async def test_a_reader_goes_from_replay_to_live_without_gap_or_repeat(make_log: MakeLog) -> None:
+async def test_a_reader_gets_each_event_once_from_replay_to_live(make_log: MakeLog) -> None:
     log = await new(make_log())
     log.append(None, b"0")
     got = []
@@ -92,40 +78,39 @@ async def test_a_reader_goes_from_replay_to_live_without_gap_or_repeat(make_log:
                 got.append(frames)
 
     task = asyncio.create_task(read())
-    await until(lambda: got)
+    await until(lambda: got, "the reader has the replay")
     log.append(None, b"1")
     log.append(None, b"2")
-    await until(
-        lambda: len(b"".join(got)) == sum(len(frame(b"r", n, None, b"0")) for n in range(3))
-    )
-    log.close("completed", b"{}")
+    size = sum(len(frame(b"r", n, None, b"0")) for n in range(3))
+    await until(lambda: len(b"".join(got)) == size, "the reader has all three events")
+    log.close(COMPLETED)
     await asyncio.wait_for(task, 5)
     assert b"".join(got) == await read_all(log)
 
 
-async def test_closed_is_a_state_and_nothing_can_be_added(make_log: MakeLog) -> None:
+async def test_nothing_can_be_appended_to_a_closed_log(make_log: MakeLog) -> None:
     log = await new(make_log())
-    log.close("failed", b"{}")
+    log.close(End("failed"))
     with pytest.raises(LogClosed):
         log.append(None, b"1")
     with pytest.raises(LogClosed):
-        log.close("completed", b"{}")
+        log.close(COMPLETED)
     assert (log.status, log.last) == ("failed", 0)
 
 
-async def test_a_finished_run_is_kept_for_retain_seconds(make_log: MakeLog) -> None:
+async def test_a_finished_run_is_forgotten_after_retain_seconds(make_log: MakeLog) -> None:
     store = make_log()
     log = await new(store, retain=0.05)
-    log.close("completed", b"{}")
+    log.close(COMPLETED)
     await settled(store)
     assert await store.find("r") is log
-    await until(lambda: not len(store))
+    await until(lambda: not len(store), "the run is forgotten")
     with pytest.raises(UnknownRun):
         await store.find("r")
     assert store.bytes == 0
 
 
-async def test_an_unknown_run_and_a_known_one_twice(make_log: MakeLog) -> None:
+async def test_an_unknown_run_is_not_found_and_an_id_is_not_used_twice(make_log: MakeLog) -> None:
     store = make_log()
     with pytest.raises(UnknownRun):
         await store.find("r")
@@ -134,7 +119,7 @@ async def test_an_unknown_run_and_a_known_one_twice(make_log: MakeLog) -> None:
         await new(store)
 
 
-async def test_discarding_ends_readers_and_frees_the_name(make_log: MakeLog) -> None:
+async def test_discarding_a_run_ends_its_readers_and_frees_its_id(make_log: MakeLog) -> None:
     store = make_log()
     log = await new(store)
     log.append(None, DATA)
@@ -148,12 +133,12 @@ async def test_discarding_ends_readers_and_frees_the_name(make_log: MakeLog) -> 
     await new(store)
 
 
-async def test_a_run_may_begin_where_an_earlier_process_had_got_to(make_log: MakeLog) -> None:
+async def test_a_log_may_begin_after_a_given_event(make_log: MakeLog) -> None:
     log = await new(make_log(), after=41)
     assert (log.first, log.last, log.restarted) == (42, 41, True)
     log.append(None, b"42")
     log.append(None, b"43")
-    log.close("completed", b"{}")
+    log.close(COMPLETED)
     assert (await read_all(log, 41)).startswith(frame(b"r", 42, None, b"42"))
     assert (await read_all(log, 42)).startswith(frame(b"r", 43, None, b"43"))
     assert await read_all(log, 50) == b"", "who is ahead of it waits for it, here in vain"
@@ -161,7 +146,9 @@ async def test_a_run_may_begin_where_an_earlier_process_had_got_to(make_log: Mak
         await read_all(log, 30)
 
 
-async def test_the_producer_is_held_a_window_ahead_of_the_slowest_reader(make_log: MakeLog) -> None:
+async def test_the_producer_waits_when_it_is_a_window_ahead_of_the_slowest_reader(
+    make_log: MakeLog,
+) -> None:
     store = make_log()
     log = await new(store, window=5 * SIZE)
     with log.read(-1) as slow, log.read(-1) as quick:
@@ -178,17 +165,13 @@ async def test_the_producer_is_held_a_window_ahead_of_the_slowest_reader(make_lo
         assert (await anext(slow)).startswith(b"id: r.0\n"), "and nothing of it is dropped"
         rest = asyncio.ensure_future(drained(slow))
         await asyncio.wait_for(room, 5)
-        log.close("completed", b"{}")
+        log.close(COMPLETED)
         end = await read_all(log, log.last - 1)
         assert (await asyncio.wait_for(rest, 5)).endswith(end)
         assert await asyncio.wait_for(ahead, 5) == end
 
 
-async def drained(reader: Reader) -> bytes:
-    return b"".join([frames async for frames in reader])
-
-
-async def test_a_reader_that_leaves_holds_nobody_up(make_log: MakeLog) -> None:
+async def test_the_producer_continues_when_the_slowest_reader_detaches(make_log: MakeLog) -> None:
     store = make_log()
     log = await new(store, window=3 * SIZE)
     with log.read(-1) as quick:
@@ -207,7 +190,9 @@ async def test_a_reader_that_leaves_holds_nobody_up(make_log: MakeLog) -> None:
         await asyncio.wait_for(waiting, 5)
 
 
-async def test_with_no_reader_the_producer_waits_when_the_window_is_full(make_log: MakeLog) -> None:
+async def test_without_readers_the_producer_waits_when_the_window_is_full(
+    make_log: MakeLog,
+) -> None:
     log = await new(make_log(), window=3 * SIZE)
     while not log.full:
         log.append(None, DATA)
@@ -219,17 +204,19 @@ async def test_with_no_reader_the_producer_waits_when_the_window_is_full(make_lo
         await asyncio.wait_for(room, 5)
 
 
-async def test_a_waiting_producer_goes_on_when_its_log_is_closed(make_log: MakeLog) -> None:
+async def test_closing_the_log_ends_the_producers_wait(make_log: MakeLog) -> None:
     log = await new(make_log(), window=SIZE)
     while not log.full:
         log.append(None, DATA)
     room = asyncio.ensure_future(log.room())
     await asyncio.sleep(0)
-    log.close("cancelled", b"{}")
+    log.close(CANCELLED)
     await asyncio.wait_for(room, 5)
 
 
-async def test_past_the_window_what_all_have_had_is_dropped_and_missed(make_log: MakeLog) -> None:
+async def test_events_that_all_readers_have_read_are_dropped_beyond_the_window(
+    make_log: MakeLog,
+) -> None:
     store = make_log()
     log = await new(store, window=5 * SIZE)
     with log.read(-1) as reader:
@@ -242,11 +229,13 @@ async def test_past_the_window_what_all_have_had_is_dropped_and_missed(make_log:
     with pytest.raises(LostHistory) as lost, log.read(9):
         pass
     assert (lost.value.missed, lost.value.first) == (log.first - 10, log.first)
-    log.close("completed", b"{}")
+    log.close(COMPLETED)
     assert (await read_all(log, log.first - 1)).startswith(b"id: r.%d\n" % log.first)
 
 
-async def test_a_run_that_lives_without_readers_drops_its_oldest(make_log: MakeLog) -> None:
+async def test_with_drops_oldest_a_run_without_readers_drops_its_oldest_events(
+    make_log: MakeLog,
+) -> None:
     store = make_log()
     log = await new(store, window=5 * SIZE, drops_oldest=True)
     for _ in range(50):
@@ -258,9 +247,11 @@ async def test_a_run_that_lives_without_readers_drops_its_oldest(make_log: MakeL
     assert store.bytes <= 6 * SIZE
 
 
-async def test_a_full_store_forgets_finished_runs_first_and_then_refuses(make_log: MakeLog) -> None:
+async def test_at_max_runs_finished_runs_make_room_and_then_new_ones_are_refused(
+    make_log: MakeLog,
+) -> None:
     store = make_log(max_runs=2)
-    (await new(store, "a")).close("completed", b"{}")
+    (await new(store, "a")).close(COMPLETED)
     await settled(store)
     await new(store, "b")
     await new(store, "c")
@@ -271,17 +262,17 @@ async def test_a_full_store_forgets_finished_runs_first_and_then_refuses(make_lo
     assert len(store) == 2
 
 
-async def test_a_finished_run_that_is_being_read_is_not_forgotten(make_log: MakeLog) -> None:
+async def test_a_finished_run_with_a_reader_makes_no_room(make_log: MakeLog) -> None:
     store = make_log(max_runs=1)
     log = await new(store, "a")
-    log.close("completed", b"{}")
+    log.close(COMPLETED)
     await settled(store)
     with log.read(-1), pytest.raises(StoreFull):
         await new(store, "b")
     await new(store, "b")
 
 
-async def test_at_the_limit_of_bytes_producers_wait_for_their_readers(make_log: MakeLog) -> None:
+async def test_at_max_bytes_producers_wait_for_their_readers(make_log: MakeLog) -> None:
     store = make_log(max_bytes=10 * SIZE)
     idle = await new(store, "idle")
     while not idle.full:
@@ -289,7 +280,7 @@ async def test_at_the_limit_of_bytes_producers_wait_for_their_readers(make_log: 
     assert store.bytes <= 11 * SIZE
     with pytest.raises(StoreFull):
         await new(store, "c")
-    idle.close("completed", b"{}")
+    idle.close(COMPLETED)
     await settled(store)
     busy = await new(store, "busy")
     assert len(store) == 1, "the finished one made room"
@@ -304,7 +295,9 @@ async def test_at_the_limit_of_bytes_producers_wait_for_their_readers(make_log: 
     assert store.bytes <= 12 * SIZE
 
 
-async def test_stop_ends_a_reader_that_waits_and_one_that_does_not(make_log: MakeLog) -> None:
+async def test_stop_ends_the_iteration_of_a_reader_whether_it_waits_or_not(
+    make_log: MakeLog,
+) -> None:
     log = await new(make_log())
     log.append(None, b"0")
     with log.read(-1) as waiting, log.read(-1) as busy:
@@ -318,34 +311,36 @@ async def test_stop_ends_a_reader_that_waits_and_one_that_does_not(make_log: Mak
     assert log.readers == 0
 
 
-async def test_of_runs_with_the_same_key_one_is_running(make_log: MakeLog) -> None:
+async def test_at_most_one_running_run_has_a_key(make_log: MakeLog) -> None:
     store = make_log()
-    options: dict[str, Any] = {"window": 2**20, "retain": 300}
-    log = await store.create(info("a", key="k"), **options)
-    assert (await store.create(info("b", key="k"), **options)).info.run == "a"
-    assert (await store.create(info("c", key="other"), **options)).info.run == "c"
-    log.close("completed", b"{}")
+    limits = Limits(window=2**20, retain=300)
+    log = await store.create(info("a", key="k"), limits)
+    assert (await store.create(info("b", key="k"), limits)).info.run == "a"
+    assert (await store.create(info("c", key="other"), limits)).info.run == "c"
+    log.close(COMPLETED)
     await settled(store)
-    assert (await store.create(info("d", key="k"), **options)).info.run == "d"
+    assert (await store.create(info("d", key="k"), limits)).info.run == "d"
     await store.discard("d")
-    assert (await store.create(info("e", key="k"), **options)).info.run == "e"
+    assert (await store.create(info("e", key="k"), limits)).info.run == "e"
 
 
-async def test_cancelling_closes_the_log_once_and_tells_the_producer(make_log: MakeLog) -> None:
+async def test_cancel_closes_the_log_once_and_calls_the_producers_watcher(
+    make_log: MakeLog,
+) -> None:
     log = await new(make_log())
     told = []
     log.watch(lambda: told.append(log.producing))
     log.append(None, b"0")
     assert log.producing
     for _ in range(2):
-        await log.cancel(b"{}")
+        await log.cancel(CANCELLED)
     assert (log.status, log.last, told) == ("cancelled", 1, [False])
-    assert (await read_all(log, 0)) == frame(b"r", 1, b"end", b"{}")
+    assert (await read_all(log, 0)) == frame(b"r", 1, b"end", CANCELLED.encode())
     with pytest.raises(LogClosed):
         log.append(None, b"1")
 
 
-async def test_who_watches_is_told_when_readers_come_and_go(make_log: MakeLog) -> None:
+async def test_the_watcher_is_called_when_readers_attach_and_detach(make_log: MakeLog) -> None:
     log = await new(make_log())
     told: list[int] = []
     log.watch(lambda: told.append(log.readers))
@@ -354,19 +349,19 @@ async def test_who_watches_is_told_when_readers_come_and_go(make_log: MakeLog) -
     assert told == [1, 2, 1, 0]
 
 
-async def test_the_producer_is_named(make_log: MakeLog) -> None:
+async def test_the_producer_is_the_worker_that_created_the_run(make_log: MakeLog) -> None:
     store = make_log()
     assert (await new(store)).producer == store.worker
 
 
-async def test_opening_and_closing_a_log_end_in_nothing_left_over(make_log: MakeLog) -> None:
+async def test_a_log_can_be_opened_and_closed(make_log: MakeLog) -> None:
     store = make_log()
     await store.open()
-    (await new(store)).close("completed", b"{}")
+    (await new(store)).close(COMPLETED)
     await store.aclose()
 
 
-async def test_events_are_counted_for_ever_and_bytes_while_held(make_log: MakeLog) -> None:
+async def test_events_are_counted_for_ever_and_bytes_while_they_are_held(make_log: MakeLog) -> None:
     store = make_log()
     log = await new(store)
     log.append(None, DATA)
@@ -375,59 +370,3 @@ async def test_events_are_counted_for_ever_and_bytes_while_held(make_log: MakeLo
     assert store.bytes == len(frame(b"r", 0, None, DATA)) * 2
     await store.discard("r")
     assert (store.events, store.bytes) == (2, 0)
-
-
-async def test_a_memory_log_that_is_full_lets_a_producer_go_on_when_another_run_goes() -> None:
-    store = MemoryLog(max_bytes=10 * SIZE)
-    first, second = await new(store, "first"), await new(store, "second")
-    first.append(None, b"x" * 9_500)
-    second.append(None, DATA)
-    assert second.full
-    room = asyncio.ensure_future(second.room())
-    await asyncio.sleep(0)
-    assert not room.done()
-    await store.discard("first")
-    await asyncio.wait_for(room, 5)
-
-
-async def test_a_replay_comes_in_pieces_of_bounded_size_that_end_with_a_frame() -> None:
-    log = await new(MemoryLog(), window=2**30)
-    for _ in range(1000):
-        log.append(None, DATA)
-    log.append(None, b"x" * (2 * CHUNK))
-    log.append(None, DATA)
-    log.close("completed", b"{}")
-    with log.read(-1) as one, log.read(-1) as other:
-        pieces = [piece async for piece in one]
-        assert [piece async for piece in other] == pieces
-    assert all(len(piece) <= CHUNK for piece in pieces if b"id: r.1000\n" not in piece)
-    assert all(piece.endswith(b"\n\n") for piece in pieces)
-    assert len(pieces) < 20
-
-
-@given(
-    st.lists(st.binary(max_size=50), max_size=40),
-    st.lists(st.integers(0, 45)),
-    st.integers(1, 2000),
-)
-async def test_a_memory_log_gives_what_a_list_gives_whatever_was_trimmed(
-    events: list[bytes], reads: list[int], window: int
-) -> None:
-    store = MemoryLog()
-    log = await new(store, window=window)
-    frames = []
-    with log.read(-1) as reader:
-        for number, data in enumerate(events):
-            data = data.replace(b"\n", b"").replace(b"\r", b"")
-            frames.append(frame(b"r", number, None, data))
-            log.append(None, data)
-            if number in reads:
-                while reader.ready:
-                    await anext(reader)
-        held = b"".join(frames[log.first :])
-        assert store.bytes == len(held)
-    log.close("completed", b"{}")
-    for after in range(log.first - 1, len(events)):
-        expected = b"".join(frames[after + 1 :]) + frame(b"r", len(events), b"end", b"{}")
-        assert await read_all(log, after) == expected
-    await store.discard("r")

@@ -24,7 +24,7 @@ KEY = "sk-do-not-tell"
 QUICK = {"tokens_per_second": 10_000, "first_token": 0}
 
 
-def model(**faults: Any) -> Source:
+def model(**faults: Any) -> Source[..., Any]:
     """A mock LLM whose faults the test sets, not the client."""
 
     @source(name="model")

@@ -1,5 +1,6 @@
 """The source `clock`."""
 
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -15,6 +16,7 @@ async def test_the_clock_sends_the_time_in_utc() -> None:
         times: list[datetime] = [(await anext(events))["time"] for _ in range(3)]
     assert all(time.utcoffset() == timedelta(0) for time in times)
     assert [began, *times] == sorted([began, *times])
+    assert isinstance(events, AsyncGenerator)
     await events.aclose()
 
 

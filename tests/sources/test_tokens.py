@@ -20,7 +20,7 @@ from streams.sources.tokens import characters, pieces, schedule
 from tests.support.servers import Connection, client_of, connection, every_event, serving, until
 from tests.support.sources import all_of, check_bounds
 
-QUICK = {"tokens_per_second": 10_000, "first_token": 0}
+QUICK: dict[str, Any] = {"tokens_per_second": 10_000, "first_token": 0}
 QUERY = "tokens_per_second=10000&first_token=0"
 
 

@@ -1,7 +1,8 @@
-"""An event log of the tests' own, as plain as can be: what the protocols ask for, and no more.
+"""ListLog: the simplest event log that fulfils the protocols.
 
-It keeps every frame in a list and wakes everybody through one condition. That the contract suite
-and whole streams run on it shows that nothing but the protocols is needed.
+It keeps every frame in a list and wakes every waiter at each change. It imports only the names
+that an implementer of a log has. The contract suite and whole streams run on it, which shows that
+the protocols are enough.
 """
 
 import asyncio
@@ -9,15 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, UnknownRun
-from streams.event import frame
-from streams.log import Adopt, RunInfo, RunLog, Status
+from streams.event import End, frame
+from streams.log import Adopter, Limits, RunInfo, RunLog, Status
 
 
 class ListLog:
     def __init__(self, *, max_runs: int = 100, max_bytes: int = 2**20) -> None:
         self.worker = "list"
         self.shared = False
-        self.adopt: Adopt | None = None
         self.events = 0
         self.bytes = 0
         self.max_runs = max_runs
@@ -31,31 +31,25 @@ class ListLog:
     def readers(self) -> int:
         return sum(log.readers for log in self.runs.values())
 
+    def register(self, adopter: Adopter) -> None: ...
+
     async def open(self) -> None: ...
 
     async def aclose(self) -> None: ...
 
-    async def create(
-        self,
-        info: RunInfo,
-        *,
-        after: int = -1,
-        window: int,
-        retain: float,
-        drops_oldest: bool = False,
-    ) -> RunLog:
+    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> RunLog:
         for log in self.runs.values():
             if log.producing and info.key is not None and log.info.key == info.key:
                 return log
         if info.run in self.runs:
             raise RunExists(info.run)
         for run, log in list(self.runs.items()):
-            crowded = len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes
-            if crowded and log.status != "running" and not log.readers:
+            full = len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes
+            if full and log.status != "running" and not log.readers:
                 await self.discard(run)
         if len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes:
             raise StoreFull("full")
-        self.runs[info.run] = ListRun(self, info, after, window, retain, drops_oldest)
+        self.runs[info.run] = ListRun(self, info, limits, after)
         return self.runs[info.run]
 
     async def find(self, run: str) -> RunLog:
@@ -72,25 +66,15 @@ class ListLog:
 
 
 class ListRun:
-    def __init__(
-        self,
-        store: ListLog,
-        info: RunInfo,
-        after: int,
-        window: int,
-        retain: float,
-        drops_oldest: bool,
-    ) -> None:
+    def __init__(self, store: ListLog, info: RunInfo, limits: Limits, after: int) -> None:
         self.info = info
         self.status: Status = "running"
         self.restarted = after >= 0
         self.first = after + 1
         self.store = store
-        self.window = window
-        self.retain = retain
+        self.limits = limits
         self.producer = store.worker
         self.watching: Callable[[], None] = lambda: None
-        self.drops_oldest = drops_oldest
         self.frames: list[bytes] = []
         self.attached: set[ListReader] = set()
         self.waiters: set[asyncio.Event] = set()
@@ -134,7 +118,7 @@ class ListRun:
         self.store.bytes += len(self.frames[-1])
         had = min(
             (reader.after for reader in self.attached),
-            default=self.last if self.drops_oldest else -1,
+            default=self.last if self.limits.drops_oldest else -1,
         )
         while self.size > self.limit and self.first <= had:
             self.store.bytes -= len(self.frames.pop(0))
@@ -145,11 +129,11 @@ class ListRun:
 
     @property
     def limit(self) -> int:
-        return self.window if self.store.bytes < self.store.max_bytes else 0
+        return self.limits.window if self.store.bytes < self.store.max_bytes else 0
 
     @property
     def full(self) -> bool:
-        if not self.attached and self.drops_oldest:
+        if not self.attached and self.limits.drops_oldest:
             return False
         had = min((reader.after for reader in self.attached), default=self.first - 1)
         ahead = sum(map(len, self.frames[had + 1 - self.first :]))
@@ -159,17 +143,19 @@ class ListRun:
         while self.full and self.status == "running":
             await self.change()
 
-    def close(self, status: Status, data: bytes) -> None:
-        self.append(b"end", data)
-        self.status = status
+    def close(self, end: End) -> None:
+        self.append(b"end", end.encode())
+        self.status = end.status
         self.changed()
         self.watching()
         loop = asyncio.get_running_loop()
-        loop.call_later(self.retain, lambda: loop.create_task(self.store.discard(self.info.run)))
+        loop.call_later(
+            self.limits.retain, lambda: loop.create_task(self.store.discard(self.info.run))
+        )
 
-    async def cancel(self, data: bytes) -> None:
+    async def cancel(self, end: End) -> None:
         if self.status == "running":
-            self.close("cancelled", data)
+            self.close(end)
 
     @contextmanager
     def read(self, after: int) -> Iterator["ListReader"]:

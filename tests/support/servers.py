@@ -43,7 +43,7 @@ async def client_of(app: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient
         yield client
 
 
-async def until(holds: Callable[[], Any], what: str = "", seconds: float = 5) -> None:
+async def until(holds: Callable[[], Any], what: str, seconds: float = 5) -> None:
     """Waits until `holds()` is true; `what` names that state in words.
 
     Checks once a millisecond, and raises AssertionError after `seconds`.
@@ -98,7 +98,7 @@ class Connection:
         return self.received.endswith(b"0\r\n\r\n")
 
     async def until(
-        self, holds: Callable[["Connection"], Any], what: str = "", seconds: float = 5
+        self, holds: Callable[["Connection"], Any], what: str, seconds: float = 5
     ) -> None:
         """Reads until `holds(self)` is true; `what` names that state in words.
 

@@ -37,7 +37,7 @@ async def all_of(events: AsyncIterable[Any]) -> list[Any]:
 
 
 def check_bounds(
-    source: Source, name: str, below: float, least: float, most: float, above: float
+    source: Source[..., Any], name: str, below: float, least: float, most: float, above: float
 ) -> None:
     """Checks that a parameter takes the values from `least` to `most`, but not the other two."""
     for value in (least, most):

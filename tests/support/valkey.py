@@ -51,7 +51,7 @@ class Valkey:
     def pause(self) -> None:
         self._send(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def unpause(self) -> None:
         self._send(signal.SIGCONT)
 
     def command(self, command: str) -> None:

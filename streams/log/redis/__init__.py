@@ -1,9 +1,13 @@
 """RedisLog: runs in Redis or Valkey, for any number of workers on any number of machines.
 
-The law of this file: whoever dies, is paused or is cut off, every run has one producer or soon
-gets one, and an event is shown when Redis has it and never twice. One task writes what the runs
-here appended, one hears of all other runs with readers here, one keeps this worker's lease and
-finds the workers whose lease is over. asgi.py makes one for a URL.
+Invariants, whichever worker dies, pauses or loses its connection:
+
+1. A running run has one producer, or another worker claims it soon.
+2. A reader sees an event only when Redis has it, and never twice.
+
+Three tasks do the work of one RedisLog: one sends to Redis what the runs here have appended, one
+reads from Redis the runs that have readers here, and one renews this worker's lease and finds
+workers whose lease has expired.
 """
 
 import asyncio
@@ -17,188 +21,178 @@ from weakref import WeakValueDictionary
 
 from streams.errors import RunExists, StoreDown, UnknownRun
 from streams.event import encode_json
-from streams.log import Adopt, RunInfo, RunLog
+from streams.log import Adopter, Limits, RunInfo, RunLog
 from streams.log.memory import MemoryLog
-from streams.log.redis.connection import Pause, RedisLink
+from streams.log.redis.connection import Backoff, RedisLink
 from streams.log.redis.run import Entry, RedisRun, State, Work
 from streams.log.redis.scripts import (
     APPEND,
-    BURY,
+    CLAIM,
     CREATE,
     DISCARD,
+    EXTEND,
     LEAVE,
-    LOOK,
-    PLACE,
-    RUNS,
-    STAY,
-    TAKE,
-    TICK,
+    LIST_RUNS,
+    LOAD_STATE,
+    REMOVE_WORKER,
+    RENEW,
+    SET_CURSOR,
 )
 
 logger = logging.getLogger("streams")
 
-TICKS_PER_LEASE = 3
-TICKS_PER_LOOK = 10
-TICKS_PER_STAY = 1000
+RENEWALS_PER_LEASE = 3
+RENEWALS_PER_REFRESH = 10
+RENEWALS_PER_EXTENSION = 1000
 
-MOST_RUNS = 32
-"""Written in one round trip. Others' events wait meanwhile, and then go many in one call."""
+APPEND_RUNS = 32
+"""One round trip appends to this many runs at most. More events of the other runs gather meanwhile,
+and one call appends them together."""
 
 LAST_WRITE_SECONDS = 5.0
-"""How long the end of a worker waits for Redis to take what its runs have appended."""
+"""aclose() waits this long for Redis to take what the runs here have appended."""
 
 
 class RedisLog:
-    """Runs in Redis (6.2 or newer) or Valkey, at a URL: redis://, rediss:// or redis+unix://, with
-    `?prefix=` for all keys' names (default: streams) and `?lease=`, the seconds after which a
-    worker that is not heard of counts as dead (default: 2.5).
+    """Runs in Redis (6.2 or newer) or Valkey.
 
-    `max_runs` and `max_bytes` limit what this worker has started and holds, as in MemoryLog.
-    Raises ValueError for a URL that cannot be. When Redis does not answer, new runs and readers
-    get StoreDown, and those there are wait.
+    `url` is redis://, rediss:// or redis+unix://. It has two parameters of its own: `prefix`, the
+    prefix of all keys (default: streams), and `lease`, the seconds after which a worker that does
+    not renew its lease counts as dead (default: 2.5).
+
+    `max_runs` and `max_bytes` limit the runs that this worker has started and the bytes that it
+    holds, as in MemoryLog. Raises ValueError for an invalid URL. While Redis does not answer, new
+    runs and new readers get StoreDown; running ones wait.
     """
 
     shared = True
 
     def __init__(self, url: str, *, max_runs: int = 10_000, max_bytes: int = 256 * 2**20) -> None:
-        self.adopt: Adopt | None = None
+        self._adopter: Adopter | None = None
         self._link = RedisLink(url, prefix="streams", lease="2.5")
-        self._lease = float(self._link.options["lease"])
-        self._here = MemoryLog(max_runs=max_runs, max_bytes=max_bytes)
-        self._work = Work(self._link, self._here.store, self._here.finished)
+        self._lease = self._link.seconds("lease")
+        self._local = MemoryLog(max_runs=max_runs, max_bytes=max_bytes)
+        self._work = Work(self._link, self._local)
         self._runs: WeakValueDictionary[str, RedisRun] = WeakValueDictionary()
-        self._mine: dict[str, RedisRun] = {}
+        self._produced: dict[str, RedisRun] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._others: set[asyncio.Task[None]] = set()
-        self._heard = "0-0"
-        self._ticks = 0
+        self._background: set[asyncio.Task[None]] = set()
+        self._last_notification = "0-0"
+        self._renewals = 0
 
     @property
     def readers(self) -> int:
-        return self._here.readers
+        return self._local.readers
 
     @property
     def worker(self) -> str:
-        return self._here.worker
+        return self._local.worker
 
     @property
     def events(self) -> int:
-        return self._here.events
+        return self._local.events
 
     @property
     def bytes(self) -> int:
-        return self._here.bytes
+        return self._local.bytes
 
     def __len__(self) -> int:
-        return len(self._here)
+        return len(self._local)
 
     def check(self) -> None:
-        """Blocks until Redis has answered, for a clear word at start. Raises StoreDown."""
+        """Asks Redis for its version, and blocks the thread meanwhile. Raises StoreDown."""
         self._link.check()
+
+    def register(self, adopter: Adopter) -> None:
+        self._adopter = adopter
 
     async def open(self) -> None:
         if not self._tasks:
-            loops = (self._write, self._hear, self._live)
-            self._tasks = [asyncio.create_task(self._for_ever(loop)) for loop in loops]
+            loops = (self._write, self._read, self._keep_lease)
+            self._tasks = [asyncio.create_task(self._repeat(loop)) for loop in loops]
 
-    async def create(
-        self,
-        info: RunInfo,
-        *,
-        after: int = -1,
-        window: int,
-        retain: float,
-        drops_oldest: bool = False,
-    ) -> RunLog:
+    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> RunLog:
         await self.open()
-        await self._discard_all(self._here.make_room())
+        await self._discard_all(self._local.make_room())
         key = "" if info.key is None else hashlib.sha256(info.key.encode()).hexdigest()
-        lease, retain_ms = int(self._lease * 1000), max(int(retain * 1000), 1)
-        policy = (after, window, retain_ms, int(drops_oldest))
+        lease, retain_ms = int(self._lease * 1000), max(int(limits.retain * 1000), 1)
+        policy = (after, limits.window, retain_ms, int(limits.drops_oldest))
+        arguments = (self.worker, info.run, encode_json(info), *policy, key, lease)
         try:
-            result = await self._link.call(
-                CREATE,
-                self.worker,
-                info.run,
-                encode_json(info),
-                *policy,
-                key,
-                lease,
-            )
+            reply = await self._link.call(CREATE, *arguments)
         except (StoreDown, asyncio.CancelledError):
-            # It may be there without an answer; nobody would ever end it
-            self._later(self._link.patiently(DISCARD, self.worker, info.run))
+            # Redis may have created the run although the reply was lost. Nobody would end it.
+            self._in_background(self._link.call_until_answered(DISCARD, self.worker, info.run))
             raise
-        if result[0] == b"other":
-            return await self.find(result[1].decode())
-        if result[0] == b"exists":
-            raise RunExists(f"run {info.run} exists")
-        state = State(
-            info, "running", self.worker, after, after, after + 1, window, retain, drops_oldest, {}
-        )
-        run = self._runs[info.run] = RedisRun(self._work, state, mine=True)
+        if reply[0] == b"other":
+            return await self.find(reply[1].decode())
+        if reply[0] == b"exists":
+            raise RunExists(f"run {info.run} exists already")
+        state = State(info, "running", self.worker, after, after, after + 1, limits, {})
+        run = self._runs[info.run] = RedisRun(self._work, state, is_producer=True)
         self._keep(run)
         return run
 
     def _keep(self, run: RedisRun) -> None:
-        self._here.keep(run.memory)
-        self._mine[run.info.run] = run
+        self._local.hold(run.memory)
+        self._produced[run.info.run] = run
 
     async def find(self, run: str) -> RunLog:
         await self.open()
-        state = State.of(await self._link.call(LOOK, self.worker, run))
+        state = State.of(await self._link.call(LOAD_STATE, self.worker, run))
         if state is None:
             if (known := self._runs.get(run)) is not None:
-                self._look(known, None)
-            raise UnknownRun(f"there is no run {run!r} here (any more)")
-        return self._known(state)
+                self._update(known, None)
+            raise UnknownRun(f"there is no run {run!r}, or it is no longer retained")
+        return self._run_of(state)
 
-    def _known(self, state: State) -> RedisRun:
+    def _run_of(self, state: State) -> RedisRun:
         known = self._runs.get(state.info.run)
-        if known is None or known.memory.gone:
-            known = self._runs[state.info.run] = RedisRun(self._work, state, mine=False)
+        if known is None or known.memory.forgotten:
+            known = self._runs[state.info.run] = RedisRun(self._work, state, is_producer=False)
         else:
-            self._look(known, state)
+            self._update(known, state)
         return known
 
-    def _look(self, run: RedisRun, state: State | None) -> None:
-        """Redis was asked, maybe before this worker began to produce the run."""
+    def _update(self, run: RedisRun, state: State | None) -> None:
+        """Takes over a reply of LOAD_STATE, which can be older than what this worker knows."""
         running_here = state and (state.producer, state.status) == (self.worker, "running")
-        if self._mine.get(run.info.run) is run and not running_here:
-            self._work.write(run)  # is refused, unless the answer is old
+        if self._produced.get(run.info.run) is run and not running_here:
+            # An append settles it: Redis refuses the append unless the reply is outdated.
+            self._work.queue_append(run)
         elif state is None and self._runs.get(run.info.run) is run:
-            self._gone(run.info.run)
+            self._forget(run.info.run)
         if state is not None:
-            run.look(state)
+            run.on_state(state)
 
     async def discard(self, run: str) -> None:
         await self._discard_all([run])
 
     async def _discard_all(self, runs: Iterable[str]) -> None:
         for run in runs:
-            self._gone(run)
+            self._forget(run)
             try:
                 await self._link.call(DISCARD, self.worker, run)
             except (StoreDown, asyncio.CancelledError) as error:
-                self._later(self._link.patiently(DISCARD, self.worker, run))
+                self._in_background(self._link.call_until_answered(DISCARD, self.worker, run))
                 if isinstance(error, asyncio.CancelledError):
                     raise
 
-    def _gone(self, run: str) -> None:
-        self._mine.pop(run, None)
+    def _forget(self, run: str) -> None:
+        self._produced.pop(run, None)
         if (known := self._runs.get(run)) is not None:
-            self._here.let_go(run)
-            known.gone()
+            self._local.release(run)
+            known.on_forgotten()
 
     async def written(self) -> None:
-        """Returns when Redis has all that was appended here."""
+        """Returns when Redis has everything that was appended here."""
         await self._work.done.wait()
 
     async def aclose(self) -> None:
         if self._tasks:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.written(), LAST_WRITE_SECONDS)
-            tasks = [*self._tasks, *self._others]
+            tasks = [*self._tasks, *self._background]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -207,185 +201,187 @@ class RedisLog:
                 await self._link.call(LEAVE, self.worker)
         await self._link.aclose()
 
-    async def _for_ever(self, loop: Callable[[], Awaitable[None]]) -> None:
-        pause = Pause()
+    async def _repeat(self, loop: Callable[[], Awaitable[None]]) -> None:
+        backoff = Backoff()
         while True:
             try:
                 await loop()
-                pause = Pause()
+                backoff = Backoff()
             except StoreDown as error:
                 logger.debug("%s", error)
-                await pause.wait()
+                await backoff.wait()
             except Exception:
-                logger.exception("the log in Redis: this should not happen, going on")
-                await pause.wait()
+                logger.exception("unexpected error in a task of the Redis log: the task continues")
+                await backoff.wait()
 
-    def _later(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def _in_background(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(coroutine)
-        self._others.add(task)
-        task.add_done_callback(self._others.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
-    # What the runs here have appended, and where their readers are
+    # Sends what the runs here have appended, and the cursors of the readers here.
 
     async def _write(self) -> None:
         work = self._work
-        await work.there_is_some.wait()
-        work.there_is_some.clear()
-        runs, moved = list(work.unwritten)[:MOST_RUNS], list(work.moved)
+        await work.queued.wait()
+        work.queued.clear()
+        runs, moved = list(work.appending)[:APPEND_RUNS], list(work.moved)
         for run in runs:
-            del work.unwritten[run]
-        if work.unwritten:
-            work.there_is_some.set()
+            del work.appending[run]
+        if work.appending:
+            work.queued.set()
         work.moved.clear()
-        calls = [*map(self._append, runs), *map(self._place, moved)]
+        calls = [*map(self._append_call, runs), *map(self._cursor_call, moved)]
         try:
-            results = await self._link.call_all(calls)
+            replies = await self._link.call_all(calls)
         except BaseException:
-            self._again(runs, moved)
+            self._queue_again(runs, moved)
             raise
-        refused: Exception | None = None
-        for run, result in zip(runs, results, strict=False):
-            if isinstance(result, Exception):
-                refused = result
-                self._again([run], [])
+        failed: Exception | None = None
+        for run, reply in zip(runs, replies, strict=False):
+            if isinstance(reply, Exception):
+                failed = reply
+                self._queue_again([run], [])
             else:
-                self._answered(run, result)
-        for run, result in zip(moved, results[len(runs) :], strict=True):
-            if isinstance(result, Exception):
-                refused = result
-                self._again([], [run])
-            elif result == b"gone" and self._runs.get(run.info.run) is run:
-                self._gone(run.info.run)
-        if not work.unwritten and not work.moved:
+                self._on_append_reply(run, reply)
+        for run, reply in zip(moved, replies[len(runs) :], strict=True):
+            if isinstance(reply, Exception):
+                failed = reply
+                self._queue_again([], [run])
+            elif reply == b"forgotten" and self._runs.get(run.info.run) is run:
+                self._forget(run.info.run)
+        if not work.appending and not work.moved:
             work.done.set()
-        if refused is not None:
-            raise StoreDown(f"Redis refuses: {refused}") from refused
+        if failed is not None:
+            raise StoreDown(f"Redis reports an error: {failed}") from failed
 
-    def _again(self, runs: list[RedisRun], moved: list[RedisRun]) -> None:
+    def _queue_again(self, runs: list[RedisRun], moved: list[RedisRun]) -> None:
         for run in runs:
-            if run.mine:
-                self._work.write(run)
+            if run.is_producer:
+                self._work.queue_append(run)
         for run in moved:
-            self._work.tell_place(run)
-        self._work.there_is_some.set()  # to look again, if only to find that all is done
+            self._work.queue_cursor(run)
+        self._work.queued.set()  # even if nothing is queued: _write() then sets `done`
 
-    def _append(self, run: RedisRun) -> Any:
-        frames, trim, status = run.unwritten()
-        number = run.sent + 1
-        return APPEND, (self.worker, run.info.run, number, trim, status or "", *frames)
+    def _append_call(self, run: RedisRun) -> Any:
+        frames, evict, status = run.uncommitted()
+        number = run.committed + 1
+        return APPEND, (self.worker, run.info.run, number, evict, status or "", *frames)
 
-    def _place(self, run: RedisRun) -> Any:
-        at = run.memory.slowest if run.memory.readers and not run.mine else ""
-        arguments = (self.worker, run.info.run, self.worker, at, run.memory.readers, "1")
-        return PLACE, arguments
+    def _cursor_call(self, run: RedisRun) -> Any:
+        after = run.memory.slowest if run.memory.readers and not run.is_producer else ""
+        arguments = (self.worker, run.info.run, self.worker, after, run.memory.readers, "1")
+        return SET_CURSOR, arguments
 
-    def _answered(self, run: RedisRun, result: list[Any]) -> None:
-        match result:
-            case [b"written", last, first]:
-                run.written(int(last), int(first))
+    def _on_append_reply(self, run: RedisRun, reply: list[Any]) -> None:
+        match reply:
+            case [b"committed", last, first]:
+                run.on_committed(int(last), int(first))
                 if run.memory.closed and int(last) == run.memory.last:
-                    self._mine.pop(run.info.run, None)
-            case [b"behind", last]:
-                run.behind(int(last))
-            case [b"refused"]:
-                self._superseded(run)
+                    self._produced.pop(run.info.run, None)
+            case [b"gap", last]:
+                run.on_gap(int(last))
+            case [b"fenced"]:
+                self._on_fenced(run)
             case _:
-                if run.mine:
-                    self._gone(run.info.run)
+                if run.is_producer:
+                    self._forget(run.info.run)
 
-    def _superseded(self, run: RedisRun) -> None:
-        if run.mine:
-            self._mine.pop(run.info.run, None)
-            self._here.let_go(run.info.run)
-            run.superseded()
+    def _on_fenced(self, run: RedisRun) -> None:
+        if run.is_producer:
+            self._produced.pop(run.info.run, None)
+            self._local.release(run.info.run)
+            run.on_fenced()
 
-    # What other workers have appended, and have to tell
+    # Reads what other workers have appended, and the notifications for this worker.
 
-    async def _hear(self) -> None:
+    async def _read(self) -> None:
         inbox = f"{self._link.prefix}:inbox:{self.worker}"
         prefix = f"{self._link.prefix}:log:"
-        await self._look_at(self._work.followed.values())
+        await self._refresh(self._work.followed.values())
         while True:
-            cursors = {inbox: self._heard}
+            cursors = {inbox: self._last_notification}
             for run in self._work.followed.values():
-                if not run.crowded:
+                if not run.backlogged:
                     cursors[prefix + run.info.run] = f"{run.memory.last + 1}-0"
-            for key, entries in await self._link.news(cursors):
+            for key, entries in await self._link.read(cursors):
                 if (name := key.decode()) != inbox:
                     if (followed := self._work.followed.get(name.removeprefix(prefix))) is not None:
-                        followed.feed(map(Entry.of, entries))
+                        followed.on_entries(map(Entry.of, entries))
                     continue
                 for entry_id, fields in entries:
-                    self._heard = entry_id.decode()
+                    self._last_notification = entry_id.decode()
                     texts = [field.decode() for field in fields]
-                    self._told(**dict(zip(texts[::2], texts[1::2], strict=True)))
+                    self._on_notification(**dict(zip(texts[::2], texts[1::2], strict=True)))
 
-    def _told(
-        self, what: str, run: str = "", worker: str = "", at: str = "", count: str = ""
+    def _on_notification(
+        self, kind: str, run: str = "", worker: str = "", after: str = "", readers: str = ""
     ) -> None:
         known = self._runs.get(run)
-        if what == "left":
-            self._later(self._bury(worker))
+        if kind == "left":
+            self._in_background(self._take_over(worker))
         elif known is None:
             return
-        elif what == "place":
-            known.place(worker, int(at) if at else None, int(count))
-        elif what != "wake" and run in self._mine:  # closed, taken or gone
-            self._work.write(known)  # which is refused, unless the run began anew since
-        elif what == "gone":
-            self._gone(run)
+        elif kind == "cursor":
+            known.on_cursor(worker, int(after) if after else None, int(readers))
+        elif kind != "wake" and run in self._produced:  # closed, claimed or forgotten
+            # Redis refuses this append, unless the run has been created again since.
+            self._work.queue_append(known)
+        elif kind == "forgotten":
+            self._forget(run)
 
-    async def _look_at(self, runs: Iterable[RedisRun]) -> None:
+    async def _refresh(self, runs: Iterable[RedisRun]) -> None:
         runs = list(runs)
-        calls = [(LOOK, (self.worker, run.info.run)) for run in runs]
+        calls = [(LOAD_STATE, (self.worker, run.info.run)) for run in runs]
         for run, reply in zip(runs, await self._link.call_all(calls) if calls else [], strict=True):
             if isinstance(reply, Exception):
-                raise StoreDown(f"Redis refuses: {reply}") from reply
-            self._look(run, State.of(reply))
+                raise StoreDown(f"Redis reports an error: {reply}") from reply
+            self._update(run, State.of(reply))
 
-    # Life and death
+    # Renews the lease of this worker, and takes over the runs of dead workers.
 
-    async def _live(self) -> None:
+    async def _keep_lease(self) -> None:
         suspects: set[str] = set()
-        buried: set[str] = set()
+        handled: set[str] = set()
         while True:
-            reply = await self._link.call(TICK, self.worker, int(self._lease * 1000))
+            reply = await self._link.call(RENEW, self.worker, int(self._lease * 1000))
             had_lease, *names = reply
-            over, left, all_ = ({name.decode() for name in group} for group in names)
-            # A lease counts as over when it was at two looks: when Redis itself was away, all
-            # workers' are, and each has had the time to renew its own at the second
-            for worker in ((over & suspects) | left) - {self.worker}:
-                if worker not in buried:
-                    buried.add(worker)
-                    self._later(self._bury(worker))
-            buried &= over
-            suspects = over
-            for run in list(self._mine.values()):
-                for worker in run.memory.elsewhere.keys() - all_:
-                    run.place(worker, None, 0)
+            expired, left, all_ = ({name.decode() for name in group} for group in names)
+            # A worker is dead when its lease has expired at two renewals in a row. After an outage
+            # of Redis all leases have expired, and each worker renews its own before the second.
+            for worker in ((expired & suspects) | left) - {self.worker}:
+                if worker not in handled:
+                    handled.add(worker)
+                    self._in_background(self._take_over(worker))
+            handled &= expired
+            suspects = expired
+            for run in list(self._produced.values()):
+                for worker in run.remote_cursors.keys() - all_:
+                    run.on_cursor(worker, None, 0)
                     call = (self.worker, run.info.run, worker, "", 0, "0")
-                    await self._link.call(PLACE, *call)
-            if not had_lease:  # taken for dead: what is left of what was here?
-                await self._look_at(self._mine.values())
-            self._ticks += 1
-            if self._ticks % TICKS_PER_LOOK == 0 or not had_lease:
-                await self._look_at(self._work.followed.values())
+                    await self._link.call(SET_CURSOR, *call)
+            if not had_lease:  # others took this worker for dead, and may have claimed its runs
+                await self._refresh(self._produced.values())
+            self._renewals += 1
+            if self._renewals % RENEWALS_PER_REFRESH == 0 or not had_lease:
+                await self._refresh(self._work.followed.values())
                 for run in self._work.followed.values():
-                    run.tell_place_again(anyway=not had_lease)
-            if self._ticks % TICKS_PER_STAY == 0 and self._mine:
-                await self._link.call_all([(STAY, (self.worker, run)) for run in self._mine])
-            await asyncio.sleep(self._lease / TICKS_PER_LEASE)
+                    run.send_cursor_again(force=not had_lease)
+            if self._renewals % RENEWALS_PER_EXTENSION == 0 and self._produced:
+                await self._link.call_all([(EXTEND, (self.worker, run)) for run in self._produced])
+            await asyncio.sleep(self._lease / RENEWALS_PER_LEASE)
 
-    async def _bury(self, worker: str) -> None:
-        if self.adopt is None:
+    async def _take_over(self, worker: str) -> None:
+        if self._adopter is None:
             return
-        runs = [run.decode() for run in await self._link.patiently(RUNS, self.worker, worker)]
-        random.shuffle(runs)  # others are at it, too: each gets its share
+        reply = await self._link.call_until_answered(LIST_RUNS, self.worker, worker)
+        runs = [run.decode() for run in reply]
+        random.shuffle(runs)  # several workers claim at once: each gets a share
         for run in runs:
-            reply = await self._link.patiently(TAKE, self.worker, run, worker)
+            reply = await self._link.call_until_answered(CLAIM, self.worker, run, worker)
             state = State.of(reply) if reply else None
-            if state is not None and not (known := self._known(state)).mine:
-                known.taken(state)
+            if state is not None and not (known := self._run_of(state)).is_producer:
+                known.on_claimed(state)
                 self._keep(known)
-                self._later(self.adopt(known))  # type: ignore[arg-type]
-        await self._link.patiently(BURY, self.worker, worker)
+                self._in_background(self._adopter.adopt(known))
+        await self._link.call_until_answered(REMOVE_WORKER, self.worker, worker)

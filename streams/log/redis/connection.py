@@ -1,16 +1,20 @@
-"""RedisLink: one worker's connections to Redis, and what to do when there are none.
+"""RedisLink: the connections of one worker to Redis.
 
-The law of this file: whatever goes wrong between here and Redis is a StoreDown, after which the
-same call may be made again: scripts are written to be repeated. One connection waits for news,
-a few carry everything else, however many runs and readers there are. redis_log.py owns one.
+Invariants:
+
+1. Every failure between this worker and Redis is a StoreDown. After it, the caller can repeat the
+   call: the scripts allow that (see scripts.py).
+2. The number of connections does not depend on the number of runs and readers: one connection
+   waits for new stream entries, and CONNECTIONS carry all other calls.
 """
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -26,100 +30,131 @@ logger = logging.getLogger("streams")
 
 FAILURES = (RedisError, OSError, TimeoutError)
 
-ANSWER_SECONDS = 5.0
-"""A call that takes longer has failed."""
+CALL_SECONDS = 5.0
+"""A call without a reply after this time has failed."""
 
 CONNECTIONS = 4
-"""For calls; one more waits for news."""
+"""Connections for calls. One more waits for new stream entries."""
 
-NEWS_SECONDS = 10.0
-"""The connection that waits shows this often that it is alive."""
+BLOCK_SECONDS = 10.0
+"""An XREAD waits at most this long. A connection that stays silent for longer is broken."""
 
-LONGEST_PAUSE = 0.5
-"""Shorter than it takes to count a worker as dead when Redis is back: see RedisLog."""
+MAX_PAUSE_SECONDS = 0.5
+"""Less than a third of the default lease: after an outage of Redis, every worker renews its lease
+before another worker counts it as dead."""
 
 
-class Pause:
-    """Growing, jittered pauses between attempts."""
+class Backoff:
+    """Growing pauses with jitter between the attempts of one call."""
 
     def __init__(self) -> None:
         self._seconds = 0.025
 
     async def wait(self) -> None:
-        self._seconds = min(2 * self._seconds, LONGEST_PAUSE)
+        self._seconds = min(2 * self._seconds, MAX_PAUSE_SECONDS)
         await asyncio.sleep(self._seconds * random.uniform(0.5, 1))
 
 
 class RedisLink:
-    """`url`: redis://, rediss://, unix:// or redis+unix://, with `?prefix=` for all keys' names."""
+    """Calls scripts in Redis, and reads streams from it.
 
-    def __init__(self, url: str, **ours: str) -> None:
-        """`ours` are parameters of the URL that are not redis-py's, with their defaults.
+    `url` is redis://, rediss://, unix:// or redis+unix://. Its parameter `prefix` is the prefix of
+    all keys. `parameters` are the names and defaults of the URL's parameters that redis-py does not
+    know; their values are in `options`. Raises ValueError for an invalid URL.
+    """
 
-        Raises ValueError for a URL that cannot be.
-        """
-        parts = urlsplit(url.replace("redis+unix:", "unix:", 1))
+    def __init__(self, url: str, **parameters: str) -> None:
+        url = url.replace("redis+unix:", "unix:", 1)
+        parts = urlsplit(url)
         query = dict(parse_qsl(parts.query))
-        self.options = {name: query.pop(name, default) for name, default in ours.items()}
+        self.options = {name: query.pop(name, default) for name, default in parameters.items()}
         self.prefix = self.options["prefix"]
-        self.place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        self._url = urlunsplit(parts._replace(query=urlencode(query)))
-        self._known: dict[str, Any] = {
+        self.address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        # Not urlunsplit(), which makes unix:/path of unix:///path. redis-py refuses that.
+        self._url = f"{url.partition('?')[0]}?{urlencode(query)}"
+        self._settings: dict[str, Any] = {
             "protocol": 2,
-            "socket_connect_timeout": ANSWER_SECONDS,
+            "socket_connect_timeout": CALL_SECONDS,
         }
         try:
             _ = parts.port
-        except ValueError:  # which would show it
-            raise ValueError("in a password, # / ? @ and : have to be %-encoded") from None
+        except ValueError:  # its text can contain a part of the password
+            raise ValueError(
+                "the URL of Redis has an invalid port: if its password contains one of # / ? @ :, "
+                "write that character %-encoded, for example %23 for #"
+            ) from None
         pool = BlockingConnectionPool.from_url(
             self._url,
             max_connections=CONNECTIONS,
-            timeout=ANSWER_SECONDS,
+            timeout=CALL_SECONDS,
             retry=Retry(NoBackoff(), 0),
-            # With one, redis-py sends in an asyncio.wait_for(), which before Python 3.12 loses a
-            # cancellation that comes when the sending is done: a task would never end
+            # With a timeout, redis-py sends inside asyncio.wait_for(). Before Python 3.12 that
+            # loses a cancellation which comes just when the sending is done, and the task goes on.
             socket_timeout=None,
-            **self._known,
+            **self._settings,
         )
         self._pool = pool
         self._client = Redis(connection_pool=pool)
-        self._listening: AbstractConnection | None = None
+        self._reading: AbstractConnection | None = None
+
+    def seconds(self, name: str) -> float:
+        """The value of one of `parameters` that is a positive number. Raises ValueError."""
+        value = self.options[name]
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0
+        if not 0 < seconds < math.inf:
+            raise ValueError(
+                f"{name}={value!r} in the URL of Redis is not a positive number of seconds: "
+                f"write for example {name}=2.5"
+            )
+        return seconds
 
     def check(self) -> None:
-        """Blocks until Redis has answered. Raises StoreDown if it does not, or is too old."""
+        """Asks Redis for its version, and blocks the thread meanwhile.
+
+        Raises StoreDown if Redis does not answer or is older than 6.2.
+        """
         try:
             with redis.Redis.from_url(
-                self._url, socket_timeout=ANSWER_SECONDS, **self._known
+                self._url, socket_timeout=CALL_SECONDS, **self._settings
             ) as client:
                 version = str(client.info("server")["redis_version"])
         except FAILURES as error:
-            raise StoreDown(f"there is no Redis to talk to at {self.place}: {error}") from None
+            raise StoreDown(
+                f"Redis at {self.address} cannot be used: {error}. "
+                "Start it, or correct the URL of the log"
+            ) from None
         if tuple(map(int, version.split(".")[:2])) < (6, 2):
-            raise StoreDown(f"Redis at {self.place} is {version}: 6.2 is the oldest that will do")
+            raise StoreDown(f"Redis at {self.address} is version {version}: use 6.2 or newer")
 
     async def call(self, script: Script, *arguments: Any) -> Any:
-        """What the script returns. Raises StoreDown."""
-        (result,) = await self.call_all([(script, arguments)])
-        if isinstance(result, Exception):
-            raise StoreDown(f"Redis refuses: {result}") from result
-        return result
+        """Runs a script and returns its reply. Raises StoreDown."""
+        (reply,) = await self.call_all([(script, arguments)])
+        if isinstance(reply, Exception):
+            raise StoreDown(f"Redis reports an error: {reply}") from reply
+        return reply
 
     async def call_all(self, calls: Sequence[tuple[Script, Sequence[Any]]]) -> list[Any]:
-        """What each script returns, or the exception, in one round trip. Raises StoreDown."""
+        """Runs scripts in one round trip, and returns for each its reply or its exception.
+
+        Raises StoreDown if there are no replies.
+        """
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                results = await self._pipelined(calls)
-                if any(isinstance(result, NoScriptError) for result in results):
+            async with asyncio.timeout(CALL_SECONDS):
+                replies = await self._pipelined(calls)
+                if any(isinstance(reply, NoScriptError) for reply in replies):
                     for script in SCRIPTS:
                         await self._client.script_load(script.text)
-                    results = await self._pipelined(calls)
+                    replies = await self._pipelined(calls)
         except FAILURES as error:
             raise StoreDown(f"Redis does not answer: {error!r}") from error
-        if any(isinstance(result, redis.ReadOnlyError) for result in results):
-            # What is behind this address was the primary and is not now: look again who is
+        if any(isinstance(reply, redis.ReadOnlyError) for reply in replies):
+            # The server was the primary and is a replica now. New connections resolve the address
+            # again, and may reach the new primary.
             await self._pool.disconnect(inuse_connections=False)
-        return results
+        return replies
 
     async def _pipelined(self, calls: Sequence[tuple[Script, Sequence[Any]]]) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipeline:
@@ -127,51 +162,55 @@ class RedisLink:
                 pipeline.evalsha(script.sha, 1, self.prefix, *arguments)
             return list(await pipeline.execute(raise_on_error=False))
 
-    async def patiently(self, script: Script, *arguments: Any) -> Any:
-        """What the script returns, however long it takes until Redis answers."""
-        pause = Pause()
+    async def call_until_answered(self, script: Script, *arguments: Any) -> Any:
+        """Runs a script and returns its reply; repeats the call until Redis answers."""
+        backoff = Backoff()
         while True:
             try:
                 return await self.call(script, *arguments)
             except StoreDown as error:
                 logger.debug("%s", error)
-                await pause.wait()
+                await backoff.wait()
 
-    async def news(self, cursors: Mapping[str, str]) -> list[Any]:
-        """Entries of streams behind the given ids, as soon as there are any. Raises StoreDown."""
+    async def read(self, cursors: Mapping[str, str]) -> list[Any]:
+        """Waits for entries after the given ids, and returns them as XREAD does.
+
+        `cursors` maps each stream to the id of its last entry that the caller has. Returns an empty
+        list after BLOCK_SECONDS without an entry. Raises StoreDown.
+        """
         try:
-            async with asyncio.timeout(NEWS_SECONDS + ANSWER_SECONDS):
-                if self._listening is None:
-                    self._listening = await self._connected()
-                await self._listening.send_command(
+            async with asyncio.timeout(BLOCK_SECONDS + CALL_SECONDS):
+                if self._reading is None:
+                    self._reading = await self._connect()
+                await self._reading.send_command(
                     "XREAD",
                     "COUNT",
                     "256",
                     "BLOCK",
-                    str(int(NEWS_SECONDS * 1000)),
+                    str(int(BLOCK_SECONDS * 1000)),
                     "STREAMS",
                     *cursors,
                     *cursors.values(),
                 )
-                return await self._listening.read_response() or []
+                return await self._reading.read_response() or []
         except FAILURES as error:
-            await self._hang_up()
+            await self._stop_reading()
             raise StoreDown(f"Redis does not answer: {error!r}") from error
         except asyncio.CancelledError:
-            await self._hang_up()
+            await self._stop_reading()
             raise
 
-    async def _connected(self) -> AbstractConnection:
+    async def _connect(self) -> AbstractConnection:
         connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()  # type: ignore[no-untyped-call]
         return connection
 
-    async def _hang_up(self) -> None:
-        if self._listening is not None:
-            await self._listening.disconnect(nowait=True)
-            self._listening = None
+    async def _stop_reading(self) -> None:
+        if self._reading is not None:
+            await self._reading.disconnect(nowait=True)
+            self._reading = None
 
     async def aclose(self) -> None:
-        await self._hang_up()
+        await self._stop_reading()
         await self._client.aclose()
         await self._pool.disconnect()

@@ -1,9 +1,14 @@
-"""RedisRun: one run as this worker has it, be it the producer, a reader's worker, or both.
+"""RedisRun: one run in Redis, as this worker knows it, be it the producer or not.
 
-The law of this file: readers see only what Redis has; what Redis refuses was never there. What is
-here of the run is in a MemoryRun: the producer's has what it appended, shown to readers when
-Redis has it; another worker's has what came in since its first reader did. Readers that are
-behind that get pieces from Redis. redis_log.py owns the loops that carry all this.
+Invariants:
+
+1. Readers see only committed events: those that Redis has.
+2. What Redis refuses is discarded here.
+3. A MemoryRun holds the frames that are in this process. On the producer these are the appended
+   frames, and readers see the committed ones. On another worker these are the events that came in
+   since its first reader attached. A reader that needs an older event loads it from Redis.
+
+RedisLog owns the loops that exchange events and notifications with Redis.
 """
 
 import asyncio
@@ -13,17 +18,18 @@ from typing import Any
 import msgspec
 
 from streams.errors import LogClosed, LostHistory
-from streams.event import frame
-from streams.log import RunInfo, Status
-from streams.log.memory_run import CHUNK, MemoryReader, MemoryRun, Store
+from streams.event import End, frame
+from streams.log import Limits, RunInfo, Status
+from streams.log.memory import CHUNK, MemoryLog, MemoryReader, MemoryRun
 from streams.log.redis.connection import RedisLink
-from streams.log.redis.scripts import CLOSE, OLDER
+from streams.log.redis.scripts import CLOSE, LOAD_EVICTED
 
-MOST_BYTES = 256 * 1024
-MOST_EVENTS = 512
+APPEND_BYTES = 256 * 1024
+APPEND_EVENTS = 512
+"""One call appends about this many bytes and events of a run at most."""
 
-CLOCKS_SECONDS = 0.1
-"""What is finished is held here so much longer than in Redis, whose clock is another one."""
+CLOCK_SECONDS = 0.1
+"""This worker keeps a finished run for this much longer than Redis does: their clocks differ."""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -33,24 +39,24 @@ class State(msgspec.Struct, frozen=True):
     status: Status
     producer: str
     after: int
+    """The run began after this event: -1, or what an earlier process had reached."""
     last: int
     first: int
-    window: int
-    retain: float
-    drops_oldest: bool
-    places: dict[str, tuple[int, int]]
+    limits: Limits
+    cursors: dict[str, tuple[int, int]]
+    """For each worker with readers: the event that all its readers have had, and their number."""
 
     @classmethod
     def of(cls, reply: list[Any]) -> "State | None":
-        """From what the scripts call a state; None if there is no such run."""
+        """Decodes what state() in common.lua returns; None if there is no such run."""
         if reply[0] is None:
             return None
         info, status, producer, *numbers = reply[:9]
-        after, last, first, window, retain, drops = map(int, numbers)
-        places = {}
-        for worker, place in zip(reply[9][::2], reply[9][1::2], strict=True):
-            at, count = place.split()
-            places[worker.decode()] = (int(at), int(count))
+        after, last, first, window, retain, drops_oldest = map(int, numbers)
+        cursors = {}
+        for worker, cursor in zip(reply[9][::2], reply[9][1::2], strict=True):
+            had, readers = cursor.split()
+            cursors[worker.decode()] = (int(had), int(readers))
         return cls(
             msgspec.json.decode(info, type=RunInfo),
             status.decode(),
@@ -58,15 +64,13 @@ class State(msgspec.Struct, frozen=True):
             after,
             last,
             first,
-            window,
-            retain / 1000,
-            bool(drops),
-            places,
+            Limits(window, retain / 1000, bool(drops_oldest)),
+            cursors,
         )
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One event as Redis has it."""
+    """One event as Redis has it. The `end` event has a status."""
 
     number: int
     frame: bytes
@@ -80,98 +84,106 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Work:
-    """What this worker has to tell Redis, and which runs it has to hear of."""
+    """What all runs of one worker share: the link, the local log, and the queues of the loops.
 
-    def __init__(
-        self, link: RedisLink, store: Store, finished: Callable[[MemoryRun], None]
-    ) -> None:
+    `appending` are the runs with frames that Redis does not have yet, `moved` those whose cursor
+    has changed, `followed` those of other workers that have readers here.
+    """
+
+    def __init__(self, link: RedisLink, local: MemoryLog) -> None:
         self.link = link
-        self.store = store
-        self.finished = finished
-        self.unwritten: dict[RedisRun, None] = {}
+        self.local = local
+        self.appending: dict[RedisRun, None] = {}
         self.moved: dict[RedisRun, None] = {}
         self.followed: dict[str, RedisRun] = {}
-        self.there_is_some = asyncio.Event()
+        self.queued = asyncio.Event()
         self.done = asyncio.Event()
         self.done.set()
 
-    def write(self, run: "RedisRun") -> None:
-        self.unwritten[run] = None
+    def queue_append(self, run: "RedisRun") -> None:
+        """Has the uncommitted frames of a run sent to Redis."""
+        self.appending[run] = None
         self.done.clear()
-        self.there_is_some.set()
+        self.queued.set()
 
-    def tell_place(self, run: "RedisRun") -> None:
+    def queue_cursor(self, run: "RedisRun") -> None:
+        """Has the cursor of a run sent to Redis."""
         self.moved[run] = None
         self.done.clear()
-        self.there_is_some.set()
+        self.queued.set()
 
 
 class RedisRun:
-    """A RunLog. `mine` says whether Redis has this worker as its producer, for all we know."""
+    """A RunLog, and the Backing of the MemoryRun that holds its frames in this process.
 
-    def __init__(self, work: Work, state: State, mine: bool) -> None:
+    `is_producer`: as far as this worker knows, it is the run's producer in Redis. `committed`: on
+    the producer, the newest event that Redis has. `backlogged`: the readers here are so far from
+    the newest event that this worker has paused reading the run from Redis.
+    """
+
+    def __init__(self, work: Work, state: State, is_producer: bool) -> None:
         self.info = state.info
         self.restarted = state.after >= 0
         self.producer = state.producer
-        self.mine = mine
+        self.is_producer = is_producer
         self.first = state.first
-        self.sent = state.last
-        self.crowded = False
+        self.committed = state.last
+        self.backlogged = False
         self._work = work
         self._last = state.last
         self._status = state.status
         self._begin = state.last + 1
         self._id = state.info.run.encode()
-        self._told = -1
-        self._counts = {
-            w: count for w, (_, count) in state.places.items() if w != work.store.worker
-        }
+        self._sent_cursor = -1
+        self._remote_readers: dict[str, int] = {}
+        self.remote_cursors: dict[str, int] = {}
         self._watcher: Callable[[], None] = lambda: None
         self._piece_events = 64
         self.memory = MemoryRun(
-            work.store,
-            state.info,
-            after=state.last,
-            window=state.window,
-            retain=state.retain + CLOCKS_SECONDS,
-            drops_oldest=state.drops_oldest,
-            closed=work.finished,
+            work.local, state.info, state.limits, after=state.last, backing=self
         )
         if state.status != "running":
-            self.memory.end(state.status)
-        self.memory.older = self._older
-        self.memory.changed = self._readers_changed
-        self.memory.moved = self._readers_moved
-        if mine:
-            self.memory.elsewhere = {w: at for w, (at, _) in state.places.items()}
+            self.memory.finish(state.status)
+        self._set_remote_readers(state)
+        if is_producer:
+            self._set_remote_cursors(state)
 
     @property
     def status(self) -> Status:
-        return self.memory.status if self.mine or self.memory.closed else self._status
+        return self.memory.status if self.is_producer or self.memory.closed else self._status
 
     @property
     def last(self) -> int:
-        return self.memory.last if self.mine else max(self.memory.last, self._last)
+        return self.memory.last if self.is_producer else max(self.memory.last, self._last)
 
     @property
     def readers(self) -> int:
-        return self.memory.readers + sum(self._counts.values())
+        return self.memory.readers + sum(self._remote_readers.values())
 
     @property
     def producing(self) -> bool:
-        return self.mine and not self.memory.closed
+        return self.is_producer and not self.memory.closed
 
     def watch(self, changed: Callable[[], None]) -> None:
         self._watcher = changed
 
+    def _set_remote_readers(self, state: State) -> None:
+        me = self._work.local.worker
+        self._remote_readers = {w: readers for w, (_, readers) in state.cursors.items() if w != me}
+
+    def _set_remote_cursors(self, state: State) -> None:
+        self.remote_cursors = {worker: after for worker, (after, _) in state.cursors.items()}
+
     # The producer's side
 
     def append(self, name: bytes | None, data: bytes) -> bool:
-        if not self.mine:
-            raise LogClosed(f"run {self.info.run} is produced by worker {self.producer} now")
+        if not self.is_producer:
+            raise LogClosed(
+                f"run {self.info.run}: this worker cannot append, {self.producer} is its producer"
+            )
         self.memory.add(frame(self._id, self.memory.last + 1, name, data))
-        self._work.store.events += 1
-        self._work.write(self)
+        self._work.local.events += 1
+        self._work.queue_append(self)
         return False
 
     @property
@@ -181,92 +193,92 @@ class RedisRun:
     async def room(self) -> None:
         await self.memory.room()
 
-    def close(self, status: Status, data: bytes) -> None:
-        self.append(b"end", data)
-        self.memory.end(status)
+    def close(self, end: End) -> None:
+        self.append(b"end", end.encode())
+        self.memory.finish(end.status)
         self._watcher()
 
-    async def cancel(self, data: bytes) -> None:
+    async def cancel(self, end: End) -> None:
         if self.producing:
-            self.close("cancelled", data)
+            self.close(end)
         elif self.status == "running":
             head = b"id: %b." % self._id
-            tail = frame(self._id, 0, b"end", data).removeprefix(head + b"0")
+            tail = frame(self._id, 0, b"end", end.encode()).removeprefix(head + b"0")
             await self._work.link.call(
-                CLOSE, self._work.store.worker, self.info.run, "cancelled", head, tail
+                CLOSE, self._work.local.worker, self.info.run, end.status, head, tail
             )
 
-    def unwritten(self) -> tuple[list[bytes], int, Status | None]:
-        """The frames to send next, the event up to which all may be dropped, and the status if
-        the end is among them."""
+    def uncommitted(self) -> tuple[list[bytes], int, Status | None]:
+        """What to send to Redis next: frames, the newest event that Redis may evict (-2: none), and
+        the status if the `end` event is among the frames."""
         memory = self.memory
-        frames = memory.frames(self.sent, MOST_BYTES, MOST_EVENTS)
-        trim = memory.first - 1 if memory.first > self._begin else -2
-        ends = memory.closed and self.sent + len(frames) == memory.last
-        return frames, trim, memory.status if ends else None
+        frames = memory.buffer.frames(self.committed, APPEND_BYTES, APPEND_EVENTS)
+        evict = memory.first - 1 if memory.first > self._begin else -2
+        ends = memory.closed and self.committed + len(frames) == memory.last
+        return frames, evict, memory.status if ends else None
 
-    def written(self, last: int, first: int) -> None:
-        """Redis has it up to event `last`, and from `first` on."""
-        if not self.mine:
+    def on_committed(self, last: int, first: int) -> None:
+        """Redis has all events from `first` to `last`."""
+        if not self.is_producer:
             return
-        self.sent, self.first = last, first
+        self.committed, self.first = last, first
         memory = self.memory
-        memory.show(max(last, memory.shown))
+        memory.commit(max(last, memory.buffer.committed))
         if memory.closed and last == memory.last:
-            self._work.finished(memory)
+            self._work.local.expire(memory, memory.limits.retain + CLOCK_SECONDS)
         elif last < memory.last:
-            self._work.write(self)
+            self._work.queue_append(self)
 
-    def behind(self, last: int) -> None:
-        """Redis has lost its newest events. What is still here is sent again."""
-        self.sent = last
+    def on_gap(self, last: int) -> None:
+        """Redis has lost all events after `last`. This worker sends them again if it has them."""
+        self.committed = last
         if last < self.memory.first - 1:
-            self.gone()
+            self.on_forgotten()
         else:
-            self._work.write(self)
+            self._work.queue_append(self)
 
-    def place(self, worker: str, at: int | None, count: int) -> None:
-        """Another worker has readers, of which the slowest has had event `at`; None: no more."""
-        if at is None:
-            self._counts.pop(worker, None)
-            self.memory.elsewhere.pop(worker, None)
+    def on_cursor(self, worker: str, after: int | None, readers: int) -> None:
+        """All readers of another worker have had event `after`; None: it has no readers now."""
+        if after is None:
+            self._remote_readers.pop(worker, None)
+            self.remote_cursors.pop(worker, None)
         else:
-            self._counts[worker] = count
-            if self.mine:
-                self.memory.elsewhere[worker] = at
-        if self.mine:
+            self._remote_readers[worker] = readers
+            if self.is_producer:
+                self.remote_cursors[worker] = after
+        if self.is_producer:
             self.memory.resume_producer()
             self._watcher()
 
-    def superseded(self) -> None:
-        """Somebody else has closed the log, or produces now: what Redis has not is void."""
-        if self.mine:
-            self.mine = False
-            self.memory.take_back()
-            self.memory.elsewhere.clear()
-            self._work.unwritten.pop(self, None)
-            self._readers_changed()
+    def on_fenced(self) -> None:
+        """Another worker has closed or claimed the run. Uncommitted events are discarded."""
+        if self.is_producer:
+            self.is_producer = False
+            self.memory.discard_uncommitted()
+            self.remote_cursors.clear()
+            self._work.appending.pop(self, None)
+            self.readers_changed()
             self._watcher()
 
-    def taken(self, state: State) -> None:
-        """This worker produces now, behind what Redis has."""
+    def on_claimed(self, state: State) -> None:
+        """This worker has become the producer. It appends after the last committed event."""
         self._unfollow()
-        self.mine, self.producer = True, self._work.store.worker
-        self.first, self.sent = state.first, state.last
+        self.is_producer, self.producer = True, self._work.local.worker
+        self.first, self.committed = state.first, state.last
         if self.memory.last != state.last:
-            self.memory.begin_after(state.last)
+            self.memory.reset(state.last)
         self._begin = self.memory.first
-        self._counts = {worker: count for worker, (_, count) in state.places.items()}
-        self.memory.elsewhere = {worker: at for worker, (at, _) in state.places.items()}
+        self._set_remote_readers(state)
+        self._set_remote_cursors(state)
 
-    def gone(self) -> None:
-        """The run is not in Redis any more: its readers' streams break."""
+    def on_forgotten(self) -> None:
+        """Redis does not have the run any more. The streams of its readers break off."""
         self._unfollow()
-        self._work.unwritten.pop(self, None)
+        self._work.appending.pop(self, None)
         self._work.moved.pop(self, None)
-        if not self.memory.gone:
-            self.mine = False
-            self.memory.forgotten()
+        if not self.memory.forgotten:
+            self.is_producer = False
+            self.memory.forget()
             self._watcher()
 
     # The readers' side
@@ -276,83 +288,97 @@ class RedisRun:
             raise LostHistory(self.first - 1 - after, self.first)
         return self.memory.read(after)
 
-    def look(self, state: State) -> None:
-        """Redis was asked."""
+    def on_state(self, state: State) -> None:
+        """Takes over a state that Redis has just reported."""
         self.first, self._last, self._status = state.first, state.last, state.status
-        me = self._work.store.worker
-        self._counts = {w: count for w, (_, count) in state.places.items() if w != me}
+        self._set_remote_readers(state)
         self.producer = state.producer
-        if not self.mine and not self.memory.readers and not self.memory.closed:
-            self.memory.begin_after(state.last)
+        if not self.is_producer and not self.memory.readers and not self.memory.closed:
+            self.memory.reset(state.last)
             if state.status != "running":
-                self.memory.end(state.status)
+                self.memory.finish(state.status)
 
-    def feed(self, entries: Iterable[Entry]) -> None:
-        """Events that another worker has appended."""
+    def on_entries(self, entries: Iterable[Entry]) -> None:
+        """Takes over events that another worker has appended."""
         memory = self.memory
         for entry in entries:
             if entry.number <= memory.last or memory.closed:
                 continue
-            if entry.number > memory.last + 1:  # trimmed while this worker was not looking
-                memory.begin_after(entry.number - 1)
+            if entry.number > memory.last + 1:  # Redis has evicted the events between
+                memory.reset(entry.number - 1)
             memory.add(entry.frame)
             if entry.status is not None:
                 self._status = entry.status
-                memory.end(entry.status)
-        memory.show(memory.last)
-        self.crowded = memory.full
+                memory.finish(entry.status)
+        memory.commit(memory.last)
+        self.backlogged = memory.full
         if memory.closed:
             self._unfollow()
 
     def _unfollow(self) -> None:
-        if self._work.followed.get(self.info.run) is self:  # not one that began anew
+        # A newer run with the same id may be followed by now.
+        if self._work.followed.get(self.info.run) is self:
             del self._work.followed[self.info.run]
 
-    def _readers_changed(self) -> None:
-        if self.mine:
+    # The backing of the run in memory
+
+    def cursors(self) -> Iterable[int]:
+        return self.remote_cursors.values()
+
+    def readers_changed(self) -> None:
+        if self.is_producer:
             self._watcher()
             return
         memory = self.memory
-        if memory.gone or memory.closed:
+        if memory.forgotten or memory.closed:
             self._unfollow()
         elif memory.readers:
             self._work.followed[self.info.run] = self
-            self._tell_place()
+            self._send_cursor()
         else:
             self._unfollow()
-            self._work.tell_place(self)
-        if not memory.readers and not memory.gone:
-            memory.begin_after(memory.last)
+            self._work.queue_cursor(self)
+        if not memory.readers and not memory.forgotten:
+            memory.reset(memory.last)
 
-    def _readers_moved(self) -> None:
-        if self.mine or self.memory.closed:
+    def reader_advanced(self) -> None:
+        if self.is_producer or self.memory.closed:
             return
-        memory, held = self.memory, self.memory.first - 1
-        told, much = max(self._told, held), memory.window // 4
-        if self._told >= held and not self.crowded and memory.size(told, memory.shown) <= much:
-            return  # wherever the slowest is; to find it is to ask all, at each step of each
-        at = memory.slowest
-        came_in = self._told < held <= at
-        if came_in or memory.size(told, at) > much or (self.crowded and not memory.full):
-            self._tell_place()
+        memory, evicted = self.memory, self.memory.first - 1
+        sent, much = max(self._sent_cursor, evicted), memory.limits.window // 4
+        if (
+            self._sent_cursor >= evicted
+            and not self.backlogged
+            and memory.buffer.size(sent, memory.buffer.committed) <= much
+        ):
+            # No reader can be far enough ahead. Finding the slowest reader is O(readers).
+            return
+        after = memory.slowest
+        caught_up = self._sent_cursor < evicted <= after
+        if (
+            caught_up
+            or memory.buffer.size(sent, after) > much
+            or (self.backlogged and not memory.full)
+        ):
+            self._send_cursor()
 
-    def tell_place_again(self, anyway: bool) -> None:
-        """For what _readers_moved() held back; and anyway, where Redis has forgotten."""
-        if anyway or self._told < self.memory.slowest:
-            self._tell_place()
+    def send_cursor_again(self, force: bool) -> None:
+        """Sends the cursor if it has moved; with `force` always, because Redis may have lost it."""
+        if force or self._sent_cursor < self.memory.slowest:
+            self._send_cursor()
 
-    def _tell_place(self) -> None:
-        self.crowded = self.memory.full
-        self._told = self.memory.slowest
-        self._work.tell_place(self)
+    def _send_cursor(self) -> None:
+        self.backlogged = self.memory.full
+        self._sent_cursor = self.memory.slowest
+        self._work.queue_cursor(self)
 
-    async def _older(self, after: int) -> tuple[bytes, int]:
-        reply = await self._work.link.patiently(
-            OLDER, self._work.store.worker, self.info.run, after, self._piece_events
+    async def load_evicted(self, after: int) -> tuple[bytes, int]:
+        reply = await self._work.link.call_until_answered(
+            LOAD_EVICTED, self._work.local.worker, self.info.run, after, self._piece_events
         )
         entries = [Entry.of(entry) for entry in reply]
         if not entries:
-            self.gone()
+            self.on_forgotten()
             raise StopAsyncIteration
         if entries[0].number > after + 1:
             self.first = entries[0].number

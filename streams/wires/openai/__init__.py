@@ -1,1 +1,5 @@
-"""OpenAI's API over any source of text."""
+"""OpenAI's API, over any source of text."""
+
+from streams.wires.openai.routes import Completions
+
+__all__ = ["Completions"]

@@ -1,24 +1,25 @@
-"""One chat completion: what is asked for, and what a run's events become, as OpenAI has them.
+"""Chat completions, without input or output: the request, the answer, and the wire.
 
-The law of this file: it does no input or output. Events go in, and text and the objects of the
-wire format come out, the same for an answer that is streamed and for one that is sent whole.
-openai.py calls it. Reference: https://platform.openai.com/docs/api-reference/chat
+An `Answer` takes the events of a run and gives the text they add; it is the same for an answer
+that is streamed and for one that is sent whole. `ChatWire` streams it as chunks.
+
+Source: https://platform.openai.com/docs/api-reference/chat
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from streams.errors import StreamError
-from streams.event import payload
-from streams.log import RunLog
-from streams.source import Source
+from streams import Source, StreamError
+from streams.event import End, EventId, LoggedEvent, payload
+from streams.log import RunInfo
+from streams.wires import Wire
 
-# Asked of a model that has no such parameter, these change what it says, not how it is sent:
-# they are let pass. Anything else (tools, images, a schema) has to be refused.
+# Parameters that change what a model says but not the shape of its answer. A source that has no
+# such parameter ignores them. Any other unknown field (tools, a schema) is an error.
 HINTS = frozenset(
     {
         "frequency_penalty",
@@ -45,7 +46,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
-class Asked(msgspec.Struct, kw_only=True):
+class ChatRequest(msgspec.Struct, kw_only=True):
     """The fields of a request that are the same for every model."""
 
     model: str
@@ -59,46 +60,54 @@ class Asked(msgspec.Struct, kw_only=True):
 
     @property
     def limit(self) -> int | None:
+        """The most tokens that the answer may have."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def stops(self) -> list[str]:
+    def stop_sequences(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
-    def text(self) -> str:
-        """What the last message says, all its parts together."""
+    def prompt(self) -> str:
+        """The text of the last message, its parts joined."""
         content = self.messages[-1].get("content")
         if isinstance(content, list):
             return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
         return str(content or "")
 
 
-def parsed(body: bytes) -> tuple[Asked, dict[str, Any]]:
-    """The request, and all of its fields that ask for something."""
+def parse(body: bytes) -> tuple[ChatRequest, dict[str, Any]]:
+    """The request, and all of its fields that are set. Raises StreamError naming a wrong one."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, Any])
-        return msgspec.convert(fields, Asked), {k: v for k, v in fields.items() if asks(v)}
+        request = msgspec.convert(fields, ChatRequest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         named = re.search(r"\$\.(\w+)|field `(\w+)`", str(error))
         param = named and (named[1] or named[2])
         raise StreamError(str(error), status=400, param=param) from None
+    return request, {name: value for name, value in fields.items() if is_set(value)}
 
 
-def asks(value: Any) -> bool:
-    """Whether a field asks for something: some clients spell out what they do not want."""
+def is_set(value: Any) -> bool:
+    """Whether a field asks for something: some clients send the fields that they do not use."""
     return value is not None and value is not False and value not in ([], {}, {"type": "text"})
 
 
-def arguments_for(source: Source, asked: Asked, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the source is given of a request's fields."""
+def arguments_for(
+    source: Source[..., Any], request: ChatRequest, fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments that a source gets from a request."""
     parameters = source.schema["properties"]
     arguments = {
         name: value
-        for name, value in given.items()
-        if name not in Asked.__struct_fields__ and (name in parameters or name not in HINTS)
+        for name, value in fields.items()
+        if name not in ChatRequest.__struct_fields__ and (name in parameters or name not in HINTS)
     }
-    offered = {"messages": asked.messages, "prompt": asked.text, "max_tokens": asked.limit}
+    offered = {
+        "messages": request.messages,
+        "prompt": request.prompt,
+        "max_tokens": request.limit,
+    }
     if "messages" in parameters:
         del offered["prompt"]
     for name, value in offered.items():
@@ -108,96 +117,90 @@ def arguments_for(source: Source, asked: Asked, given: Mapping[str, Any]) -> dic
 
 
 class Answer:
-    """What has become of an answer: it takes the run's events and gives the text to pass on.
+    """The state of an answer. It ends with `finish`, OpenAI's finish reason, or with `error`.
 
-    `finish` is OpenAI's reason for the end, or `error` what failed; until then both are None.
+    `limit` is the most pieces of text to pass on, if the source does not count tokens itself.
     """
 
-    def __init__(self, log: RunLog, asked: Asked, limit: int | None) -> None:
-        self.log = log
-        self.count = 0
+    def __init__(self, info: RunInfo, request: ChatRequest, limit: int | None) -> None:
+        self.pieces = 0
         self.finish: str | None = None
         self.error: StreamError | None = None
-        self.with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        self._model = asked.model
-        self._stops = StopSequences(asked.stops)
+        self.with_usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._info = info
+        self._model = request.model
+        self._stop_sequences = StopSequences(request.stop_sequences)
         self._limit = limit
-        self._reason = "stop"
-        self._prompt_tokens = len(asked.text.split())
+        self._done_reason = "stop"
+        self._prompt_tokens = len(request.prompt.split())
         self._completion_tokens: int | None = None
 
     @property
     def over(self) -> bool:
         return self.finish is not None or self.error is not None
 
-    def text_of(self, name: str, data: bytes) -> str:
+    def text_of(self, event: LoggedEvent) -> str:
         """The text that an event adds to the answer."""
         if self.over:
             return ""
-        if name == "end":
-            return self._ended(msgspec.json.decode(data))
-        if name != "message" or not (text := self._said(data)):
+        if event.name == "end":
+            return self._end(End.decode(event.data))
+        if event.name != "message" or not (text := self._content(event.data)):
             return ""
-        self.count += 1
-        text, stopped = self._stops.passed(text)
+        self.pieces += 1
+        text, stopped = self._stop_sequences.feed(text)
         if stopped:
             self.finish = "stop"
-        elif self.count == self._limit:
+        elif self.pieces == self._limit:
             self.finish = "length"
-            text += self._stops.rest()
+            text += self._stop_sequences.flush()
         return text
 
-    def _said(self, data: bytes) -> str:
+    def _content(self, data: bytes) -> str:
         try:
             value = msgspec.json.decode(data)
         except msgspec.DecodeError:
-            return data.decode()  # an Event made of text
+            return data.decode()  # The source yielded an Event with a text.
         if not isinstance(value, dict):
             return value if isinstance(value, str) else data.decode()
         if value.get("done"):
-            self._reason = value.get("done_reason") or "stop"
+            self._done_reason = value.get("done_reason") or "stop"
             self._prompt_tokens = value.get("prompt_eval_count") or self._prompt_tokens
             self._completion_tokens = value.get("eval_count")
         message = value.get("message")
         return str(message.get("content") or "") if isinstance(message, dict) else ""
 
-    def _ended(self, end: dict[str, Any]) -> str:
-        if end["status"] == "completed":
-            self.finish = self._reason
-        elif end["status"] == "failed":
-            self.error = StreamError(end["error"]["message"], code=end["error"]["type"])
+    def _end(self, end: End) -> str:
+        if end.status == "completed":
+            self.finish = self._done_reason
+        elif end.error is not None:
+            self.error = StreamError(end.error["message"], code=end.error["type"])
         else:
-            self.error = StreamError(f"the answer was cancelled: {end['reason']}", code="cancelled")
-        return self._stops.rest()
+            self.error = StreamError(f"the answer was cancelled: {end.reason}", code="cancelled")
+        return self._stop_sequences.flush()
 
-    def interrupted(self) -> None:
-        """The run goes on, or not, but nobody reads it here any more."""
+    def interrupt(self) -> None:
+        """Ends an answer whose events are not read to their end."""
         if not self.over:
-            self.error = StreamError("the server is going down", status=503, code="shutdown")
+            self.error = StreamError("the server is shutting down", status=503, code="shutdown")
 
     def _object(self, kind: str, choices: list[Any], **members: Any) -> dict[str, Any]:
         return {
-            "id": f"chatcmpl-{self.log.info.run}",
+            "id": f"chatcmpl-{self._info.run}",
             "object": kind,
-            "created": int(self.log.info.started.timestamp()),
+            "created": int(self._info.started.timestamp()),
             "model": self._model,
             "choices": choices,
             **members,
         }
 
-    def chunk(self, delta: dict[str, str], finish: str | None = None) -> bytes:
+    def chunk(self, delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         usage = {"usage": None} if self.with_usage else {}
-        return block(self._object("chat.completion.chunk", [choice], **usage))
+        return self._object("chat.completion.chunk", [choice], **usage)
 
-    def ending(self) -> bytes:
-        """The last blocks."""
-        if self.error is not None:
-            return block(error_object(self.error))
-        blocks = self.chunk({}, self.finish)
-        if self.with_usage:
-            blocks += block(self._object("chat.completion.chunk", [], usage=self._usage()))
-        return blocks + b"data: [DONE]\n\n"
+    def usage_chunk(self) -> dict[str, Any]:
+        return self._object("chat.completion.chunk", [], usage=self._usage())
 
     def completion(self, text: str) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
@@ -205,23 +208,64 @@ class Answer:
         return self._object("chat.completion", [choice], usage=self._usage())
 
     def _usage(self) -> dict[str, int]:
-        said = self.count if self._completion_tokens is None else self._completion_tokens
-        asked = self._prompt_tokens
-        return {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+        prompt, completion = self._prompt_tokens, self._completion_tokens
+        completion = self.pieces if completion is None else completion
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+
+class ChatWire(Wire):
+    """An answer in chunks: data blocks without ids, names or retry, which OpenAI's clients expect.
+
+    An error is a block with an error object; it takes the place of `data: [DONE]`.
+    """
+
+    def __init__(self, info: RunInfo, answer: Answer) -> None:
+        self._run = info.run
+        self._answer = answer
+
+    def headers(self) -> Mapping[str, str]:
+        return {"X-Request-Id": self._run}
+
+    def begin(self) -> bytes:
+        return block(self._answer.chunk({"role": "assistant", "content": ""}))
+
+    def event(self, event: LoggedEvent) -> bytes:
+        text = self._answer.text_of(event)
+        self.done = self._answer.over
+        return block(self._answer.chunk({"content": text})) if text else b""
+
+    def gap(self, missed: int | None, last: EventId | None) -> bytes:
+        self._answer.error = StreamError("a part of the answer is no longer retained", status=410)
+        self.done = True
+        return b""
+
+    def finish(self) -> bytes:
+        answer = self._answer
+        answer.interrupt()
+        if answer.error is not None:
+            return block(error_object(answer.error))
+        blocks = block(answer.chunk({}, answer.finish))
+        if answer.with_usage:
+            blocks += block(answer.usage_chunk())
+        return blocks + b"data: [DONE]\n\n"
 
 
 class StopSequences:
-    """Passes text on up to the first of some sequences, which may come in parts.
+    """Passes text on, up to the first stop sequence, which may be cut into several pieces.
 
-    What may become one is held back until it is known.
+    It holds text back that may be the beginning of a sequence.
     """
 
     def __init__(self, sequences: list[str]) -> None:
         self._sequences = [sequence for sequence in sequences if sequence]
         self._held = ""
 
-    def passed(self, text: str) -> tuple[str, bool]:
-        """What can be passed on, and whether a sequence has come."""
+    def feed(self, text: str) -> tuple[str, bool]:
+        """The text to pass on, and whether a sequence was found."""
         text = self._held + text
         found = [at for sequence in self._sequences if (at := text.find(sequence)) >= 0]
         if found:
@@ -237,18 +281,10 @@ class StopSequences:
         self._held = text[passed:]
         return text[:passed], False
 
-    def rest(self) -> str:
-        """What was held back, when nothing more comes."""
+    def flush(self) -> str:
+        """The text that is held back, when no more follows."""
         held, self._held = self._held, ""
         return held
-
-
-def events_in(frames: bytes) -> Iterator[tuple[str, bytes]]:
-    """The names and data of whole frames."""
-    for frame in frames.split(b"\n\n")[:-1]:
-        lines = [line.partition(b": ") for line in frame.split(b"\n")]
-        name = next((value for field, _, value in lines if field == b"event"), b"message")
-        yield name.decode(), b"\n".join(value for field, _, value in lines if field == b"data")
 
 
 def block(value: Any) -> bytes:
@@ -256,6 +292,7 @@ def block(value: Any) -> bytes:
 
 
 def error_object(error: StreamError) -> dict[str, Any]:
+    """An error as OpenAI's clients know it."""
     faults = error.members.get("errors") or [{}]
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
     return {

@@ -1,6 +1,7 @@
-"""Everything at once, from a seed: viewers that come and go, workers that are killed and paused,
-a Valkey that is paused, killed and restarted. What must hold is checked at the end.
+"""A simulation of many failures at once, all from one random seed.
 
+Viewers connect, disconnect and stop runs; workers are killed and paused; Valkey is paused, killed
+and restarted. At the end it checks that each viewer got each event once and in order.
 `make chaos` runs it for a minute, test_chaos.py for some seconds.
 """
 
@@ -22,18 +23,19 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from tests.log.redis.test_deaths import keys_of_runs
+from tests.log.redis.workers import MORTAL, keys_of_runs
 from tests.support.servers import ROOT, listening, until
 from tests.support.valkey import Valkey, running_valkey
 
-SOURCES = "streams.sources:counter,streams.sources:clock,tests.log.redis.test_deaths:mortal"
+SOURCES = f"streams.sources:counter,streams.sources:clock,{MORTAL}"
+FAULTS = ("kill", "kill", "pause", "pause valkey", "restart valkey")
 RETAIN = 2
-PATIENCE = 15.0
-"""Seconds without a byte after which a viewer gives up a connection."""
+SILENCE_SECONDS = 15.0
+"""A viewer closes a connection that is silent for this long, and connects again."""
 
 
 class Worker:
-    """A server process on the socket that all share, which is started again when killed."""
+    """A server process on the socket that all workers share."""
 
     def __init__(self, number: int, sock: socket.socket, url: str, directory: str) -> None:
         self.log = Path(directory) / f"worker-{number}.log"
@@ -46,7 +48,9 @@ class Worker:
     async def start(self) -> None:
         self._spawn()
         await until(
-            lambda: self.log.read_text().count("Uvicorn running") >= self.starts, seconds=30
+            lambda: self.log.read_text().count("Uvicorn running") >= self.starts,
+            "the worker serves",
+            seconds=60,
         )
 
     def _spawn(self) -> None:
@@ -76,7 +80,10 @@ class Worker:
 
 
 class Viewer:
-    """Follows one run over any number of connections, and records all it is shown."""
+    """Reads one run over any number of connections, and records what it gets.
+
+    `given_up` is the status after which an EventSource does not connect again.
+    """
 
     def __init__(self, random: Random, address: tuple[str, int], path: str) -> None:
         self.path = path
@@ -89,8 +96,8 @@ class Viewer:
         self._address = address
 
     @property
-    def asked(self) -> int:
-        """How many numbers there are, where it is restartable."""
+    def count(self) -> int:
+        """How many numbers a restartable run has; 0 if the run is not restartable."""
         count = re.search(r"/counter\?count=(\d+)", self.path)
         return int(count[1]) if count else 0
 
@@ -98,25 +105,25 @@ class Viewer:
     def run(self) -> str | None:
         return self.ids[-1].partition(".")[0] if self.ids else None
 
-    async def watch(self, calm: asyncio.Event) -> None:
+    async def watch(self, over: asyncio.Event) -> None:
         while self.end is None and not self.given_up:
             with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-                await self._connect(calm)
+                await self._connect(over)
             await asyncio.sleep(self._random.uniform(0, 0.2))
 
-    async def _connect(self, calm: asyncio.Event) -> None:
+    async def _connect(self, over: asyncio.Event) -> None:
         reader, writer = await asyncio.open_connection(*self._address)
         try:
             last = f"Last-Event-ID: {self.ids[-1]}\r\n" if self.ids else ""
             writer.write(f"GET {self.path} HTTP/1.1\r\nHost: x\r\n{last}\r\n".encode())
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(SILENCE_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
             status = int(head.split()[1])
             if status in (204, 404, 410):
                 self.given_up = str(status)
             if status != 200:
                 return
-            stay = 60.0 if calm.is_set() else self._random.expovariate(1 / 2)
+            stay = 60.0 if over.is_set() else self._random.expovariate(1 / 2)
             with anyio.move_on_after(stay):
                 await self._read(reader)
         finally:
@@ -125,16 +132,16 @@ class Viewer:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         body = b""
         while self.end is None:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(SILENCE_SECONDS):
                 size = int((await reader.readuntil(b"\r\n")).strip(), 16)
                 body += (await reader.readexactly(size + 2))[:-2]
             if not size:
                 return
             *blocks, body = body.split(b"\n\n")
             for block in blocks:
-                self._see(block.decode())
+                self._record(block.decode())
 
-    def _see(self, block: str) -> None:
+    def _record(self, block: str) -> None:
         lines = [line for line in block.splitlines() if not line.startswith(":")]
         fields = dict(line.split(": ", 1) for line in lines)
         data = json.loads(fields["data"])
@@ -150,15 +157,17 @@ class Viewer:
 
 
 class Chaos:
+    """The simulation. It lasts `seconds`, and longer until every kind of fault has happened."""
+
     def __init__(self, seed: int, seconds: float, viewers: int, workers: int) -> None:
         self.random = Random(seed)
         self.seconds = seconds
-        self.count = viewers
+        self.viewer_count = viewers
         self.viewers: list[Viewer] = []
         self.workers: list[Worker] = []
         self.worker_count = workers
-        self.deeds: dict[str, int] = {}
-        self.calm = asyncio.Event()
+        self.faults: dict[str, int] = {}
+        self.over = asyncio.Event()
 
     async def run(self) -> str:
         sock, _ = listening()
@@ -171,12 +180,20 @@ class Chaos:
                 async with asyncio.TaskGroup() as group:
                     for worker in self.workers:
                         group.create_task(worker.start())
-                async with asyncio.timeout(self.seconds + 60), asyncio.TaskGroup() as group:
-                    for _ in range(self.count):
-                        group.create_task(self._view(address))
-                    group.create_task(self._trouble(valkey))
+                try:
+                    async with asyncio.timeout(self.seconds + 90), asyncio.TaskGroup() as group:
+                        for _ in range(self.viewer_count):
+                            group.create_task(self._view(address))
+                        group.create_task(self._cause_faults(valkey))
+                except TimeoutError:
+                    raise AssertionError(
+                        f"not reached in {self.seconds + 90:g} s: every fault has happened and "
+                        f"every viewer is done; {self._report()}"
+                    ) from None
                 self._check()
-                await until(lambda: not keys_of_runs(valkey, "streams"), seconds=60)
+                await until(
+                    lambda: not keys_of_runs(valkey, "streams"), "Valkey has no key of a run", 60
+                )
             finally:
                 for worker in self.workers:
                     worker.send(signal.SIGKILL)
@@ -184,11 +201,11 @@ class Chaos:
         return self._report()
 
     async def _view(self, address: tuple[str, int]) -> None:
-        """One person: views a run, and another one, until the time is over."""
+        """Views one run after another until the faults are over."""
         random = Random(self.random.random())
         longest = min(150, int(self.seconds * 10))
         await asyncio.sleep(random.uniform(0, 1))
-        while not self.calm.is_set():
+        while not self.over.is_set():
             path = random.choice(
                 [
                     f"/streams/counter?count={random.randint(20, longest)}&interval=0.05",
@@ -201,43 +218,48 @@ class Chaos:
             self.viewers.append(viewer)
             if random.random() < 0.2:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(viewer.watch(self.calm))
+                    group.create_task(viewer.watch(self.over))
                     group.create_task(self._stop(viewer, random, address))
             else:
-                await viewer.watch(self.calm)
+                await viewer.watch(self.over)
 
     async def _stop(self, viewer: Viewer, random: Random, address: tuple[str, int]) -> None:
         await asyncio.sleep(random.uniform(0.5, 3))
         if viewer.run is None or viewer.end is not None:
             return
-        self._did("stop")
+        self._count("stop")
         try:
             reader, writer = await asyncio.open_connection(*address)
             writer.write(f"DELETE /runs/{viewer.run} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(SILENCE_SECONDS):
                 await reader.readuntil(b"\r\n")
             writer.close()
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass
 
-    async def _trouble(self, valkey: Valkey) -> None:
+    async def _cause_faults(self, valkey: Valkey) -> None:
         random = Random(self.random.random())
-        deeds: list[str] = []
-        with anyio.move_on_after(self.seconds):
-            while True:
-                await asyncio.sleep(random.uniform(0.1, 1.5))
-                if not deeds:
-                    deeds = ["kill", "kill", "pause", "pause valkey", "restart valkey"]
-                    random.shuffle(deeds)
-                deed = deeds.pop()
-                with anyio.CancelScope(shield=True):
-                    self._did(deed)
-                    await self._do(deed, random, valkey)
-        self.calm.set()
+        deadline = anyio.current_time() + self.seconds
+        faults: list[str] = []
+        while anyio.current_time() < deadline or not self._complete:
+            await asyncio.sleep(random.uniform(0.1, 1.5))
+            if not faults:
+                faults = list(FAULTS)
+                random.shuffle(faults)
+            fault = faults.pop()
+            self._count(fault)
+            await self._cause(fault, random, valkey)
+        self.over.set()
 
-    async def _do(self, deed: str, random: Random, valkey: Valkey) -> None:
+    @property
+    def _complete(self) -> bool:
+        """Whether every kind of fault has happened, and viewers have seen both kinds of end."""
+        ends = {viewer.end["status"] for viewer in self.viewers if viewer.end}
+        return self.faults.keys() >= {*FAULTS, "stop"} and ends >= {"completed", "cancelled"}
+
+    async def _cause(self, fault: str, random: Random, valkey: Valkey) -> None:
         worker = random.choice(self.workers)
-        match deed:
+        match fault:
             case "kill":
                 await worker.kill()
                 await worker.start()
@@ -248,35 +270,35 @@ class Chaos:
             case "pause valkey":
                 valkey.pause()
                 await asyncio.sleep(random.uniform(0.2, 3))
-                valkey.go_on()
+                valkey.unpause()
             case _:
                 valkey.kill()
                 await asyncio.sleep(random.uniform(0, 1))
                 await to_thread.run_sync(valkey.start)
 
-    def _did(self, deed: str) -> None:
-        self.deeds[deed] = self.deeds.get(deed, 0) + 1
+    def _count(self, fault: str) -> None:
+        self.faults[fault] = self.faults.get(fault, 0) + 1
 
     def _check(self) -> None:
-        asked = {viewer.run: viewer.asked for viewer in self.viewers if viewer.asked}
+        counts = {viewer.run: viewer.count for viewer in self.viewers if viewer.count}
         for viewer in self.viewers:
             what = (
                 f"{viewer.path} {viewer.ids[-1:]} {viewer.end} {viewer.given_up} {viewer.numbers}"
             )
             assert not viewer.gaps, what
             assert viewer.numbers == list(range(len(viewer.numbers))), what
-            places = [int(id_.rpartition(".")[2]) for id_ in viewer.ids]
-            assert places == list(range(len(places))), f"{what} {viewer.ids}"
+            ids = [int(id_.rpartition(".")[2]) for id_ in viewer.ids]
+            assert ids == list(range(len(ids))), f"{what} {viewer.ids}"
             end = viewer.end or {}
             match end.get("status"):
                 case "failed":
                     assert end["error"]["type"] == "ProducerLost", what
-                    assert viewer.run not in asked, what
+                    assert viewer.run not in counts, what
                 case "completed":
-                    assert len(viewer.numbers) == asked.get(viewer.run, 80), what
-                case None if viewer.asked:
+                    assert len(viewer.numbers) == counts.get(viewer.run, 80), what
+                case None if viewer.count:
                     assert viewer.given_up == "204", what
-                    assert len(viewer.numbers) == viewer.asked, what
+                    assert len(viewer.numbers) == viewer.count, what
         for worker in self.workers:
             log = worker.log.read_text()
             assert "Traceback" not in log, log
@@ -287,7 +309,7 @@ class Chaos:
             end = viewer.end["status"] if viewer.end else viewer.given_up
             ends[end] = ends.get(end, 0) + 1
         numbers = sum(len(viewer.numbers) for viewer in self.viewers)
-        return f"{len(self.viewers)} views, {numbers} numbers, ends {ends}, deeds {self.deeds}"
+        return f"{len(self.viewers)} views, {numbers} numbers, ends {ends}, faults {self.faults}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -18,8 +19,10 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from streams import Event, Streams, source
+from streams.event import EventId
+from streams.log import RunInfo
 from streams.sources import tokens
-from streams.wires.openai.chat import StopSequences
+from streams.wires.openai.chat import Answer, ChatWire, StopSequences, parse
 from tests.support.mock import HELLO, PATH, QUICK, mock
 from tests.support.servers import Connection, client_of, connection, serving, until
 
@@ -170,7 +173,7 @@ async def test_an_answer_whose_run_is_discarded_ends_with_an_error() -> None:
         await until(lambda: streams.runs.readers, "the reader is attached")
         (run,) = streams.runs._producing
         await streams.log.discard(run)
-        with pytest.raises(openai.InternalServerError, match="going down"):
+        with pytest.raises(openai.InternalServerError, match="shutting down"):
             await asking
 
 
@@ -186,8 +189,8 @@ async def test_an_answer_whose_run_is_discarded_ends_with_an_error() -> None:
         ({**HELLO, "max_tokens": 0}, 400, "max_tokens", ">= 1"),
         ({**HELLO, "stream_options": {"include_usage": 1}}, 400, "stream_options", "bool"),
         ({**HELLO, "jitter": 3}, 400, "jitter", "<= 1.0"),
-        ({**HELLO, "fail_afte": 3}, 400, "fail_afte", "no parameter"),
-        ({**HELLO, "tools": [{"type": "function"}]}, 400, "tools", "no parameter"),
+        ({**HELLO, "fail_afte": 3}, 400, "fail_afte", "is not a parameter"),
+        ({**HELLO, "tools": [{"type": "function"}]}, 400, "tools", "is not a parameter"),
         ({**HELLO, "model": "gpt"}, 404, "model", "there is no model 'gpt'; there are: mock"),
         ([], 400, None, "object"),
     ],
@@ -343,9 +346,9 @@ def test_stop_sequences_are_found_however_the_text_is_split(
     while rest and not stopped:
         length = data.draw(st.integers(1, len(rest)))
         piece, rest = rest[:length], rest[length:]
-        more, stopped = sequences.passed(piece)
+        more, stopped = sequences.feed(piece)
         passed += more
-    passed += sequences.rest()
+    passed += sequences.flush()
     assert stopped == any(stop in text for stop in stops)
     assert text.startswith(passed)
     assert passed == text if not stopped else all(stop not in passed for stop in stops)
@@ -495,3 +498,28 @@ async def test_a_page_of_an_allowed_origin_may_send_the_headers_of_the_sdk() -> 
         response = await client.options(PATH, headers=preflight)
     assert response.status_code == 200
     assert "x-stainless-lang" in response.headers["access-control-allow-headers"]
+
+
+async def test_a_completion_works_under_a_mount_whose_path_needs_percent_encoding() -> None:
+    streams = mock()
+    app = Starlette(routes=[Mount("/日本", streams)])
+    async with client_of(app) as client:
+        body = {**HELLO, **QUICK, "stream": True}
+        response = await client.post("/日本/v1/chat/completions", json=body)
+        assert response.text.endswith("data: [DONE]\n\n")
+        run = response.headers["x-request-id"]
+        assert response.headers["content-location"] == f"/%E6%97%A5%E6%9C%AC/runs/{run}"
+        state = await client.get(
+            response.headers["content-location"], headers={"Accept": "application/json"}
+        )
+    assert state.json()["status"] == "completed"
+
+
+def test_a_gap_ends_an_answer_with_an_error() -> None:
+    info = RunInfo(run="r", source="tokens", started=datetime.now(UTC))
+    request, _ = parse(json.dumps(HELLO).encode())
+    wire = ChatWire(info, Answer(info, request, None))
+    assert wire.gap(3, EventId("r", 3)) == b""
+    assert wire.done
+    assert b"no longer retained" in wire.finish()
+    assert b"[DONE]" not in wire.finish()

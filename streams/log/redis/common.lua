@@ -1,0 +1,52 @@
+-- Constants and functions of all scripts. Python puts this file in front of each of them.
+--
+-- KEYS[1] is the prefix of all keys. ARGV[1] is always the worker that calls the script.
+-- scripts.py documents the keys and the invariants.
+
+-- Redis keeps the notifications for a worker that no longer reads them for this time.
+local INBOX_SECONDS = 60
+-- Redis keeps an unfinished run that has no worker for this time.
+local ORPHAN_MS = 24 * 60 * 60 * 1000
+
+local prefix, me = KEYS[1], ARGV[1]
+local WORKERS = prefix .. ':workers'
+
+local function key(kind, name) return prefix .. ':' .. kind .. ':' .. name end
+
+-- The number as decimal digits. Lua's own conversion writes large numbers as 1e+15.
+local function text(number) return string.format('%.0f', number) end
+
+-- The time of Redis's clock, in milliseconds.
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Adds a notification, given as names and values, to a worker's inbox.
+local function notify(worker, ...)
+  redis.call('XADD', key('inbox', worker), 'MAXLEN', '~', 10000, '*', ...)
+  redis.call('EXPIRE', key('inbox', worker), INBOX_SECONDS)
+end
+
+-- Lets all keys of a run expire after this time.
+local function expire(run, milliseconds)
+  for _, kind in ipairs({'run', 'log', 'cursors'}) do
+    redis.call('PEXPIRE', key(kind, run), milliseconds)
+  end
+end
+
+-- Makes a shared key free for another run.
+local function release(shared_key, run)
+  if shared_key and shared_key ~= '' and redis.call('GET', key('shared', shared_key)) == run then
+    redis.call('DEL', key('shared', shared_key))
+  end
+end
+
+-- The state of a run, as a list that ends with the cursors. The first item of the list is false
+-- (nil in the reply) if there is no such run.
+local function state(run)
+  local fields = redis.call('HMGET', key('run', run), 'info', 'status', 'producer', 'after',
+    'last', 'first', 'window', 'retain', 'drops_oldest')
+  fields[#fields + 1] = redis.call('HGETALL', key('cursors', run))
+  return fields
+end

@@ -1,0 +1,6 @@
+-- Lists the unfinished runs that a worker produces.
+--
+-- ARGV: worker, the worker whose runs to list
+-- Returns the ids of the runs.
+
+return redis.call('SMEMBERS', key('runs', ARGV[2]))

@@ -1,0 +1,6 @@
+-- Loads events that a worker has evicted from its memory, or never had there.
+--
+-- ARGV: worker, run, number of the event after which to begin, maximum number of events
+-- Returns stream entries, as XRANGE does.
+
+return redis.call('XRANGE', key('log', ARGV[2]), text(ARGV[3] + 2) .. '-0', '+', 'COUNT', ARGV[4])

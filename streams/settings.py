@@ -1,0 +1,112 @@
+"""Settings: a Streams from environment variables.
+
+Each option of Streams is a variable: STREAMS_ and its name in capitals. An empty variable means
+None; lists are separated by commas. STREAMS_SOURCES are import strings, `package.module:name`.
+LLM_BASE_URL, LLM_MODEL, LLM_API_KEY and LLM_TIMEOUT configure the source `chat`.
+
+An invalid setting raises SystemExit with a one-line message that names it.
+"""
+
+import logging
+from collections.abc import Mapping
+from multiprocessing import current_process
+from pkgutil import resolve_name
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.config import Config
+
+from streams import Policy, Source, StreamError, Streams
+
+BUILT_IN = ["streams.sources:counter", "streams.sources:tokens", "streams.sources:clock"]
+
+MOCKS = {"tokens": "mock"}
+"""The sources that OpenAI's clients may use as models too, and the model names."""
+
+OPTIONS: dict[str, Any] = {
+    **{field.name: field.type for field in msgspec.structs.fields(Policy)},
+    "log": str,
+    "max_runs": Annotated[int, Meta(ge=1)],
+    "max_bytes": Annotated[int, Meta(ge=1)],
+    "max_body": Annotated[int, Meta(ge=0)],
+    "origins": list[str],
+    "page": bool,
+    "sources": list[str],
+}
+
+logger = logging.getLogger("streams")
+
+
+def from_environ(environ: Mapping[str, str]) -> Streams:
+    """The Streams that the environment describes. Raises SystemExit for an invalid setting."""
+    given = options(environ)
+    workers = environ.get("WORKERS") or environ.get("WEB_CONCURRENCY") or "1"
+    process = current_process().name
+    is_first_worker = process == "SpawnProcess-1" or not process.startswith("SpawnProcess")
+    if workers != "1" and not given.get("log") and is_first_worker:
+        logger.warning(
+            "%s workers without a shared log: a client that reconnects to another worker can "
+            "resume only restartable sources. Set STREAMS_LOG=redis://…",
+            workers,
+        )
+    try:
+        return Streams(**given)
+    except (ImportError, StreamError, ValueError) as error:
+        raise SystemExit(f"STREAMS_LOG: {error}") from None  # The URL may contain a password.
+
+
+def options(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The options of Streams that the environment sets. Raises SystemExit for an invalid one."""
+    config = Config(environ=environ, env_prefix="STREAMS_")
+    given: dict[str, Any] = {}
+    for name, type_ in OPTIONS.items():
+        text = config(name.upper(), default=None)
+        if text is not None:
+            given[name] = _parse(name, text, type_)
+    given["sources"] = [_import(name) for name in given.get("sources", BUILT_IN)]
+    models = {MOCKS[s.name]: s for s in given["sources"] if s.name in MOCKS}
+    if environ.get("LLM_BASE_URL") or environ.get("LLM_MODEL"):
+        model, chat = _chat(Config(environ=environ, env_prefix="LLM_"))
+        given["sources"].append(chat)
+        models = {model: chat, **models}
+    return {**given, "models": models}
+
+
+def _parse(name: str, text: str, type_: Any) -> Any:
+    is_list = getattr(type_, "__origin__", None) in (list, tuple)
+    value = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+    try:
+        return msgspec.convert(value if is_list else value or None, type_, strict=False)
+    except msgspec.ValidationError as error:
+        raise SystemExit(f"STREAMS_{name.upper()}={text!r} is invalid: {error}") from None
+
+
+def _import(name: str) -> Source[..., Any]:
+    if ":" not in name:
+        raise SystemExit(f"STREAMS_SOURCES: {name!r} must have the form package.module:name")
+    try:
+        source = resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SystemExit(f"STREAMS_SOURCES: {name!r} cannot be imported: {error}") from None
+    if not isinstance(source, Source):
+        raise SystemExit(f"STREAMS_SOURCES: {name} is not a source; decorate it with @source")
+    return source
+
+
+def _chat(config: Config) -> tuple[str, Source[..., Any]]:
+    """The name of the configured model, and the source of its answers."""
+    url, model = config("BASE_URL", default=""), config("MODEL", default="")
+    if not url or not model:
+        raise SystemExit("LLM_BASE_URL and LLM_MODEL: set both, or neither")
+    try:
+        chat_with = resolve_name("streams.sources.chat:chat_with")
+    except ImportError:
+        raise SystemExit(
+            "LLM_BASE_URL needs httpx and httpx-sse: pip install 'streams[llm]'"
+        ) from None
+    try:
+        key, timeout = config("API_KEY", default=""), config("TIMEOUT", cast=float, default=60)
+        return model, chat_with(url, model, api_key=key, timeout=timeout)
+    except ValueError as error:
+        raise SystemExit(f"LLM_BASE_URL, LLM_API_KEY, LLM_TIMEOUT: {error}") from None

@@ -1,0 +1,173 @@
+"""Readers whose run another worker produces; all workers are in this process."""
+
+import asyncio
+
+import pytest
+
+from streams.errors import LostHistory, UnknownRun
+from streams.event import COMPLETED, End, frame
+from tests.log.redis.conftest import NewWorker
+from tests.log.redis.workers import AdoptNothing, kill
+from tests.support.event_logs import DATA, SIZE, drained, new, read_all
+from tests.support.servers import until
+from tests.support.valkey import Valkey
+
+
+async def test_the_cursor_of_a_dead_worker_does_not_pause_the_producer(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(), new_worker()
+    one.register(AdoptNothing())
+    log = await new(one, window=5 * SIZE)
+    log.append(None, DATA)
+    await one.written()
+    found = await other.find("r")
+    with found.read(-1):
+        await until(lambda: log.readers == 1, "the producer knows the reader")
+        with log.read(-1) as reader:
+            reading = asyncio.ensure_future(drained(reader))
+            while not log.full:
+                log.append(None, DATA)
+            await one.written()
+            await until(lambda: log.full and log.first == 0, "the producer has to wait")
+            await kill(other)
+            await asyncio.wait_for(log.room(), 5)
+            assert log.readers == 1
+            log.close(COMPLETED)
+            await asyncio.wait_for(reading, 5)
+
+
+async def test_a_worker_with_a_slow_reader_loads_no_more_than_its_window(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one, window=5 * SIZE)
+    found = await other.find("r")
+
+    async def produce() -> None:
+        for _ in range(60):
+            await log.room()
+            log.append(None, DATA)
+        log.close(COMPLETED)
+
+    with found.read(-1) as slow:
+        await until(lambda: log.readers == 1, "the producer knows the reader")
+        producing = asyncio.create_task(produce())
+        frames = b""
+        while b"event: end" not in frames:
+            await until(
+                lambda: log.full or not log.producing, "the producer has to wait, or is done"
+            )
+            frames += await asyncio.wait_for(anext(slow), 5)
+            assert other.bytes <= 9 * SIZE
+        await producing
+    assert frames.count(b"id: ") == 61
+
+
+async def test_a_reader_learns_of_evicted_events_when_it_loads_them(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one, window=5 * SIZE, drops_oldest=True)
+    log.append(None, DATA)
+    await one.written()
+    found = await other.find("r")
+    for _ in range(50):
+        log.append(None, DATA)
+        await one.written()
+    with pytest.raises(LostHistory) as lost:
+        await read_all(found)
+    assert lost.value.first == log.first == lost.value.missed
+    with pytest.raises(LostHistory), found.read(-1):
+        pass
+
+
+async def test_a_reader_loses_what_is_evicted_while_its_worker_is_stopped(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(), new_worker()
+    one.register(AdoptNothing())
+    log = await new(one, window=5 * SIZE, drops_oldest=True)
+    log.append(None, DATA)
+    await one.written()
+    found = await other.find("r")
+    with found.read(0) as reader:
+        waiting = asyncio.ensure_future(anext(reader))
+        await until(lambda: log.readers == 1, "the producer knows the reader")
+        await kill(other)
+        await until(lambda: log.readers == 0, "the producer has forgotten the dead worker")
+        for _ in range(50):
+            log.append(None, DATA)
+            await one.written()
+        await other.open()
+        with pytest.raises(LostHistory):
+            await asyncio.wait_for(waiting, 5)
+    assert found.readers == 0
+
+
+async def test_discarding_a_run_ends_its_readers_on_all_workers(new_worker: NewWorker) -> None:
+    one, other, third = new_worker(), new_worker(), new_worker()
+    log = await new(one)
+    log.append(None, b"0")
+    await one.written()
+    found = await other.find("r")
+    with found.read(0) as reader:
+        waiting = asyncio.ensure_future(anext(reader, None))
+        await until(lambda: log.readers == 1, "the producer knows the reader")
+        await third.discard("r")
+        assert await asyncio.wait_for(waiting, 5) is None
+    await until(lambda: not log.producing, "the producer is notified")
+    with pytest.raises(UnknownRun):
+        await other.find("r")
+
+
+async def test_a_discarded_run_that_is_created_again_can_be_read_from_where_it_was(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(), new_worker()
+    (await new(one)).append(None, b"0")
+    await one.written()
+    found = await other.find("r")
+    with found.read(0) as reader:
+        waiting = asyncio.ensure_future(anext(reader, None))
+        await one.discard("r")
+        assert await asyncio.wait_for(waiting, 5) is None
+        log = await new(one, after=0)
+        found_again = await other.find("r")
+        assert found_again.status == "running"
+        reading = found_again.read(0)
+        waiting = asyncio.ensure_future(anext(reading.__enter__()))
+        await until(lambda: log.readers == 1, "the producer knows the reader")
+    # The reader of the discarded run has detached. That does not disturb the new reader.
+    log.append(None, b"1")
+    assert await asyncio.wait_for(waiting, 5) == frame(b"r", 1, None, b"1")
+    reading.__exit__(None, None, None)
+
+
+async def test_a_reader_ends_when_the_run_expires(
+    new_worker: NewWorker, shared_valkey: Valkey, prefix: str
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one)
+    log.append(None, b"0")
+    log.close(COMPLETED)
+    await one.written()
+    found = await other.find("r")
+    shared_valkey.client.delete(f"{prefix}:log:r")
+    assert await read_all(found) == b""
+    shared_valkey.client.delete(f"{prefix}:run:r")
+    with pytest.raises(UnknownRun):
+        await one.find("r")
+
+
+async def test_a_reader_ends_when_the_run_was_discarded_before_it_attached(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one)
+    log.append(None, b"0")
+    await one.written()
+    found = await other.find("r")
+    await one.discard("r")
+    assert await read_all(found, 0) == b""
+    await found.cancel(End.cancelled("stopped"))

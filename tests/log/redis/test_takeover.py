@@ -1,0 +1,190 @@
+"""Workers that die, and others that take over their runs; all workers are in this process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+
+from streams import Policy, source
+from streams.errors import LogClosed, UnknownRun
+from streams.event import COMPLETED, EventId, frame
+from streams.log import Limits
+from streams.log.redis.connection import RedisLink
+from streams.log.redis.scripts import LOAD_STATE
+from streams.run import Runs
+from streams.sources import counter
+from tests.log.redis.conftest import NewWorker
+from tests.log.redis.workers import claimed, kill, until_async
+from tests.support.event_logs import drained, info, new, read_all
+from tests.support.servers import until
+
+
+async def test_one_survivor_claims_the_run_and_appends_after_its_last_event(
+    new_worker: NewWorker,
+) -> None:
+    one, other, third = new_worker(), new_worker(), new_worker()
+    log = await new(one)
+    log.append(None, b"0")
+    log.append(None, b"1")
+    await one.written()
+    adopted = await claimed(other, one)
+    assert adopted.producing
+    assert (adopted.last, adopted.producer) == (1, other.worker)
+    adopted.append(None, b"2")
+    adopted.close(COMPLETED)
+    found = await third.find("r")
+    assert found.producer == other.worker
+    expected = [frame(b"r", n, None, b"%d" % n) for n in range(3)] + [
+        frame(b"r", 3, b"end", COMPLETED.encode())
+    ]
+    assert await read_all(found) == b"".join(expected)
+
+
+async def test_a_fenced_producer_is_notified_and_its_readers_get_only_committed_events(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one)
+    calls: list[bool] = []
+    log.watch(lambda: calls.append(log.producing))
+    log.append(None, b"0")
+    await one.written()
+    with log.read(-1) as reader:
+        reading = asyncio.ensure_future(drained(reader))
+        adopted = await claimed(other, one)
+        adopted.append(None, b"1")
+        log.append(None, b"never committed")
+        await one.open()
+        await until(lambda: calls and not calls[-1], "the watcher is called for the fenced run")
+        with pytest.raises(LogClosed):
+            log.append(None, b"2")
+        adopted.close(COMPLETED)
+        got = await asyncio.wait_for(reading, 5)
+    assert got == await read_all(await other.find("r"))
+    assert b"never committed" not in got
+    assert got.count(b"id: ") == 3
+
+
+async def test_a_worker_can_claim_a_run_back_that_another_worker_had_claimed(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one)
+    log.append(None, b"0")
+    await one.written()
+    adopted = await claimed(other, one)
+    adopted.append(None, b"1")
+    await other.written()
+    await one.open()
+    await until(lambda: not log.producing, "the first worker is fenced")
+    again = await claimed(one, other)
+    assert again is log
+    assert again.producing
+    again.append(None, b"2")
+    again.close(COMPLETED)
+    assert (await read_all(again)).count(b"id: ") == 4
+
+
+async def test_a_survivor_continues_restartable_runs_and_ends_the_others_as_failed(
+    new_worker: NewWorker,
+) -> None:
+    one_is_dead = asyncio.Event()
+
+    @source
+    async def restartable(*, after: int = 0) -> AsyncIterator[dict[str, int]]:
+        for number in range(after, 3):
+            yield {"number": number}
+            await one_is_dead.wait()
+
+    @source
+    async def mortal() -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep_forever()
+
+    @source
+    async def fragile(*, after: int = 0) -> Any:
+        if after:
+            raise ValueError("a secret of the server")
+        return mortal()
+
+    one, other = new_worker(), new_worker()
+    sources = {s.name: (s, Policy()) for s in (restartable, mortal, fragile)}
+    here, there = Runs(one, sources), Runs(other, sources)
+    logs = []
+    for s, policy in sources.values():
+        logs.append(await here.start(s.job({}, None, policy=policy)))
+    await one.written()
+    limits = Limits(window=2**20, retain=300)
+    empty = await one.create(info("A", source="restartable", arguments="{}"), limits)
+    await other.open()
+    await kill(one)
+    one_is_dead.set()
+    ends = []
+    for log in (*logs, empty):
+
+        async def ended(run: str = log.info.run) -> bool:
+            return (await other.find(run)).status != "running"
+
+        await until_async(ended, f"the run of {log.info.source} has ended")
+        await other.written()
+        found = await other.find(log.info.run)
+        ends.append((found.status, await read_all(found)))
+    assert [status for status, _ in ends] == ["completed", "failed", "failed", "completed"]
+    assert ends[0][1].count(b'"number":') == 3
+    assert b"ProducerLost" in ends[1][1]
+    assert b"ValueError" in ends[2][1]
+    assert b"a secret of the server" not in ends[2][1]
+    assert ends[3][1].count(b"event: start") == 1
+    assert there.restarts == 2
+    for run in here._producing.values():
+        run.hand_over()
+
+
+async def test_two_workers_that_restart_the_same_run_at_once_share_it(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(), new_worker()
+    sources = {"counter": (counter, Policy())}
+    last = EventId("A" * 22, 2)
+
+    async def resumed(runs: Runs) -> Any:
+        arguments = {"count": 5, "interval": 0.01}
+        return await runs.attach(counter.job(arguments, None, policy=Policy()), last)
+
+    here, there = Runs(one, sources), Runs(other, sources)
+    first, second = await asyncio.gather(resumed(here), resumed(there))
+    assert {first.log.producer, second.log.producer} < {one.worker, other.worker}
+    assert here.restarts + there.restarts == 1
+    for position in (first, second):
+        assert (await read_all(position.log, position.after)).count(b'"number":') == 3
+
+
+async def test_an_outdated_reply_does_not_end_a_run_that_this_worker_has_claimed_since(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies arrive on several connections, so a worker can read them in another order."""
+    one, other = new_worker(), new_worker()
+    log = await new(one)
+    log.append(None, b"0")
+    await one.written()
+    await other.find("r")
+    call = RedisLink.call
+    outdated = [await call(other._link, LOAD_STATE, other.worker, run) for run in ("r", "unknown")]
+    adopted = await claimed(other, one)
+    created = await new(other, "unknown")
+
+    async def outdated_reply(self: RedisLink, *_: Any) -> Any:
+        return outdated.pop(0)
+
+    monkeypatch.setattr(RedisLink, "call", outdated_reply)
+    assert await other.find("r") is adopted
+    with pytest.raises(UnknownRun):
+        await other.find("unknown")
+    monkeypatch.undo()
+    for run in (adopted, created):
+        run.append(None, b"1")
+        await other.written()
+        assert run.producing
+    assert (await one.find("r")).producer == other.worker
