@@ -1,0 +1,43 @@
+"""Uses of the public API that type checkers accept. test_typing.py runs mypy and pyright on it."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, assert_type
+
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from streams import Event, MemoryLog, Source, Streams, source
+
+
+@source
+async def plain(count: int = 3) -> AsyncIterator[int]:
+    yield count
+
+
+@source(name="other", shared=True, heartbeat=5, retry=(0.5, 2), linger=None)
+async def tuned(count: Annotated[int, Meta(ge=1)], *, after: int = 0) -> AsyncIterator[Event]:
+    yield Event({"count": count}, event="tick")
+
+
+@source(window=2**16, retain=60, send_timeout=10)
+def blocking() -> Iterator[str]:
+    yield "a"
+
+
+@source
+async def opened(request: Request) -> AsyncIterator[int]:
+    return plain(1)
+
+
+# A decorated source keeps the signature of its function.
+assert_type(plain(count=1), AsyncIterator[int])
+assert_type(tuned(2, after=1), AsyncIterator[Event])
+assert_type(blocking(), Iterator[str])
+
+sources: list[Source[..., Any]] = [plain, tuned, blocking, opened]
+streams = Streams(sources, log=MemoryLog(max_runs=10), heartbeat=5, linger=None, page=False)
+
+
+async def endpoint(request: Request) -> Response:
+    return streams.response(request, plain(count=2), name="plain", retain=10.0)
