@@ -63,7 +63,7 @@ async def test_append_returns_whether_it_woke_a_reader(store: EventLog) -> None:
         waiting = asyncio.ensure_future(anext(reader))
         await asyncio.sleep(0)
         assert log.append(None, b"1"), "a reader waits"
-        assert not log.append(None, b"2"), "it is awake already"
+        assert not log.append(None, b"2"), "the reader is already awake"
         await asyncio.wait_for(waiting, 5)
 
 
@@ -141,7 +141,7 @@ async def test_a_log_may_begin_after_a_given_event(make_log: MakeLog) -> None:
     log.close(COMPLETED)
     assert (await read_all(log, 41)).startswith(frame(b"r", 42, None, b"42"))
     assert (await read_all(log, 42)).startswith(frame(b"r", 43, None, b"43"))
-    assert await read_all(log, 50) == b"", "who is ahead of it waits for it, here in vain"
+    assert await read_all(log, 50) == b"", "a reader that is ahead gets nothing"
     with pytest.raises(LostHistory):
         await read_all(log, 30)
 
@@ -159,10 +159,10 @@ async def test_the_producer_waits_when_it_is_a_window_ahead_of_the_slowest_reade
         room = asyncio.ensure_future(log.room())
         while quick.ready:
             await anext(quick)
-        ahead = asyncio.ensure_future(drained(quick))  # asks for more: it has had what it got
+        ahead = asyncio.ensure_future(drained(quick))  # Asking for more means that it has read what it got.
         await asyncio.sleep(0)
-        assert not room.done(), "the slow one has had nothing"
-        assert (await anext(slow)).startswith(b"id: r.0\n"), "and nothing of it is dropped"
+        assert not room.done(), "the slow reader has read nothing"
+        assert (await anext(slow)).startswith(b"id: r.0\n"), "no event that it has not read is dropped"
         rest = asyncio.ensure_future(drained(slow))
         await asyncio.wait_for(room, 5)
         log.close(COMPLETED)
@@ -181,7 +181,7 @@ async def test_the_producer_continues_when_the_slowest_reader_detaches(make_log:
             await settled(store)
             while quick.ready:
                 await anext(quick)
-            waiting = asyncio.ensure_future(anext(quick))  # what it got last, it has had now
+            waiting = asyncio.ensure_future(anext(quick))  # Asking for more means that it has read what it got.
             room = asyncio.ensure_future(log.room())
             await asyncio.sleep(0)
             assert not room.done()
@@ -283,7 +283,7 @@ async def test_at_max_bytes_producers_wait_for_their_readers(make_log: MakeLog) 
     idle.close(COMPLETED)
     await settled(store)
     busy = await new(store, "busy")
-    assert len(store) == 1, "the finished one made room"
+    assert len(store) == 1, "the finished run has made room"
     with busy.read(-1) as reader:
         for _ in range(100):
             busy.append(None, DATA)
