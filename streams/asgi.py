@@ -15,6 +15,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Unpack
 from urllib.parse import quote
 
@@ -25,7 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streams.errors import StoreFull, StreamError, UnknownSource, problem
+from streams.errors import StreamError, UnknownSource, problem
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
 from streams.request import (
@@ -36,16 +37,15 @@ from streams.request import (
     check_site,
     identity,
     in_middleware,
-    is_event_source,
     last_event_id,
     read_json,
     root_path,
     run_url,
     whole_path,
 )
-from streams.response import RunResponse, json_response, stream_headers
+from streams.response import RunResponse, json_response, refusal, stream_headers
 from streams.run import Position, Runs
-from streams.source import Job, Policy, PolicyOptions, Source, iterate
+from streams.source import Job, Policy, PolicyOptions, Source, check_name, iterate
 from streams.wires import EventStream, Wire
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -78,14 +78,16 @@ class Streams:
         page: bool = True,
         **policy: Unpack[PolicyOptions],
     ) -> None:
+        self.models = dict(models or {})
         self.sources: dict[str, Source[..., Any]] = {}
-        for source in sources:
+        sources = list(sources)
+        for source in (*sources, *self.models.values()):
             if not isinstance(source, Source):
                 raise TypeError(f"{source!r} is not a source; decorate it with @source")
+        for source in sources:
             if source.name in self.sources:
                 raise TypeError(f"two sources have the name {source.name!r}; rename one")
             self.sources[source.name] = source
-        self.models = dict(models or {})
         self.policy = Policy().replace(policy, "Streams")
         self._policies = {
             source: self.policy.replace(source.policy, f"source {source.name!r}")
@@ -163,6 +165,7 @@ class Streams:
         """
         if name is None:
             name = re.sub(r"\W", "", getattr(events, "__name__", type(events).__name__))
+        check_name(name)
         changed = self.policy.replace(policy, "response") if policy else self.policy
         return _Response(self, request, name, events, changed)
 
@@ -173,7 +176,8 @@ class Streams:
         return _Endpoint(answer)
 
     async def read_json(self, request: Request) -> bytes:
-        """The JSON body of a request. Raises StreamError for a body that is refused."""
+        """The JSON body of a request. Raises StreamError if that is refused."""
+        check_site(request, self._origins)
         return await read_json(request, self._max_body)
 
     async def start(
@@ -183,11 +187,17 @@ class Streams:
         arguments: Mapping[str, Any],
         **policy: Unpack[PolicyOptions],
     ) -> RunLog:
-        """Starts a run of one of the `models`. Raises StreamError if that is refused."""
+        """Starts a run of one of the sources or models, for its client only: no other client joins
+        it, and no other worker continues it. Raises StreamError if that is refused.
+        """
         check_site(request, self._origins)
-        changed = self._policies[source].replace(policy, f"source {source.name!r}")
-        owner = identity(request.scope)
-        return await self.runs.start(source.job(arguments, request, policy=changed, owner=owner))
+        job = Job(
+            source=source.name,
+            policy=self._policies[source].replace(policy, f"source {source.name!r}"),
+            open=partial(source.open, arguments, request),
+            owner=identity(request.scope),
+        )
+        return await self.runs.start(job)
 
     def read(self, request: Request, log: RunLog, source: Source[..., Any], wire: Wire) -> Response:
         """A response that reads a run of `source` from its beginning, through a wire."""
@@ -386,15 +396,3 @@ def _state(log: RunLog) -> dict[str, Any]:
         "last_event": log.last,
         "readers": log.readers,
     }
-
-
-def refusal(error: StreamError, request: Request) -> Response:
-    """A problem response, except for an EventSource that meets a limit.
-
-    An EventSource gives up for good at any status but 200. A limit passes, so it gets a stream
-    that ends at once, after which it reconnects.
-    """
-    if not isinstance(error, StoreFull) or not is_event_source(request):
-        return problem(error)
-    body = b"retry: %d\n" % (1000 * (error.retry_after or 1))
-    return Response(body, media_type=EVENT_STREAM, headers=stream_headers(None))

@@ -5,9 +5,9 @@ blank line. Logs keep frames; the event stream sends them as they are, other wir
 
 Invariants:
 
-1. An `Event` is checked when it is made, so a frame can always be made of it.
+1. The name and the text of an `Event` are checked when it is made, its data when it is encoded.
 2. A frame equals, byte for byte, what sse-starlette's ServerSentEvent encodes.
-3. `parse_frames` gives back what `frame` was given.
+3. `parse_frames` gives back what `frame` was given, with LF for every line end in the data.
 """
 
 import re

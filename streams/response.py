@@ -19,12 +19,14 @@ import anyio
 import anyio.lowlevel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from streams.errors import LostHistory
+from streams.errors import LostHistory, StoreFull, StreamError, problem
 from streams.event import EventId, encode_json
 from streams.log import Reader
+from streams.request import EVENT_STREAM, is_event_source
 from streams.run import Position, Runs
 from streams.shutdown import StoppedWithTheServer
 from streams.source import Policy
@@ -53,6 +55,18 @@ def stream_headers(location: str | None) -> dict[str, str]:
     if location is not None:
         headers["Content-Location"] = location
     return headers
+
+
+def refusal(error: StreamError, request: Request) -> Response:
+    """A problem response, except for an EventSource that meets a limit.
+
+    An EventSource gives up for good at any status but 200. A limit passes, so it gets a stream
+    that ends at once, after which it reconnects.
+    """
+    if not isinstance(error, StoreFull) or not is_event_source(request):
+        return problem(error)
+    body = b"retry: %d\n" % (1000 * (error.retry_after or 1))
+    return Response(body, media_type=EVENT_STREAM, headers=stream_headers(None))
 
 
 class _Shutdown:

@@ -197,7 +197,8 @@ class Runs:
         2. Open the source. If that fails, discard the log and raise.
         3. Append the `start` event. Readers see it at once.
         4. Pump the source in a task, and let that take its first step, to where it waits.
-        5. If the source failed in it, discard the log and raise. Readers of step 1 see a break.
+        5. If the source failed in it, discard the log and raise. Clients that found the run
+           meanwhile get a stream that ends without an `end` event.
 
         `restart_after` restarts a lost run under its old id, after that event. Raises StoreFull,
         RunExists, and what the source raises in its first step.

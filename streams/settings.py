@@ -8,9 +8,11 @@ An invalid setting raises SystemExit with a one-line message that names it.
 """
 
 import logging
+import sys
 from collections.abc import Mapping
+from importlib import import_module
 from multiprocessing import current_process
-from pkgutil import resolve_name
+from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
@@ -26,7 +28,7 @@ MOCKS = {"tokens": "mock"}
 
 OPTIONS: dict[str, Any] = {
     **{field.name: field.type for field in msgspec.structs.fields(Policy)},
-    "log": str,
+    "log": str | None,
     "max_runs": Annotated[int, Meta(ge=1)],
     "max_bytes": Annotated[int, Meta(ge=1)],
     "max_body": Annotated[int, Meta(ge=0)],
@@ -83,12 +85,19 @@ def _parse(name: str, text: str, type_: Any) -> Any:
 
 
 def _import(name: str) -> Source[..., Any]:
-    if ":" not in name:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
         raise SystemExit(f"STREAMS_SOURCES: {name!r} must have the form package.module:name")
     try:
-        source = resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
+        source = attrgetter(attribute)(import_module(module))
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # The module exists, and fails to import another one.
         raise SystemExit(f"STREAMS_SOURCES: {name!r} cannot be imported: {error}") from None
+    except AttributeError:
+        if module not in sys.modules:
+            raise  # Its own code raised this.
+        raise SystemExit(f"STREAMS_SOURCES: module {module!r} has no {attribute!r}") from None
     if not isinstance(source, Source):
         raise SystemExit(f"STREAMS_SOURCES: {name} is not a source; decorate it with @source")
     return source
@@ -100,7 +109,7 @@ def _chat(config: Config) -> tuple[str, Source[..., Any]]:
     if not url or not model:
         raise SystemExit("LLM_BASE_URL and LLM_MODEL: set both, or neither")
     try:
-        chat_with = resolve_name("streams.sources.chat:chat_with")
+        chat_with = import_module("streams.sources.chat").chat_with
     except ImportError:
         raise SystemExit(
             "LLM_BASE_URL needs httpx and httpx-sse: pip install 'streams[llm]'"

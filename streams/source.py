@@ -138,8 +138,7 @@ class Source(Generic[P, T]):
         self.aclose = aclose
         self.policy = policy
         self.description = (inspect.getdoc(function) or "").partition("\n")[0]
-        if not re.fullmatch(r"[\w.~-]+", self.name, re.ASCII):
-            raise TypeError(f"source name {self.name!r} does not fit into a URL; use letters")
+        check_name(self.name)
         if not (
             inspect.isasyncgenfunction(function)
             or inspect.isgeneratorfunction(function)
@@ -294,6 +293,12 @@ class Source(Generic[P, T]):
         if inspect.iscoroutine(produced):
             produced = await produced
         return iterate(produced)
+
+
+def check_name(name: str) -> None:
+    """Raises TypeError for a source name that would have to be quoted in a URL."""
+    if not re.fullmatch(r"[\w.~-]+", name, re.ASCII):
+        raise TypeError(f"source name {name!r} does not fit into a URL; use letters")
 
 
 @overload

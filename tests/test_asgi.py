@@ -645,3 +645,11 @@ def test_streams_refuses_invalid_sources_and_options() -> None:
         StreamError("fine", status=200)
     with pytest.raises(TypeError, match=r"retry"):
         Streams([counter], retry=3)  # type: ignore[arg-type]
+
+
+def test_a_model_must_be_a_source_and_a_name_must_fit_into_a_url() -> None:
+    with pytest.raises(TypeError, match="is not a source; decorate it with @source"):
+        Streams(models={"m": print})  # type: ignore[dict-item]
+    request: Any = Request({"type": "http", "headers": []})
+    with pytest.raises(TypeError, match="'bad name' does not fit into a URL"):
+        Streams().response(request, iter([1]), name="bad name")

@@ -1,6 +1,7 @@
 """settings.py: the options of Streams, read from environment variables."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +123,34 @@ def test_without_the_extra_llm_a_model_exits_with_a_message_that_names_it(
     with pytest.raises(SystemExit) as exited:
         settings.options({"LLM_BASE_URL": "http://h/v1", "LLM_MODEL": "m"})
     assert str(exited.value) == "LLM_BASE_URL needs httpx and httpx-sse: pip install 'streams[llm]'"
+
+
+def test_an_error_inside_the_module_of_a_source_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_value.py").write_text("int('abc')")
+    (tmp_path / "broken_import.py").write_text("import no_such_module")
+    (tmp_path / "broken_name.py").write_text("import os\nos.no_such_name")
+    for module, error in (
+        ("broken_value", ValueError),
+        ("broken_import", ModuleNotFoundError),
+        ("broken_name", AttributeError),
+    ):
+        with pytest.raises(error):
+            settings.options({"STREAMS_SOURCES": f"{module}:ticks"})
+
+
+def test_a_source_may_be_in_a_module_whose_name_has_a_hyphen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my-sources.py").write_text("from streams.sources import clock as ticks")
+    [ticks] = settings.options({"STREAMS_SOURCES": "my-sources:ticks"})["sources"]
+    assert ticks.name == "clock"
+    with pytest.raises(SystemExit, match="module 'my-sources' has no 'tick'"):
+        settings.options({"STREAMS_SOURCES": "my-sources:tick"})
+
+
+def test_an_empty_log_is_the_log_in_memory() -> None:
+    assert settings.options({"STREAMS_LOG": ""})["log"] is None

@@ -4,7 +4,7 @@ Invariants:
 
 1. `first - 1 <= committed <= last`; with no frame held, `first == last + 1`.
 2. Event n, for first <= n <= last, is the bytes between the ends of n - 1 and of n.
-3. Ends are offsets from the beginning of the run, so trimming changes none of them.
+3. Ends are offsets from where this buffer began, so trimming changes none of them.
 
 One slice of the buffer is all the frames that a reader needs, however many they are; an event
 costs its bytes and eight more.
@@ -49,7 +49,8 @@ class FrameBuffer:
     def slice(self, after: int, max_bytes: int) -> tuple[bytes, int]:
         """The committed frames after `after`, and the number of the last one.
 
-        They have at most `max_bytes` bytes, unless the first frame alone has more.
+        They have at most `max_bytes` bytes, unless the first frame alone has more. `after` is from
+        `first - 1` to `committed - 1`.
         """
         if after == self.last - 1 and self.committed == self.last:  # Most readers keep up.
             return self._newest, self.last
@@ -108,6 +109,7 @@ class FrameBuffer:
     def reset(self, after: int) -> int:
         """Drops all frames; the next event is `after + 1`. Returns the bytes dropped."""
         dropped, self.held = self.held, 0
+        self._newest = b""
         self._frames.clear()
         del self._ends[:]
         self.first, self.last, self.committed = after + 1, after, after

@@ -2,7 +2,7 @@
 
 Invariants:
 
-1. All bytes held are counted in `MemoryLog.bytes`.
+1. The bytes in all buffers are counted in `MemoryLog.bytes`.
 2. At a limit, finished runs without readers are forgotten, oldest first; no other run is.
 3. Every event after the cursor of an attached reader is held, or the run's backing can load it.
 """

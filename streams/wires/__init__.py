@@ -17,9 +17,11 @@ class Wire:
 
     1. `headers`, once;
     2. `begin`, once, whose bytes go out before any event;
-    3. `gap`, whenever events were dropped that the reader has not had;
-    4. `feed`, for each piece of the log, until `done`;
-    5. `finish`, once, after the `end` event, when `done`, and when the server shuts down.
+    3. `feed`, for each piece of the log, until `done`; and `gap`, whenever events were dropped
+       that the reader has not had. A reader that has not had the `start` event is fed it first,
+       even if the log has dropped it;
+    4. `finish`, once: after the `end` event, when `done`, when the server shuts down, and when the
+       run is forgotten.
 
     A wire does no input or output, and serves one response only. A subclass implements `event`,
     or `feed`, and overrides what else it needs.

@@ -159,10 +159,12 @@ async def test_the_producer_waits_when_it_is_a_window_ahead_of_the_slowest_reade
         room = asyncio.ensure_future(log.room())
         while quick.ready:
             await anext(quick)
-        ahead = asyncio.ensure_future(drained(quick))  # Asking for more means that it has read what it got.
+        ahead = asyncio.ensure_future(drained(quick))
         await asyncio.sleep(0)
         assert not room.done(), "the slow reader has read nothing"
-        assert (await anext(slow)).startswith(b"id: r.0\n"), "no event that it has not read is dropped"
+        assert (await anext(slow)).startswith(b"id: r.0\n"), (
+            "no event that it has not read is dropped"
+        )
         rest = asyncio.ensure_future(drained(slow))
         await asyncio.wait_for(room, 5)
         log.close(COMPLETED)
@@ -181,7 +183,8 @@ async def test_the_producer_continues_when_the_slowest_reader_detaches(make_log:
             await settled(store)
             while quick.ready:
                 await anext(quick)
-            waiting = asyncio.ensure_future(anext(quick))  # Asking for more means that it has read what it got.
+            # Asking for more means that the quick reader has read what it got.
+            waiting = asyncio.ensure_future(anext(quick))
             room = asyncio.ensure_future(log.room())
             await asyncio.sleep(0)
             assert not room.done()

@@ -180,9 +180,13 @@ class Answer:
         return self._stop_sequences.flush()
 
     def interrupt(self) -> None:
-        """Ends an answer whose events are not read to their end."""
+        """Ends an answer whose reader was stopped before the end of the run."""
         if not self.over:
             self.error = StreamError("the server is shutting down", status=503, code="shutdown")
+
+    def lose(self) -> None:
+        """Ends an answer whose events were dropped before they were read."""
+        self.error = StreamError("a part of the answer is no longer retained", status=410)
 
     def _object(self, kind: str, choices: list[Any], **members: Any) -> dict[str, Any]:
         return {
@@ -239,7 +243,7 @@ class ChatWire(Wire):
         return block(self._answer.chunk({"content": text})) if text else b""
 
     def gap(self, missed: int | None, last: EventId | None) -> bytes:
-        self._answer.error = StreamError("a part of the answer is no longer retained", status=410)
+        self._answer.lose()
         self.done = True
         return b""
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from streams import Source, StreamError, Streams
-from streams.errors import abbreviated
+from streams.errors import LostHistory, abbreviated
 from streams.event import encode_json, parse_frames
 from streams.log import RunLog
 from streams.response import json_response
@@ -87,11 +87,14 @@ class Completions:
                 group.cancel_scope.cancel()
 
             group.start_soon(watch)
-            with log.read(-1) as reader:
-                async for frames in reader:
-                    text += "".join([answer.text_of(event) for event in parse_frames(frames)])
-                    if answer.over:
-                        break
+            try:
+                with log.read(-1) as reader:
+                    async for frames in reader:
+                        text += "".join([answer.text_of(event) for event in parse_frames(frames)])
+                        if answer.over:
+                            break
+            except LostHistory:
+                answer.lose()
             group.cancel_scope.cancel()
         answer.interrupt()
         if answer.error is not None:

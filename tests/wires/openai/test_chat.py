@@ -523,3 +523,30 @@ def test_a_gap_ends_an_answer_with_an_error() -> None:
     assert wire.done
     assert b"no longer retained" in wire.finish()
     assert b"[DONE]" not in wire.finish()
+
+
+async def test_a_completion_starts_a_run_of_its_own_that_no_other_worker_continues() -> None:
+    """Even of a shared source: it ends with its client, and nobody else joins it."""
+
+    @source(shared=True)
+    async def feed(prompt: str = "", *, after: int = 0) -> AsyncIterator[str]:
+        yield "same"
+
+    streams = Streams(models={"feed": feed})
+    async with client_of(streams) as client:
+        body = {"model": "feed", "messages": [{"role": "user", "content": "Hi"}]}
+        runs = set()
+        for _ in range(2):
+            response = await client.post(PATH, json=body)
+            runs.add(response.headers["x-request-id"])
+        assert len(runs) == 2
+        for run in runs:
+            info = (await streams.log.find(run)).info
+            assert (info.key, info.arguments) == (None, None)
+
+
+async def test_a_page_of_another_site_is_refused_before_its_body_is_read() -> None:
+    async with client_of(mock()) as client:
+        headers = {"Sec-Fetch-Site": "cross-site"}
+        response = await client.post(PATH, content=b"no JSON", headers=headers)
+        assert response.status_code == 403
