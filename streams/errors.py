@@ -141,7 +141,7 @@ def public_description(error: BaseException) -> dict[str, str]:
     """An error's class, and its message only if that is meant for clients."""
     message = "the source failed; the server's log has the details under this run's id"
     if isinstance(error, StreamError):
-        message = str(error).encode(errors="replace").decode()
+        message = valid_text(str(error))
     return {"type": type(error).__name__, "message": message}
 
 
@@ -157,14 +157,48 @@ def problem(error: StreamError, headers: Mapping[str, str] | None = None) -> Res
     headers = {"Cache-Control": "no-store", **(headers or {})}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
-    title = HTTPStatus(error.status).phrase
-    body = {"type": "about:blank", "title": title, "status": error.status, "detail": str(error)}
+    body = {
+        "type": "about:blank",
+        "title": _title(error.status),
+        "status": error.status,
+        "detail": str(error),
+    }
     return Response(
-        msgspec.json.encode({**body, **error.members}),
+        msgspec.json.encode(as_json_value({**body, **error.members})),
         status_code=error.status,
         headers=headers,
         media_type="application/problem+json",
     )
+
+
+def _title(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:  # The status is in no RFC, such as 499, 520 or 529.
+        return f"Error {status}"
+
+
+def valid_text(text: str) -> str:
+    """A text with each lone surrogate, which UTF-8 cannot represent, replaced by `?`."""
+    return text.encode(errors="replace").decode()
+
+
+def as_json_value(value: Any, depth: int = 8) -> Any:
+    """A copy of `value` that JSON can represent: anything else is replaced by its type's name.
+
+    So is what is nested deeper than `depth`.
+    """
+    if isinstance(value, str):
+        return valid_text(value)
+    if depth > 0 and isinstance(value, Mapping):
+        return {valid_text(str(key)): as_json_value(value[key], depth - 1) for key in value}
+    if depth > 0 and isinstance(value, list | tuple | set | frozenset):
+        return [as_json_value(item, depth - 1) for item in value]
+    try:
+        msgspec.json.encode(value)
+    except Exception:  # msgspec raises TypeError, ValueError, RecursionError, ...
+        return f"<{type(value).__name__}>"
+    return value
 
 
 def abbreviated(value: Any) -> str:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from streams import Source, StreamError
+from streams.errors import as_json_value
 from streams.event import End, EventId, LoggedEvent, payload
 from streams.log import RunInfo
 from streams.wires import Wire
@@ -297,13 +298,18 @@ def block(value: Any) -> bytes:
 
 def error_object(error: StreamError) -> dict[str, Any]:
     """An error as OpenAI's clients know it."""
-    faults = error.members.get("errors") or [{}]
+    match error.members:
+        case {"param": param} if param:
+            pass
+        case {"errors": [{"name": param}, *_]}:
+            pass
+        case _:
+            param = None
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
-    return {
-        "error": {
-            "message": str(error),
-            "type": "rate_limit_error" if error.status == 429 else kind,
-            "param": error.members.get("param") or faults[0].get("name"),
-            "code": error.members.get("code"),
-        }
+    described = {
+        "message": str(error),
+        "type": "rate_limit_error" if error.status == 429 else kind,
+        "param": param,
+        "code": error.members.get("code"),
     }
+    return {"error": as_json_value(described)}
