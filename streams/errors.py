@@ -25,9 +25,11 @@ StreamError                500  raise it in a source: clients see its message an
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 
@@ -42,6 +44,8 @@ class StreamError(Exception):
 
     status = 500
     retry_after: int | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
+    """Further headers of the response, such as WWW-Authenticate."""
 
     def __init__(
         self,
@@ -137,24 +141,47 @@ class LostHistory(StreamError):
         self.first = first
 
 
+def leaves(error: BaseException) -> list[BaseException]:
+    """The exceptions in an exception group and in the groups inside it; else the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]
+
+
+def for_clients(error: BaseException) -> StreamError | HTTPException | None:
+    """The error whose message clients may see: `error`, or the only such one in a group."""
+    found = [leaf for leaf in leaves(error) if isinstance(leaf, StreamError | HTTPException)]
+    found = [e for e in found if isinstance(e, StreamError) or 400 <= e.status_code <= 599]
+    return found[0] if len(found) == 1 else None
+
+
 def public_description(error: BaseException) -> dict[str, str]:
     """An error's class, and its message only if that is meant for clients."""
-    message = "the source failed; the server's log has the details under this run's id"
-    if isinstance(error, StreamError):
-        message = valid_text(str(error))
-    return {"type": type(error).__name__, "message": message}
+    shown = for_clients(error)
+    if shown is None:
+        message = "the source failed; the server's log has the details under this run's id"
+        return {"type": type(error).__name__, "message": message}
+    return {"type": type(shown).__name__, "message": valid_text(str(as_stream_error(shown)))}
 
 
 def as_stream_error(error: BaseException) -> StreamError:
     """The error that a client gets if the response has not started."""
-    if isinstance(error, StreamError):
-        return error
+    shown = for_clients(error)
+    if isinstance(shown, HTTPException):
+        detail: Any = shown.detail  # FastAPI allows any value that JSON can represent.
+        if not isinstance(detail, str):
+            detail = msgspec.json.encode(as_json_value(detail)).decode()
+        http_error = StreamError(detail, status=shown.status_code)
+        http_error.headers = shown.headers or {}
+        return http_error
+    if shown is not None:
+        return shown
     return StreamError(f"the source failed with {type(error).__name__}; see the server's log")
 
 
 def problem(error: StreamError, headers: Mapping[str, str] | None = None) -> Response:
     """An error as application/problem+json (RFC 9457)."""
-    headers = {"Cache-Control": "no-store", **(headers or {})}
+    headers = {"Cache-Control": "no-store", **error.headers, **(headers or {})}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     body = {

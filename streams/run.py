@@ -1,24 +1,22 @@
-"""A run: one execution of a source, written once into the log and read by any number of readers.
+"""All runs over one log: a run is written once, and read by any number of readers.
 
-`Run` pumps one source into its log. `Runs` starts, finds, resumes and cancels runs, takes over
-those of workers that died, and owns the tasks of all runs that this worker produces.
+`Runs` starts, finds, resumes and cancels runs, takes over those of workers that died, and owns the
+tasks of all runs that this worker produces.
 
 Invariants:
 
-1. A run ends once, and the last event of its log says how.
-2. A reader that disconnects ends itself, never the run.
-3. A source is closed in the task that iterated it.
+1. A reader that disconnects ends itself, never the run.
+2. No client gets a position in a run before the run has opened.
 """
 
 import asyncio
 import logging
 import secrets
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextvars import Context
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
-
-import anyio
 
 from streams.errors import (
     InvalidEventId,
@@ -27,23 +25,13 @@ from streams.errors import (
     RunGone,
     StreamError,
     UnknownRun,
-    as_stream_error,
 )
-from streams.event import COMPLETED, End, EventId, payload
+from streams.event import End, EventId
 from streams.log import EventLog, Limits, RunInfo, RunLog
+from streams.producer import CLEANUP_SECONDS, Run
 from streams.source import Job, Policy, Source
 
 logger = logging.getLogger("streams")
-
-# A source that never waits yields to the event loop at least this often.
-BURST_EVENTS = 64
-BURST_SECONDS = 0.005
-
-CLEANUP_SECONDS = 10.0
-"""How long the `finally` of a cancelled source may take."""
-
-FIRST_READER_SECONDS = 5.0
-"""A new run waits at least this long for its first reader, even if `linger` is shorter."""
 
 
 class Position(NamedTuple):
@@ -55,105 +43,6 @@ class Position(NamedTuple):
     """It begins later than the run and has not had the `start` event."""
     lost_run: bool = False
     """The run that it had read is lost, and this is another one."""
-
-
-class Run:
-    """Pumps one source into its log, at the pace of its readers, until it ends or is cancelled."""
-
-    def __init__(self, log: RunLog, events: AsyncIterator[Any], policy: Policy) -> None:
-        self.log = log
-        self.error: Exception | None = None
-        self._events = events
-        self._linger = policy.linger
-        self._over = False
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        if not log.readers:
-            self._cancel_unread_after(FIRST_READER_SECONDS)
-        log.watch(self._log_changed)
-        self.task = self._loop.create_task(self._produce(), name=f"run {log.info.run}")
-
-    async def _produce(self) -> None:
-        log, clock = self.log, time.monotonic
-        burst, since = 0, clock()
-        try:
-            async for value in self._events:
-                if self._over:  # The source caught its cancellation; now it is closed.
-                    break
-                if log.append(*payload(value)):  # A reader was waiting, so others had a turn.
-                    burst, since = 0, clock()
-                elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
-                    await asyncio.sleep(0)
-                    burst, since = 0, clock()
-                burst += 1
-                if log.full:
-                    await log.room()
-        except asyncio.CancelledError:
-            self._end(End.cancelled("shutdown"))
-        except Exception as error:
-            self.error = error
-            run, source = self.log.info.run, self.log.info.source
-            unexpected = not isinstance(error, StreamError)
-            logger.error("run %s of source %s failed: %s", run, source, error, exc_info=unexpected)
-            self._end(End.failed(error))
-        else:
-            self._end(COMPLETED)
-        finally:
-            self._stop_timer()
-            await _close(self._events, self.log.info.run)
-
-    def _end(self, end: End) -> None:
-        over, self._over = self._over, True
-        if not over and self.log.producing:
-            self.log.close(end)
-
-    def cancel(self, reason: str) -> None:
-        """Ends the run for its readers at once, and closes its source meanwhile."""
-        self._end(End.cancelled(reason))
-        self._stop()
-
-    def hand_over(self) -> None:
-        """Stops the source without ending the run: another worker continues it."""
-        self._over = True
-        self._stop()
-
-    def _stop(self) -> None:
-        self._stop_timer()
-        if not self.task.done():
-            self.task.cancel()
-            self._timer = self._loop.call_later(CLEANUP_SECONDS, self._interrupt_cleanup)
-            self.task.add_done_callback(lambda _: self._stop_timer())
-
-    def _interrupt_cleanup(self) -> None:
-        logger.error(
-            "run %s: source %s did not stop within %g s; its cleanup is interrupted",
-            self.log.info.run,
-            self.log.info.source,
-            CLEANUP_SECONDS,
-        )
-        self.task.cancel()
-
-    def _log_changed(self) -> None:
-        """Readers attached or detached, or the log was closed or claimed by somebody else."""
-        if self._over:
-            return
-        if not self.log.producing:
-            self.hand_over()
-        elif self.log.readers:
-            self._stop_timer()
-        else:
-            self._cancel_unread_after(0)
-
-    def _cancel_unread_after(self, at_least: float) -> None:
-        self._stop_timer()
-        if self._linger is not None:
-            delay = max(self._linger, at_least)
-            self._timer = self._loop.call_later(delay, self.cancel, "no reader")
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 class Runs:
@@ -194,52 +83,72 @@ class Runs:
         """Starts a run; or, if a running run has the job's key, returns the log of that one.
 
         1. Create the log. From here on, others find the run by its key or, at a restart, its id.
-        2. Open the source. If that fails, discard the log and raise.
-        3. Append the `start` event. Readers see it at once.
-        4. Pump the source in a task, and let that take its first step, to where it waits.
-        5. If the source failed in it, discard the log and raise. Clients that found the run
-           meanwhile get a stream that ends without an `end` event.
+        2. In a task of the run, open the source. If that fails, discard the log and raise.
+        3. Append the `start` event.
+        4. Let the source take its first step, to its first event or to where it waits. If it fails
+           in it, discard the log and raise.
+
+        Whoever finds the run by its key meanwhile waits for step 4, and gets the same error.
 
         `restart_after` restarts a lost run under its old id, after that event. Raises StoreFull,
         RunExists, and what the source raises in its first step.
         """
+        log, _ = await self._start(job, restart_after)
+        return log
+
+    async def _start(self, job: Job, restart_after: EventId | None = None) -> tuple[RunLog, bool]:
+        """Does what `start` does. Returns also whether the run had been open before."""
         info = RunInfo(
             run=restart_after.run if restart_after else secrets.token_urlsafe(16),
             source=job.source,
             started=datetime.now(UTC),
             owner=job.owner,
             key=job.key,
-            arguments=job.arguments,
+            arguments=job.arguments if self._log.shared else None,
         )
         policy = job.policy
         limits = Limits(policy.window, policy.retain, drops_oldest=policy.linger is None)
         after = restart_after.number if restart_after else -1
         log = await self._log.create(info, limits, after=after)
-        if log.info.run != info.run:
-            return log
+        if log.info.run == info.run:
+            run = self._produce(
+                log,
+                partial(job.open, max(after, 0)),
+                policy,
+                discard=partial(self._log.discard, info.run),
+                # Nothing of the client that happens to start a shared run may be visible in it.
+                context=None if job.key is None else Context(),
+            )
+        elif (running := self._producing.get(log.info.run)) is not None:
+            run = running
+        else:  # Another worker produces it.
+            return log, True
+        was_open = run.opened.is_set()
         try:
-            events = await job.open(max(after, 0))
-        except BaseException as error:
-            await self._log.discard(info.run)
-            if isinstance(error, Exception) and not isinstance(error, StreamError):
-                logger.exception("run %s: source %s failed to open", info.run, info.source)
-                raise as_stream_error(error) from error
+            await run.opened.wait()
+        except asyncio.CancelledError:
+            if job.key is None:
+                run.hand_over()
+                await self._log.discard(info.run)
             raise
-        if not log.producing:
-            await _close(events, info.run)
-            raise RunGone(f"run {info.run} was stopped before it started; start a new one")
-        if restart_after is None:
-            log.append(b"start", info.start)
-        first = log.last
-        run = self._pump(log, events, policy)
-        await asyncio.sleep(0)
-        if run.error is not None and log.last == first + 1:
-            await self._log.discard(info.run)
-            raise as_stream_error(run.error) from run.error
-        return log
+        if (refusal := run.refusal) is None:
+            return log, was_open
+        try:
+            raise refusal
+        finally:
+            del run, refusal  # They would be part of a reference cycle.
 
-    def _pump(self, log: RunLog, events: AsyncIterator[Any], policy: Policy) -> Run:
-        run = self._producing[log.info.run] = Run(log, events, policy)
+    def _produce(
+        self,
+        log: RunLog,
+        open_source: Callable[[], Awaitable[AsyncIterator[Any]]],
+        policy: Policy,
+        *,
+        context: Context | None,
+        discard: Callable[[], Awaitable[None]] | None = None,
+    ) -> Run:
+        run = Run(log, open_source, policy, discard=discard, context=context)
+        self._producing[log.info.run] = run
         run.task.add_done_callback(lambda _: self._done(run))
         return run
 
@@ -254,31 +163,27 @@ class Runs:
         2. Append the `start` event, if the worker died before it.
         3. Pump the source in a task.
         """
-        info = log.info
+        info, last = log.info, log.last
         source, policy = self._sources.get(info.source, (None, Policy()))
         try:
             if source is None or not source.movable or info.arguments is None:
                 raise ProducerLost("the worker that produced this run died; start a new run")
             arguments = source.from_json(info.arguments.encode())
-            events = await source.open(arguments, None, max(log.last, 0))
-        except Exception as error:
+        except StreamError as error:
             logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)
             if log.producing:
                 log.close(End.failed(error))
             return
-        if not log.producing:
-            await _close(events, info.run)
-            return
-        if log.last < 0:
-            log.append(b"start", info.start)
-        logger.warning("run %s continues on this worker after event %d", info.run, log.last)
-        self.restarts += 1
-        self._pump(log, events, policy)
+        open_source = partial(source.open, arguments, None, max(last, 0))
+        await self._produce(log, open_source, policy, context=Context()).opened.wait()
+        if log.producing or log.status == "completed":
+            logger.warning("run %s continues on this worker after event %d", info.run, last)
+            self.restarts += 1
 
     async def _join(self, job: Job) -> Position:
-        """The shared run of a job, at its newest event."""
-        log = await self.start(job)
-        if log.last <= 1:
+        """The shared run of a job: its beginning if this starts it, else its newest event."""
+        log, was_open = await self._start(job)
+        if not was_open or log.last <= 1:
             return Position(log, -1)
         return Position(log, log.last - 1, joins_late=True)
 
@@ -364,14 +269,3 @@ class Runs:
             "gaps": self.gaps,
             "since": self.since,
         }
-
-
-async def _close(events: AsyncIterator[Any], run: str) -> None:
-    aclose = getattr(events, "aclose", None)
-    if aclose is None or getattr(events, "ag_frame", events) is None:
-        return  # A generator without a frame has ended.
-    try:
-        with anyio.fail_after(CLEANUP_SECONDS):
-            await aclose()
-    except Exception:
-        logger.exception("run %s: closing its source failed", run)

@@ -1,10 +1,14 @@
 """errors.py: problem responses, and what clients see of an error."""
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
+import anyio
 import httpx
 import pytest
+from starlette.exceptions import HTTPException
 
 from streams import StreamError, Streams, source
 from tests.support.servers import client_of, every_event
@@ -101,3 +105,126 @@ async def test_what_an_error_object_of_openai_cannot_represent_is_replaced(after
             assert described == {
                 "message": "no ?", "type": "server_error", "param": "?", "code": "<Unknown>",
             }  # fmt: skip
+
+
+def http_error() -> HTTPException:
+    return HTTPException(404, "no such thing", {"X-Hint": "look elsewhere"})
+
+
+async def test_an_http_exception_before_the_first_event_is_its_status_and_detail() -> None:
+    response = await refusal_of(http_error)
+    assert response.status_code == 404
+    assert response.headers["x-hint"] == "look elsewhere"
+    assert response.json()["title"] == "Not Found"
+    assert response.json()["detail"] == "no such thing"
+
+
+async def test_an_http_exception_after_an_event_is_the_message_of_the_end() -> None:
+    assert await failure_of(http_error) == {"type": "HTTPException", "message": "no such thing"}
+
+
+async def test_an_http_exception_may_have_a_detail_that_is_not_a_text() -> None:
+    response = await refusal_of(lambda: HTTPException(409, cast(str, {"why": "\ud800"})))
+    assert response.json()["detail"] == '{"why":"?"}'
+
+
+async def test_an_http_exception_that_is_no_error_is_a_failure_like_any_other() -> None:
+    response = await refusal_of(lambda: HTTPException(304, "secret"))
+    assert response.status_code == 500
+    assert "secret" not in response.text
+
+
+def grouped(*errors: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("outer", [ExceptionGroup("inner", errors)])
+
+
+GROUPS = [
+    lambda: grouped(StreamError("no paper", status=409)),
+    lambda: grouped(HTTPException(409, "no paper")),
+    lambda: grouped(ValueError("secret"), StreamError("no paper", status=409)),
+]
+
+
+@pytest.mark.parametrize("error", GROUPS)
+async def test_the_only_stream_error_in_a_group_is_the_status_before_the_first_event(
+    error: Callable[[], BaseException],
+) -> None:
+    response = await refusal_of(error)
+    assert response.status_code == 409
+    assert response.json()["detail"] == "no paper"
+
+
+@pytest.mark.parametrize("error", GROUPS)
+async def test_the_only_stream_error_in_a_group_is_the_message_after_an_event(
+    error: Callable[[], BaseException],
+) -> None:
+    assert (await failure_of(error))["message"] == "no paper"
+
+
+async def test_a_group_with_two_stream_errors_is_a_failure_like_any_other() -> None:
+    error = await failure_of(lambda: grouped(StreamError("one"), StreamError("two")))
+    assert error["type"] == "ExceptionGroup"
+    assert "one" not in error["message"]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("group", [anyio.create_task_group, asyncio.TaskGroup])
+async def test_an_error_in_a_task_group_before_the_first_event_is_the_status(
+    depth: int, group: Any
+) -> None:
+    async def nested(depth: int) -> None:
+        async with group() as tasks:
+            if depth == 1:
+                raise StreamError("no paper", status=409)
+            (tasks.start_soon if group is anyio.create_task_group else create_in(tasks))(
+                nested, depth - 1
+            )
+
+    def create_in(tasks: asyncio.TaskGroup) -> Any:
+        return lambda function, *args: tasks.create_task(function(*args))
+
+    @source
+    async def grouping() -> AsyncIterator[int]:
+        await nested(depth)
+        yield 1
+
+    async with client_of(Streams([grouping])) as client:
+        response = await client.get("/streams/grouping")
+    assert response.status_code == 409
+
+
+async def logged(
+    caplog: pytest.LogCaptureFixture, error: Callable[[], BaseException]
+) -> logging.LogRecord:
+    """What is logged about a source that raises `error`, before or after its first event."""
+    caplog.set_level(logging.INFO, "streams")
+    await refusal_of(error)
+    await failure_of(error)
+    first, second = [record for record in caplog.records if record.name == "streams"]
+    assert first.levelno == second.levelno
+    assert "of source failing failed" in second.getMessage()
+    return second
+
+
+@pytest.mark.parametrize("error", [http_error, *GROUPS[:2], lambda: StreamError("no", status=499)])
+async def test_a_refusal_on_purpose_is_logged_at_info(
+    error: Callable[[], BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    record = await logged(caplog, error)
+    assert (record.levelno, record.exc_info) == (logging.INFO, None)
+
+
+async def test_a_stream_error_from_500_on_is_logged_at_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    record = await logged(caplog, lambda: StreamError("no", status=503))
+    assert (record.levelno, record.exc_info) == (logging.ERROR, None)
+
+
+@pytest.mark.parametrize("error", [GROUPS[2], lambda: ValueError("secret")])
+async def test_an_unexpected_error_is_logged_with_its_traceback(
+    error: Callable[[], BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    record = await logged(caplog, error)
+    assert record.levelno == logging.ERROR
+    assert record.exc_info

@@ -24,6 +24,7 @@ CORE = [
     "response",
     "request",
     "run",
+    "producer",
     "log.memory",
     "log.backing",
     "log.buffer",

@@ -15,6 +15,7 @@ import pytest
 from httpx_sse import ServerSentEvent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
 
 from streams import StreamError, Streams, source
 from streams.errors import InvalidEventId, RunGone
@@ -241,8 +242,14 @@ async def test_100_viewers_of_a_shared_source_that_is_still_opening_start_one_ru
         await gate.wait()
         return clock()
 
-    streams = Streams([slow])
-    async with serving(streams) as url, anyio.create_task_group() as group:
+    streams, requests = Streams([slow]), 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal requests
+        requests += 1
+        await streams(scope, receive, send)
+
+    async with serving(app) as url, anyio.create_task_group() as group:
         runs = []
 
         async def view() -> None:
@@ -254,7 +261,7 @@ async def test_100_viewers_of_a_shared_source_that_is_still_opening_start_one_ru
 
         for _ in range(100):
             group.start_soon(view)
-        await until(lambda: streams.runs.readers == 99, "99 viewers wait for the source", 20)
+        await until(lambda: requests == 100, "100 viewers wait for the source", 20)
         gate.set()
         await until(lambda: len(runs) == 100, "all viewers have the start event", 20)
     assert opened == 1
@@ -540,7 +547,7 @@ async def test_a_source_that_ignores_its_cancellation_is_closed() -> None:
 async def test_a_finally_that_takes_too_long_is_interrupted_and_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("streams.run.CLEANUP_SECONDS", 0.05)
+    monkeypatch.setattr("streams.producer.CLEANUP_SECONDS", 0.05)
     interrupted = asyncio.Event()
 
     @source
@@ -725,4 +732,4 @@ async def test_a_run_that_is_stopped_while_its_source_opens_closes_the_opened_it
     job = Job(source="opened", policy=streams.policy, open=opener)
     with pytest.raises(RunGone, match="stopped before it started"):
         await streams.runs.start(job)
-    assert closed.is_set()
+    await until(closed.is_set, "the opened iterator is closed")

@@ -104,6 +104,8 @@ class Completions:
 
 def refusal(error: StreamError) -> Response:
     """An error response of OpenAI's API, where 400 is the status for invalid parameters."""
-    retry_after = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
     status = 400 if error.status == 422 else error.status
-    return json_response(error_object(error), retry_after, status)
+    return json_response(error_object(error), headers, status)

@@ -1,0 +1,278 @@
+"""A run that this worker produces: one execution of a source, pumped into a log.
+
+Invariants:
+
+1. A run ends once, and the last event of its log says how.
+2. A source is opened, iterated and closed in one task, the run's own.
+3. After its end, nothing refers to the run: its source, its arguments and its context are freed.
+"""
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from streams.errors import RunGone, StreamError, as_stream_error, for_clients, leaves
+from streams.event import COMPLETED, End, payload
+from streams.log import RunLog
+from streams.source import Policy
+
+logger = logging.getLogger("streams")
+
+# A source that never waits yields to the event loop at least this often.
+BURST_EVENTS = 64
+BURST_SECONDS = 0.005
+
+CLEANUP_SECONDS = 10.0
+"""How long the `finally` of a source may take when it is closed."""
+
+FIRST_READER_SECONDS = 5.0
+"""A new run waits at least this long for its first reader, even if `linger` is shorter."""
+
+# A source's first step may take this many turns of the event loop before the response starts: a
+# task group, for instance, needs a few to report that it failed.
+OPENING_TURNS = 16
+
+
+class Run:
+    """Opens one source and pumps it into its log, until it ends or is cancelled.
+
+    `opened` is set when the source has taken its first step, to its first event or to where it
+    waits. If it failed in it, `refusal` is the error for its clients, and `discard`, which forgets
+    the log, has been awaited. Without `discard` the run ends as failed instead.
+    """
+
+    def __init__(
+        self,
+        log: RunLog,
+        open_source: Callable[[], Awaitable[AsyncIterator[Any]]],
+        policy: Policy,
+        *,
+        discard: Callable[[], Awaitable[None]] | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        self.log = log
+        self.opened = asyncio.Event()
+        self.refusal: StreamError | None = None
+        self._discard = discard
+        self._linger = policy.linger
+        self._events: AsyncIterator[Any] | None = None
+        self._start: int | None = None  # the last event before the source's first
+        self._turns = 0
+        self._over = False
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        log.watch(self._log_changed)
+        name = f"run {log.info.run}"
+        self.task = self._loop.create_task(self._produce(open_source), name=name, context=context)
+        self.task.add_done_callback(self._finish)
+
+    async def _produce(self, open_source: Callable[[], Awaitable[AsyncIterator[Any]]]) -> None:
+        try:
+            self._events = await open_source()
+            if not self._over:
+                self._begin()
+                await self._pump(self._events)
+        except asyncio.CancelledError as error:
+            if self._over or self.task.cancelling():
+                self._end(End.cancelled("shutdown"))
+            else:  # The source awaited something else that was cancelled.
+                await self._fail(error)
+        except BaseException as error:
+            if not self._loop.is_running():  # The garbage collector closes this coroutine.
+                raise
+            await self._fail(error)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+        else:
+            self._end(COMPLETED)
+        finally:
+            if self._loop.is_running():
+                await self._close()
+
+    def _begin(self) -> None:
+        log = self.log
+        if log.last < 0:
+            log.append(b"start", log.info.start)
+        self._start = log.last
+        if not log.readers:
+            self._cancel_unread_after(FIRST_READER_SECONDS)
+        self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._turns += 1
+        if self._turns == OPENING_TURNS or self.log.last != self._start:
+            self.opened.set()
+        elif not self.opened.is_set():
+            self._loop.call_soon(self._take_turn)
+
+    async def _pump(self, events: AsyncIterator[Any]) -> None:
+        log, clock = self.log, time.monotonic
+        burst, since = 0, clock()
+        async for value in events:
+            while True:
+                if self._over:  # The source caught its cancellation; now it is closed.
+                    return
+                try:
+                    if log.append(*payload(value)):  # A reader was waiting, so others had a turn.
+                        burst, since = 0, clock()
+                    elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
+                        await asyncio.sleep(0)
+                        burst, since = 0, clock()
+                    burst += 1
+                    if log.full:
+                        await log.room()
+                    break
+                except asyncio.CancelledError as error:
+                    # The source is suspended at a `yield`. If that is inside a cancel scope, a
+                    # timeout or a task group, the cancellation is probably meant for it.
+                    if self._over or not inspect.isasyncgen(events):
+                        raise
+                    try:
+                        value = await events.athrow(error)
+                    except StopAsyncIteration:
+                        return
+
+    async def _fail(self, error: BaseException) -> None:
+        self._log_failure(error)
+        is_opening = not self.opened.is_set() and self.log.last in (self._start, -1)
+        if self._discard is None or self._over or not is_opening:
+            self._end(End.failed(error))
+            return
+        self._over = True
+        self.refusal = as_stream_error(error)
+        # Clients do not see these, and they would keep the source's variables.
+        self.refusal.__cause__ = self.refusal.__context__ = self.refusal.__traceback__ = None
+        await self._discard()
+        self.opened.set()
+
+    def _log_failure(self, error: BaseException) -> None:
+        shown = for_clients(error)
+        expected = shown is not None and len(leaves(error)) == 1
+        level = logging.ERROR
+        if shown is not None and expected and as_stream_error(shown).status < 500:
+            level = logging.INFO  # The source refuses on purpose.
+        logger.log(
+            level,
+            "run %s of source %s failed: %s",
+            self.log.info.run,
+            self.log.info.source,
+            str(shown or error) or type(error).__name__,
+            exc_info=None if expected else error,
+        )
+
+    def _end(self, end: End) -> None:
+        over, self._over = self._over, True
+        if not over and self.log.producing:
+            self.log.close(end)
+
+    def cancel(self, reason: str) -> None:
+        """Ends the run for its readers at once, and closes its source meanwhile."""
+        self._end(End.cancelled(reason))
+        if reason == "shutdown":
+            self._refuse(StreamError("the server is shutting down", status=503, retry_after=1))
+        self._stop()
+
+    def hand_over(self) -> None:
+        """Stops the source without ending the run: another worker continues it."""
+        self._over = True
+        self._stop()
+
+    def _stop(self) -> None:
+        run = self.log.info.run
+        self._refuse(RunGone(f"run {run} was stopped before it started; start a new one"))
+        if not self.task.done():
+            self.task.cancel()
+            self._limit_cleanup()
+
+    def _refuse(self, error: StreamError) -> None:
+        """Answers the clients that wait for the opening, if it is not over."""
+        if not self.opened.is_set():
+            self.refusal = error
+            self.opened.set()
+
+    async def _close(self) -> None:
+        """Closes the source, unless it has ended.
+
+        A generator gets CancelledError at its `yield`, as it would at an `await`. A task group
+        around the `yield` ends quietly then; GeneratorExit would come out of it in an exception
+        group.
+        """
+        events = self._events
+        aclose = getattr(events, "aclose", None)
+        if aclose is None or getattr(events, "ag_frame", events) is None:
+            return
+        self._limit_cleanup()
+        try:
+            if self._over:  # A cancellation that is still to come must not interrupt the cleanup.
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+            if inspect.isasyncgen(events):
+                with suppress(asyncio.CancelledError, StopAsyncIteration):
+                    await events.athrow(asyncio.CancelledError())
+            await aclose()
+        except asyncio.CancelledError:
+            pass  # The cleanup took too long; that has been logged.
+        except BaseException as error:
+            logger.exception("run %s: closing its source failed", self.log.info.run)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+
+    def _limit_cleanup(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._set_timer(CLEANUP_SECONDS, self._interrupt_cleanup)
+
+    def _interrupt_cleanup(self) -> None:
+        logger.error(
+            "run %s: source %s did not stop within %g s; its cleanup is interrupted",
+            self.log.info.run,
+            self.log.info.source,
+            CLEANUP_SECONDS,
+        )
+        self.task.cancel()
+        self._set_timer(CLEANUP_SECONDS, self._interrupt_cleanup)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._end(End.cancelled("shutdown"))  # The task was cancelled before its first step.
+        self._stop_timer()
+        self.opened.set()
+        self._events = None
+        self.log.watch(_ignore)
+        if not task.cancelled():
+            task.exception()  # It has been logged.
+
+    def _log_changed(self) -> None:
+        """Readers attached or detached, or the log was closed or claimed by somebody else."""
+        if self._over:
+            return
+        if not self.log.producing:
+            self.hand_over()
+        elif self.log.readers:
+            self._stop_timer()
+        elif self._start is not None:
+            self._cancel_unread_after(0)
+
+    def _cancel_unread_after(self, at_least: float) -> None:
+        if self._linger is not None:
+            self._set_timer(max(self._linger, at_least), self.cancel, "no reader")
+
+    def _set_timer(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
+        self._stop_timer()
+        # A cancelled timer keeps its context until it is due, which must not be a request's.
+        context = contextvars.Context()
+        self._timer = self._loop.call_later(delay, callback, *args, context=context)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _ignore() -> None:
+    """The watcher of a log whose run has ended."""
