@@ -175,6 +175,11 @@ class Source(Generic[P, T]):
             ):
                 self._request_parameter = name
                 self._needs_request = type(None) not in get_args(type_)
+                if self.shared:
+                    raise TypeError(
+                        f"source {self.name!r}: viewers share a run, so it cannot depend on the "
+                        f"request of one of them; remove {name!r}, or shared=True"
+                    )
             elif name == "after" and parameter.kind is parameter.KEYWORD_ONLY:
                 self.restartable = True
             elif type_ is None:

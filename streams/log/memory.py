@@ -11,6 +11,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable
+from contextvars import Context
 from typing import Self
 
 from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, UnknownRun
@@ -99,8 +100,9 @@ class MemoryLog:
 
     def expire(self, run: "MemoryRun", seconds: float) -> None:
         """Forgets a finished run after `seconds`, or earlier if its room is needed."""
-        name = run.info.run
-        self._expiring[name] = asyncio.get_running_loop().call_later(seconds, self.forget, name)
+        name, loop = run.info.run, asyncio.get_running_loop()
+        # The context of the request that started the run must not be kept as long.
+        self._expiring[name] = loop.call_later(seconds, self.forget, name, context=Context())
 
     def make_room(self) -> list[str]:
         """Forgets finished runs until there is room for a new one. Returns their ids.

@@ -1,0 +1,563 @@
+"""producer.py: every way in which a run ends, and what is left of it."""
+
+import asyncio
+import contextvars
+import functools
+import gc
+import logging
+import sys
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from streams import StreamError, Streams, source
+from streams.source import Job
+from tests.support.servers import Connection, client_of, connection, every_event, serving, until
+
+
+class Panic(BaseException):
+    """What an extension in Rust raises when it panics."""
+
+
+async def await_a_cancelled_task() -> None:
+    task = asyncio.ensure_future(anyio.sleep_forever())
+    task.cancel()
+    await task
+
+
+async def panic() -> None:
+    raise Panic("out of bounds")
+
+
+async def exit_process() -> None:
+    sys.exit(3)
+
+
+async def close_itself() -> None:
+    raise GeneratorExit
+
+
+UNUSUAL = [await_a_cancelled_task, panic, exit_process, close_itself]
+Failing = Callable[[], Awaitable[None]]
+
+
+@pytest.mark.parametrize("fail", UNUSUAL)
+async def test_any_exception_but_a_keyboard_interrupt_fails_the_run(
+    fail: Failing, caplog: pytest.LogCaptureFixture
+) -> None:
+    @source
+    async def unusual() -> AsyncIterator[int]:
+        yield 1
+        await anyio.lowlevel.checkpoint()
+        await fail()
+
+    async with client_of(Streams([unusual])) as client:
+        events = await every_event(client, "/streams/unusual")
+        assert (await client.get("/health")).status_code == 200, "the server goes on"
+    assert [event.event for event in events] == ["start", "message", "end"]
+    assert events[-1].json()["status"] == "failed"
+    assert f"run {events[0].json()['run']} of source unusual failed" in caplog.text
+
+
+@pytest.mark.parametrize("fail", UNUSUAL)
+@pytest.mark.parametrize("opens", [True, False])
+async def test_any_exception_but_a_keyboard_interrupt_before_the_first_event_is_a_500(
+    fail: Failing, opens: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def generator() -> AsyncIterator[int]:
+        await fail()
+        yield 1
+
+    @source
+    async def unusual() -> AsyncIterator[int]:
+        if opens:
+            await fail()
+        return generator()
+
+    streams = Streams([unusual])
+    async with client_of(streams) as client:
+        response = await client.get("/streams/unusual", timeout=10)
+    assert response.status_code == 500
+    assert "of source unusual failed" in caplog.text
+    assert not len(streams.log)
+
+
+def test_a_keyboard_interrupt_in_a_source_goes_up_and_fails_the_run() -> None:
+    logs = []
+
+    @source
+    async def interrupted() -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep(0.01)
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        streams = Streams([interrupted])
+        job = interrupted.job({}, None, policy=streams.policy)
+        logs.append(await streams.runs.start(job))
+        await anyio.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert logs[0].status == "failed"
+
+
+def test_a_run_whose_event_loop_ends_is_cancelled_by_the_shutdown() -> None:
+    logs = []
+
+    @source
+    async def endless() -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep_forever()
+
+    async def main() -> None:
+        streams = Streams([endless])
+        logs.append(await streams.runs.start(endless.job({}, None, policy=streams.policy)))
+
+    asyncio.run(main())
+    assert logs[0].status == "cancelled"
+
+
+# Task groups and cancel scopes around a `yield`
+
+
+async def in_anyio_group(closed: list[str]) -> AsyncIterator[str]:
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep_forever)
+            while True:
+                yield "x" * 100
+    finally:
+        await anyio.sleep(0.001)
+        closed.append("anyio")
+
+
+async def in_asyncio_group(closed: list[str]) -> AsyncIterator[str]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(anyio.sleep_forever())
+            while True:
+                yield "x" * 100
+    finally:
+        await anyio.sleep(0.001)
+        closed.append("asyncio")
+
+
+async def in_scopes(closed: list[str]) -> AsyncIterator[str]:
+    try:
+        with anyio.CancelScope(), anyio.fail_after(60):
+            async with asyncio.timeout(60):
+                while True:
+                    yield "x" * 100
+    finally:
+        await anyio.sleep(0.001)
+        closed.append("scopes")
+
+
+async def nested(closed: list[str]) -> AsyncIterator[str]:
+    try:
+        async with asyncio.TaskGroup() as group, anyio.create_task_group() as inner:
+            group.create_task(anyio.sleep_forever())
+            inner.start_soon(anyio.sleep_forever)
+            with anyio.CancelScope():
+                async with asyncio.timeout(60), asyncio.TaskGroup() as innermost:
+                    innermost.create_task(anyio.sleep_forever())
+                    while True:
+                        yield "x" * 100
+    finally:
+        await anyio.sleep(0.001)
+        closed.append("nested")
+
+
+async def waiting(closed: list[str]) -> AsyncIterator[str]:
+    try:
+        async with asyncio.TaskGroup() as outer, anyio.create_task_group() as group:
+            outer.create_task(anyio.sleep_forever())
+            group.start_soon(anyio.sleep_forever)
+            yield "x" * 100
+            await anyio.sleep_forever()
+    finally:
+        await anyio.sleep(0.001)
+        closed.append("waiting")
+
+
+SCOPED = [in_anyio_group, in_asyncio_group, in_scopes, nested, waiting]
+Scoped = Callable[[list[str]], AsyncIterator[str]]
+
+
+async def stop(client: httpx.AsyncClient, stream: Connection, streams: Streams) -> None:
+    await client.delete(f"/runs/{stream.run}")
+
+
+async def leave(client: httpx.AsyncClient, stream: Connection, streams: Streams) -> None:
+    stream.abort()
+
+
+async def shut_down(client: httpx.AsyncClient, stream: Connection, streams: Streams) -> None:
+    await streams.runs.aclose()
+
+
+@pytest.mark.parametrize("end", [stop, leave, shut_down])
+@pytest.mark.parametrize("scoped", SCOPED)
+async def test_a_source_in_a_task_group_or_scope_is_closed_without_an_error(
+    scoped: Scoped, end: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[str] = []
+
+    @source(window=1000, linger=0)
+    async def scoping() -> AsyncIterator[str]:
+        return scoped(closed)
+
+    streams = Streams([scoping])
+    async with (
+        serving(streams) as url,
+        httpx.AsyncClient(base_url=url) as client,
+        connection(url, "/streams/scoping", receive_buffer=4096) as stream,
+    ):
+        await stream.until(lambda stream: b"xxx" in stream.body, "an event has arrived")
+        log = await streams.log.find(stream.run)
+        await end(client, stream, streams)
+        await until(lambda: closed, "the source is closed")
+        await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
+    assert log.status == "cancelled"
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+async def test_a_child_that_fails_while_the_source_is_suspended_at_a_yield_fails_the_run() -> None:
+    gate, closed = asyncio.Event(), []
+
+    async def child() -> None:
+        await gate.wait()
+        raise StreamError("the child failed")
+
+    @source(window=1000)
+    async def group() -> AsyncIterator[str]:
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(child)
+                while True:
+                    yield "x" * 100
+        finally:
+            closed.append(True)
+
+    streams = Streams([group])
+    log = await streams.runs.start(
+        group.job({}, None, policy=streams.policy.replace(group.policy, ""))
+    )
+    await until(lambda: log.full, "the source waits for a reader")
+    gate.set()
+    await until(lambda: log.status == "failed", "the run has failed")
+    assert closed
+    assert "the child failed" in await body_of(log)
+
+
+async def started(source: Any) -> Any:
+    """The log of a new run of `source`, which has no reader."""
+    streams = Streams()
+    policy = streams.policy.replace(source.policy, "a test")
+    return await streams.runs.start(source.job({}, None, policy=policy))
+
+
+async def body_of(log: Any) -> str:
+    """All frames of a run that has ended."""
+    with log.read(-1) as reader, anyio.fail_after(5):
+        return b"".join([frames async for frames in reader]).decode()
+
+
+@pytest.mark.parametrize("library", ["anyio", "asyncio"])
+async def test_a_timeout_around_a_yield_ends_what_is_inside_it(library: str) -> None:
+    @source(window=1000)
+    async def limited() -> AsyncIterator[str]:
+        if library == "anyio":
+            with anyio.move_on_after(0.01):
+                while True:
+                    yield "x" * 100
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    while True:
+                        yield "x" * 100
+        yield "after the timeout"
+
+    log = await started(limited)
+    await until(lambda: log.status == "running" and b"after" in newest(log), "the timeout is over")
+    body = await body_of(log)
+    assert body.endswith('data: {"status":"completed"}\n\n')
+
+
+def newest(log: Any) -> bytes:
+    frames, _ = log.buffer.slice(log.last - 1, 1000)
+    return bytes(frames)
+
+
+async def test_a_cleanup_that_ignores_its_interruption_is_interrupted_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streams.producer.CLEANUP_SECONDS", 0.02)
+    interruptions = 0
+
+    @source
+    async def stubborn() -> AsyncIterator[int]:
+        nonlocal interruptions
+        try:
+            yield 1
+            await anyio.sleep_forever()
+        finally:
+            while interruptions < 3:
+                try:
+                    await anyio.sleep_forever()
+                except asyncio.CancelledError:
+                    interruptions += 1
+
+    streams = Streams([stubborn])
+    log = await streams.runs.start(stubborn.job({}, None, policy=streams.policy))
+    await streams.runs.cancel(log)
+    await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
+    assert interruptions == 3
+    assert caplog.text.count("did not stop within 0.02 s") == 3
+
+
+async def test_the_aclose_of_an_iterator_that_takes_too_long_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streams.producer.CLEANUP_SECONDS", 0.02)
+
+    class Events:
+        def __aiter__(self) -> "Events":
+            return self
+
+        async def __anext__(self) -> int:
+            raise StopAsyncIteration
+
+        async def aclose(self) -> None:
+            await anyio.sleep_forever()
+
+    @source
+    async def slow() -> Events:
+        return Events()
+
+    streams = Streams([slow])
+    log = await streams.runs.start(slow.job({}, None, policy=streams.policy))
+    await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
+    assert log.status == "completed"
+    assert "did not stop within 0.02 s" in caplog.text
+
+
+# What is left of a run
+
+
+class Big:
+    """An object that a source holds."""
+
+
+request_variable: contextvars.ContextVar[Any] = contextvars.ContextVar("request_variable")
+
+
+@pytest.mark.parametrize("how", ["completes", "fails", "stops", "refuses", "iterator"])
+async def test_nothing_but_its_events_is_kept_of_a_run_that_has_ended(how: str) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    def big() -> Big:
+        value = Big()
+        kept.append(weakref.ref(value))
+        return value
+
+    class Events:
+        def __init__(self) -> None:
+            self.big = big()
+            self.left = 1
+
+        def __aiter__(self) -> "Events":
+            return self
+
+        async def __anext__(self) -> int:
+            self.left -= 1
+            if self.left < 0:
+                raise StopAsyncIteration
+            return 1
+
+    async def generator(argument: Big) -> AsyncIterator[int]:
+        local = big()
+        if how == "refuses":
+            raise ValueError("broken", argument)
+        yield 1
+        if how == "fails":
+            raise ValueError("broken", local)
+        if how == "stops":
+            await anyio.sleep_forever()
+
+    async def open_source(argument: Big, after: int) -> AsyncIterator[int]:
+        return Events() if how == "iterator" else generator(argument)
+
+    async def request() -> Any:
+        request_variable.set(big())
+        argument = big()
+        opener = functools.partial(open_source, argument)
+        job = Job(source="big", policy=streams.policy, open=opener)
+        try:
+            log = await streams.runs.start(job)
+        except StreamError:
+            return None
+        with log.read(-1) as reader:
+            await anext(aiter(reader))
+        if how == "stops":
+            await streams.runs.cancel(log)
+        return log
+
+    logging.getLogger("streams").disabled = True  # pytest keeps what is logged.
+    try:
+        streams = Streams()
+        with gc_disabled():
+            log = await asyncio.create_task(request())
+            await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
+            await asyncio.sleep(0)
+            assert len(kept) >= 3
+            left = [ref() for ref in kept if ref() is not None]
+    finally:
+        logging.getLogger("streams").disabled = False
+    assert left == []
+    if how != "refuses":
+        assert "event: end" in await body_of(log)
+
+
+@contextmanager
+def gc_disabled() -> Iterator[None]:
+    """Without the garbage collector, a reference cycle keeps what it refers to."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+# Shared runs
+
+
+async def test_the_viewer_who_starts_a_shared_run_begins_at_event_0() -> None:
+    @source(shared=True)
+    async def three() -> AsyncIterator[int]:
+        for number in range(3):
+            yield number
+
+    async with client_of(Streams([three])) as client:
+        events = await every_event(client, "/streams/three")
+    assert [event.data for event in events[1:-1]] == ["0", "1", "2"]
+
+
+async def test_all_who_wait_for_a_shared_run_to_open_get_its_failure() -> None:
+    gate, requests, opened = asyncio.Event(), 0, 0
+
+    @source(shared=True)
+    async def refusing() -> AsyncIterator[int]:
+        nonlocal opened
+        opened += 1
+        await gate.wait()
+        raise StreamError("not today", status=409)
+
+    streams = Streams([refusing])
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal requests
+        requests += 1
+        await streams(scope, receive, send)
+
+    async with client_of(app) as client, asyncio.TaskGroup() as group:
+        paths = ["/streams/refusing"] * 3
+        responses = [group.create_task(client.get(path, timeout=20)) for path in paths]
+        await until(lambda: requests == 3, "three viewers wait")
+        gate.set()
+    assert [(await response).status_code for response in responses] == [409] * 3
+    assert opened == 1
+    assert not len(streams.log)
+
+
+async def test_a_viewer_who_leaves_while_a_shared_run_opens_does_not_cancel_it() -> None:
+    gate = asyncio.Event()
+
+    @source(shared=True)
+    async def slow() -> AsyncIterator[int]:
+        await gate.wait()
+        return three()
+
+    async def three() -> AsyncIterator[int]:
+        yield 3
+
+    streams = Streams()
+    job = slow.job({}, None, policy=streams.policy)
+    first = asyncio.ensure_future(streams.runs.attach(job, None))
+    second = asyncio.ensure_future(streams.runs.attach(job, None))
+    await until(lambda: len(streams.log), "the run opens")
+    first.cancel()
+    gate.set()
+    position = await asyncio.wait_for(second, 5)
+    assert position is not None
+    assert position.after == -1
+
+
+async def test_a_private_run_whose_starter_is_cancelled_while_it_opens_is_discarded() -> None:
+    closed = asyncio.Event()
+
+    @source
+    async def slow() -> AsyncIterator[int]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            closed.set()
+        raise AssertionError
+
+    streams = Streams()
+    job = slow.job({}, None, policy=streams.policy)
+    starting = asyncio.ensure_future(streams.runs.start(job))
+    await until(lambda: len(streams.log), "the run opens")
+    await asyncio.sleep(0)
+    starting.cancel()
+    await until(closed.is_set, "the opening is cancelled")
+    assert not len(streams.log)
+
+
+async def test_a_server_that_shuts_down_does_not_wait_for_an_opening() -> None:
+    @source
+    async def slow() -> AsyncIterator[int]:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    streams = Streams([slow])
+    async with client_of(streams) as client:
+        response = asyncio.ensure_future(client.get("/streams/slow", timeout=20))
+        await until(lambda: len(streams.log), "the run opens")
+        await streams.runs.aclose()
+        assert (await response).status_code == 503
+
+
+async def test_a_shared_run_does_not_see_the_context_of_the_viewer_who_starts_it() -> None:
+    seen = []
+
+    @source(shared=True)
+    async def contextual() -> AsyncIterator[int]:
+        seen.append(request_variable.get(None))
+        return generator()
+
+    async def generator() -> AsyncIterator[int]:
+        seen.append(request_variable.get(None))
+        yield 1
+
+    request_variable.set("of the first viewer")
+    streams = Streams()
+    await streams.runs.start(contextual.job({}, None, policy=streams.policy))
+    assert seen == [None, None]
+
+
+def test_a_shared_source_with_a_request_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="cannot depend on the request"):
+
+        @source(shared=True)
+        async def wrong(request: Request | None = None) -> AsyncIterator[int]:
+            yield 1
