@@ -152,12 +152,17 @@ class RunResponse(EventSourceResponse):
             try:
                 with self._position.log.read(after) as reader:
                     self._shutdown.stops(reader)
+                    first = True
                     if not reader.ready:
                         await send({"type": "http.response.body", "body": head, "more_body": True})
                         head = b""
                     pieces = 0
                     async for frames in reader:
-                        body, head = head + feed(frames), b""
+                        if first:
+                            body = head + (self._start(frames) if after < 0 else feed(frames))
+                            head, first = b"", False
+                        else:
+                            body = feed(frames)
                         if body:
                             await send(
                                 {"type": "http.response.body", "body": body, "more_body": True}
@@ -181,7 +186,7 @@ class RunResponse(EventSourceResponse):
         if lost_run:
             head += self._wire.gap(None, None)
         if joins_late:
-            head += self._wire.feed(log.info.start_frame)
+            head += self._start(log.info.start_frame)
         held = log.first - 1
         if after >= held:
             return head, after
@@ -191,6 +196,10 @@ class RunResponse(EventSourceResponse):
         """Announces that the events after `after`, up to `last`, were dropped."""
         info = self._position.log.info
         # `start` is not an event of the source: a reader that missed it gets it, uncounted.
-        start = self._wire.feed(info.start_frame) if after < 0 else b""
+        start = self._start(info.start_frame) if after < 0 else b""
         self._runs.gaps += 1
         return start + self._wire.gap(last - max(after, 0), EventId(info.run, last))
+
+    def _start(self, frames: bytes) -> bytes:
+        """What the frames from event 0 on become."""
+        return self._wire.start(frames, self._location)

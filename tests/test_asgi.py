@@ -297,6 +297,7 @@ async def test_urls_include_the_mount_path_and_the_root_path() -> None:
             response = await client.get(f"{path}/streams/counter?count=0")
             run = re.findall(r'"run":"(.+?)"', response.text)[0]
             assert response.headers["content-location"] == f"{prefix}/runs/{run}"
+            assert f'"url":"{prefix}/runs/{run}"}}' in response.text
             sources = (await client.get(f"{path}/streams")).json()["sources"]
             assert sources[0]["url"] == f"{prefix}/streams/counter"
             assert (await client.get(f"{path}/runs/{run}")).status_code == 200
@@ -317,6 +318,7 @@ async def test_urls_are_quoted_under_a_mount_with_a_path_parameter() -> None:
         assert (await client.get(response.headers["content-location"])).status_code == 200
         sources = (await client.get("/%E6%97%A5/streams")).json()["sources"]
         assert sources[0]["url"] == "/%E6%97%A5/streams/counter"
+        assert f'"url":"{response.headers["content-location"]}"}}' in response.text
         assert "content-location" not in (await client.get("/own")).headers
 
 
@@ -598,6 +600,7 @@ async def test_a_response_accepts_plain_iterables_and_needs_no_mount() -> None:
     async with client_of(app) as client:
         response = await client.get("/n")
         assert "content-location" not in response.headers
+        assert '"source":"numbers"}\n' in response.text, "without a mount a run has no URL"
         assert closed == [True]
         run = re.findall(r'"run":"(.+?)"', response.text)[0]
         again = await every_event(client, "/n", f"{run}.2")

@@ -40,7 +40,8 @@ async def test_a_stream_byte_for_byte() -> None:
         first, _, rest = stream.body.decode().partition("\n")
     assert re.fullmatch(r"retry: [123]\d\d\d", first)
     assert rest == (
-        f'id: {run}.0\nevent: start\ndata: {{"run":"{run}","source":"both"}}\n\n'
+        f"id: {run}.0\nevent: start\n"
+        f'data: {{"run":"{run}","source":"both","url":"/runs/{run}"}}\n\n'
         f'id: {run}.1\ndata: {{"number":0}}\n\n'
         f'id: {run}.2\nevent: name\ndata: "é"\n\n'
         f"id: {run}.3\ndata: two\ndata: lines\n\n"
@@ -68,7 +69,7 @@ async def test_the_start_event_arrives_before_the_source_yields() -> None:
 
     async with serving(Streams([silent])) as url, connection(url, "/streams/silent") as stream:
         await stream.until(
-            lambda stream: stream.body.endswith(b'"source":"silent"}\n\n'),
+            lambda stream: stream.body.endswith(b"}\n\n"),
             "the start event has arrived",
         )
         assert re.match(rb"retry: \d+\nid: [\w-]+\.0\nevent: start\ndata: ", stream.body)
@@ -155,6 +156,7 @@ async def test_a_viewer_that_joins_a_shared_run_gets_the_newest_event_and_those_
             )
             ids = [int(n) for n in re.findall(rb"id: [\w-]+\.(\d+)\n", second.body)]
             assert ids[0] == 0
+            assert b'"url":"/runs/%b"}\n\n' % second.run.encode() in second.body
             assert ids[1] >= 9
             assert ids[1:] == list(range(ids[1], ids[1] + len(ids) - 1))
             assert first.run == second.run

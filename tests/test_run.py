@@ -92,7 +92,7 @@ async def test_every_event_arrives_once_and_in_order_wherever_the_stream_is_cut(
             assert last.startswith(run)
         numbers = [f'{{"number":{n}}}' for n in range(20)]
         assert seen == [
-            f'{{"run":"{run}","source":"counter"}}',
+            f'{{"run":"{run}","source":"counter","url":"/runs/{run}"}}',
             *numbers,
             '{"status":"completed"}',
         ]

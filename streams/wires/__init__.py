@@ -17,7 +17,8 @@ class Wire:
 
     1. `headers`, once;
     2. `begin`, once, whose bytes go out before any event;
-    3. `feed`, for each piece of the log, until `done`; and `gap`, whenever events were dropped
+    3. `start` for the piece that begins with event 0, then `feed` for each piece of the log, until
+       `done`; and `gap`, whenever events were dropped
        that the reader has not had. A reader that has not had the `start` event is fed it first,
        even if the log has dropped it;
     4. `finish`, once: after the `end` event, when `done`, when the server shuts down, and when the
@@ -41,6 +42,11 @@ class Wire:
 
     def begin(self) -> bytes:
         return b""
+
+    def start(self, frames: bytes, url: str | None) -> bytes:
+        """`feed` for the frames from event 0 on. That is the `start` event, or `end` if the run
+        ended before it started. `url` is the run's URL for this reader, if it has one."""
+        return self.feed(frames)
 
     def feed(self, frames: bytes) -> bytes:
         """What some frames of the log become. The last frame of a run is its `end` event."""
@@ -66,6 +72,9 @@ class Wire:
 class EventStream(Wire):
     """Server-sent events (WHATWG HTML, section 9.2): the frames of the log as they are.
 
+    Only `start` is changed: it gets the run's URL. The log cannot hold that, because it depends on
+    where the reader's app mounts Streams.
+
     `retry` is a range of seconds; each reader is told a random value in it, so that clients do
     not all reconnect at the same moment.
     """
@@ -75,6 +84,12 @@ class EventStream(Wire):
 
     def begin(self) -> bytes:
         return b"retry: %d\n" % (1000 * random.uniform(*self._retry))
+
+    def start(self, frames: bytes, url: str | None) -> bytes:
+        start, end, rest = frames.partition(b"}\n\n")
+        if url is None or b"\nevent: start\n" not in start:
+            return frames
+        return b'%b,"url":%b%b%b' % (start, encode_json(url), end, rest)
 
     def feed(self, frames: bytes) -> bytes:
         return frames

@@ -72,6 +72,7 @@ async def test_a_wire_sets_the_media_type_the_headers_and_every_byte_of_the_body
     first, start, *rest = response.text.splitlines()
     assert first == "begin"
     assert start.startswith('0 start {"run":')
+    assert start.endswith('"source":"numbers"}'), "only an event stream adds the URL"
     assert rest == [
         "1 message 0",
         "2 message 1",
@@ -118,3 +119,14 @@ def test_an_event_stream_passes_frames_on_unchanged_and_announces_a_gap_as_an_ev
     assert wire.gap(3, EventId("r", 3)) == b'id: r.3\nevent: gap\ndata: {"missed":3}\n\n'
     assert wire.gap(None, None) == b'event: gap\ndata: {"missed":null}\n\n'
     assert (wire.finish(), wire.done) == (b"", False)
+
+
+def test_an_event_stream_adds_the_url_of_the_run_to_its_start_event_only() -> None:
+    wire = EventStream((1.0, 1.0))
+    data = b'{"run":"r","source":"}"}'
+    start, rest = frame(b"r", 0, b"start", data), frame(b"r", 1, None, b"{}")
+    with_url = frame(b"r", 0, b"start", data[:-1] + b',"url":"/runs/r"}')
+    assert wire.start(start + rest, "/runs/r") == with_url + rest
+    assert wire.start(start + rest, None) == start + rest
+    ended = frame(b"r", 0, b"end", b'{"status":"cancelled"}')
+    assert wire.start(ended, "/runs/r") == ended
