@@ -13,12 +13,13 @@
 /** @param {string | URL} url @param {Options} [options] */
 export const eventStream = (url, options) => new EventStream(url, options);
 
-/** One stream. Iterate it once. It dispatches `statechange` after each change of `state`. */
+/** One stream; a second iteration throws. It dispatches `statechange` after each change of `state`. */
 export class EventStream extends EventTarget {
   state = /** @type {"connecting" | "open" | "waiting" | "closed"} */ ("connecting");
   run = ""; // the URL of the run, empty until the server has sent it
   #retry = 2_000; // milliseconds
   #stopRequested = false;
+  #isIterated = false;
 
   constructor(/** @type {string | URL} */ url, options = /** @type {Options} */ ({})) {
     super();
@@ -28,6 +29,9 @@ export class EventStream extends EventTarget {
   }
 
   async *[Symbol.asyncIterator]() {
+    if (this.#isIterated)
+      throw namedError("AlreadyRead", "an EventStream can be read once; call eventStream again");
+    this.#isIterated = true;
     const controller = new AbortController();
     const signal = AbortSignal.any([controller.signal, this.options.signal ?? controller.signal]);
     try {

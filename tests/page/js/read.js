@@ -2,11 +2,12 @@
  * Reads the stream that the argument describes and prints what happens as lines of JSON.
  *
  * `abortAt`, `stopAt` and `leaveAt` are a state or an event id at which to abort the signal, stop
- * the run or leave the loop. `skipPauses` ends each pause of the client at once.
+ * the run or leave the loop. `readAgainAt` is one at which to begin a second loop. `skipPauses` ends
+ * each pause of the client at once.
  */
 
 const [module, argument] = process.argv.slice(2);
-let { url, options, abortAt, stopAt, leaveAt, skipPauses } = JSON.parse(argument);
+let { url, options, abortAt, stopAt, leaveAt, readAgainAt, skipPauses } = JSON.parse(argument);
 
 const print = (line) => console.log(JSON.stringify(line));
 
@@ -25,10 +26,20 @@ const controller = new AbortController();
 const stream = eventStream(url, { ...options, signal: controller.signal });
 
 async function act(moment) {
+  if (moment === readAgainAt) await readAgain();
   if (moment === abortAt) controller.abort(new Error("aborted by the test"));
   if (moment !== stopAt) return;
   stopAt = undefined;
   await stream.stop();
+}
+
+async function readAgain() {
+  readAgainAt = undefined;
+  try {
+    for await (const event of stream) print({ again: event });
+  } catch ({ name, message }) {
+    print({ secondLoop: name, message });
+  }
 }
 
 stream.addEventListener("statechange", () => {
