@@ -37,9 +37,7 @@ export class EventStream extends EventTarget {
     try {
       for (let failures = 0; ; failures++) {
         this.#setState("connecting");
-        const response = await this.#request(signal).catch((error) => {
-          if (signal.aborted || !this.#canResume || !(error instanceof TypeError)) throw error;
-        });
+        const response = await this.#connect(signal);
         if (response?.status === 204) return;
         for await (const event of response?.ok ? this.#read(response, signal) : []) {
           failures = 0;
@@ -68,29 +66,39 @@ export class EventStream extends EventTarget {
   async stop() {
     this.#stopRequested = !this.run;
     if (this.#stopRequested) return; // #read stops the run as soon as the server has sent its URL
-    const response = await this.#fetch(this.run, undefined, { method: "DELETE", signal: null });
+    const request = this.#request(this.run, undefined, { method: "DELETE", signal: null });
+    const response = await fetch(request);
     if (!response.ok && response.status !== 404) throw await problemError(response);
   }
 
-  /** A response to read, or a temporary failure to retry later. @param {AbortSignal} signal */
-  async #request(signal) {
-    let response = this.run && (await this.#fetch(this.run, undefined, { signal }));
+  /** A response to read or to retry, or nothing if the network failed. @param {AbortSignal} signal */
+  async #connect(signal) {
+    const send = (/** @type {Request} */ request) =>
+      fetch(request).catch((error) => {
+        if (signal.aborted || !this.#canResume || !(error instanceof TypeError)) throw error;
+      });
+    let response = this.run ? await send(this.#request(this.run, undefined, { signal })) : undefined;
     // A restarted server does not know the run, but may restart its source after the last event.
-    if (!response || (this.lastEventId && [404, 410].includes(response.status)))
-      response = await this.#fetch(this.url, this.options.body, { signal });
+    const isLost = this.lastEventId && response && [404, 410].includes(response.status);
+    if (!this.run || isLost)
+      response = await send(this.#request(this.url, this.options.body, { signal }));
+    if (!response) return;
     const isTemporary = this.#canResume && response.status >= 500;
     if (response.ok || isTemporary || retryAfter(response) !== undefined) return response;
     throw await problemError(response);
   }
 
-  /** @param {string | URL} url @param {unknown} body @param {RequestInit} init */
-  #fetch(url, body, init) {
+  /**
+   * Throws a TypeError for what no retry can mend, such as an invalid URL, header or body.
+   * @param {string | URL} url @param {unknown} body @param {RequestInit} init
+   */
+  #request(url, body, init) {
     const headers = new Headers(this.options.headers);
     headers.set("Accept", "text/event-stream, application/problem+json");
     if (this.lastEventId) headers.set("Last-Event-ID", this.lastEventId);
     if (body !== undefined) headers.set("Content-Type", "application/json");
     const post = { method: body === undefined ? "GET" : "POST", body: JSON.stringify(body) };
-    return fetch(url, { cache: "no-store", ...this.options, ...post, headers, ...init });
+    return new Request(url, { cache: "no-store", ...this.options, ...post, headers, ...init });
   }
 
   /** @param {Response} response @param {AbortSignal} signal */

@@ -168,6 +168,9 @@ class ScriptHandler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, self.path, last, body))
         self.server.times.append(time.monotonic())
         status, headers, answer = self.server.answers.pop(0)
+        if status == CUT[0]:
+            self.close_connection = True
+            return
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -210,6 +213,7 @@ def frame(n: int, data: str | None = None, name: str = "") -> str:
 
 START = frame(0, '{"run":"r","source":"s"}', "start")
 NO_CONTENT = (204, dict[str, str](), "")
+CUT = (0, dict[str, str](), "")  # The server closes the connection without an answer.
 
 
 def end(n: int, status: str = "completed", **members: Any) -> str:
@@ -438,6 +442,39 @@ def test_a_failed_first_connection_is_an_error() -> None:
     output = read(f"http://127.0.0.1:{free_port()}/streams/s")
     assert output.of("error")[0]["name"] == "TypeError"
     assert output.of("state") == ["connecting", "closed"]
+
+
+MISTAKES: dict[str, dict[str, Any]] = {
+    "an invalid URL": {"url": "http://["},
+    "an invalid header": {"options": {"lastEventId": "r.1", "headers": {"no name": "1"}}},
+    "a body that is not JSON": {"circular": True},
+    "a last event id that is not Latin-1": {"options": {"lastEventId": "€.1"}},
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_request_that_no_retry_can_mend_throws_at_once(mistake: str) -> None:
+    with script() as server:
+        given = {"url": server.url, "options": {"lastEventId": "r.1"}, **MISTAKES[mistake]}
+        output = read(**given)
+    assert output.of("error")[0]["name"] == "TypeError"
+    assert output.of("state") == ["connecting", "closed"]
+    assert server.requests == []
+
+
+def test_an_event_id_that_is_not_latin_1_throws_instead_of_reconnecting() -> None:
+    with script(stream(START, "id: €\ndata: 1\n\n")) as server:
+        output = read(server.url)
+    assert output.data == [1]
+    assert output.of("error")[0]["name"] == "TypeError"
+    assert len(server.requests) == 1
+
+
+def test_a_network_failure_is_retried_when_a_resume_is_possible() -> None:
+    with script(stream(START), CUT, stream(end(1))) as server:
+        output = read(server.url)
+    assert output.of("done")
+    assert len(server.requests) == 3
 
 
 def test_without_a_run_url_the_first_request_is_repeated_with_the_last_event_id() -> None:

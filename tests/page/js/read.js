@@ -3,11 +3,11 @@
  *
  * `abortAt`, `stopAt` and `leaveAt` are a state or an event id at which to abort the signal, stop
  * the run or leave the loop. `readAgainAt` is one at which to begin a second loop. `skipPauses` ends
- * each pause of the client at once.
+ * each pause of the client at once. `circular` sends a body that JSON cannot represent.
  */
 
 const [module, argument] = process.argv.slice(2);
-let { url, options, abortAt, stopAt, leaveAt, readAgainAt, skipPauses } = JSON.parse(argument);
+let { url, options, abortAt, stopAt, leaveAt, readAgainAt, skipPauses, circular } = JSON.parse(argument);
 
 const print = (line) => console.log(JSON.stringify(line));
 
@@ -23,6 +23,7 @@ globalThis.setTimeout = (callback, milliseconds, ...rest) => {
 
 const { eventStream } = await import(module);
 const controller = new AbortController();
+if (circular) options.body = { options };
 const stream = eventStream(url, { ...options, signal: controller.signal });
 
 async function act(moment) {
