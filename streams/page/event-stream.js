@@ -89,16 +89,20 @@ export class EventStream extends EventTarget {
   }
 
   /**
-   * Throws a TypeError for what no retry can mend, such as an invalid URL, header or body.
+   * Throws a TypeError for what no retry can mend, such as an invalid URL, header or body. Another
+   * origin than the stream's gets no cookies and no headers of the caller.
    * @param {string | URL} url @param {unknown} body @param {RequestInit} init
    */
   #request(url, body, init) {
-    const headers = new Headers(this.options.headers);
+    const isForeign = originOf(url) !== originOf(this.url);
+    const credentials = isForeign ? "omit" : this.options.credentials;
+    const headers = new Headers(isForeign ? undefined : this.options.headers);
     headers.set("Accept", "text/event-stream, application/problem+json");
     if (this.lastEventId) headers.set("Last-Event-ID", this.lastEventId);
     if (body !== undefined) headers.set("Content-Type", "application/json");
     const post = { method: body === undefined ? "GET" : "POST", body: JSON.stringify(body) };
-    return new Request(url, { cache: "no-store", ...this.options, ...post, headers, ...init });
+    const own = { ...post, headers, credentials, ...init };
+    return new Request(url, { cache: "no-store", ...this.options, ...own });
   }
 
   /** @param {Response} response @param {AbortSignal} signal */
@@ -180,6 +184,9 @@ export class EventParser {
     if (lines.length) yield { type, id, text, data: parseJson(text) };
   }
 }
+
+/** Request resolves a relative URL. @param {string | URL} url */
+const originOf = (url) => new URL(new Request(url).url).origin;
 
 /** @param {string} text */
 function parseJson(text) {

@@ -152,6 +152,7 @@ class Script(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), ScriptHandler)
         self.answers = list(answers)
         self.requests: list[tuple[str, str, str | None, str]] = []
+        self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
 
     @property
@@ -166,6 +167,7 @@ class ScriptHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         last = self.headers.get("Last-Event-ID")
         self.server.requests.append((self.command, self.path, last, body))
+        self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         self.server.times.append(time.monotonic())
         status, headers, answer = self.server.answers.pop(0)
         if status == CUT[0]:
@@ -429,6 +431,32 @@ def test_stop_deletes_the_run_and_its_end_event_ends_the_loop() -> None:
         output = read(server.url, stopAt="r.1", options={"headers": {"X-Key": "k"}})
     assert server.requests[1][:2] == ("DELETE", "/runs/r")
     assert output.of("done")
+
+
+PRIVATE = {"authorization": "Bearer secret", "cookie": "session=1", "x-key": "k"}
+
+
+def test_a_run_url_of_the_same_origin_gets_the_callers_headers_and_cookies() -> None:
+    answers = [stream(START, frame(1)), stream(frame(2)), NO_CONTENT, stream(end(3))]
+    with script(*answers) as server:
+        output = read(server.url, stopAt="r.2", options={"headers": PRIVATE})
+    assert output.data == [1, 2]
+    assert all(PRIVATE.items() <= headers.items() for headers in server.headers)
+    assert output.of("credentials") == ["same-origin"] * 4
+
+
+def test_a_run_url_of_another_origin_gets_no_headers_and_no_cookies_of_the_caller() -> None:
+    with script(stream(frame(2)), NO_CONTENT, stream(end(3))) as other:
+        location = {"Content-Location": other.url}
+        with script(stream(START, frame(1), **location)) as server:
+            options = {"headers": PRIVATE, "credentials": "include"}
+            output = read(server.url, stopAt="r.2", options=options)
+    assert output.data == [1, 2]
+    assert PRIVATE.items() <= server.headers[0].items()
+    assert [method for method, *_ in other.requests] == ["GET", "DELETE", "GET"]
+    assert not any(PRIVATE.keys() & headers.keys() for headers in other.headers)
+    assert [headers.get("last-event-id") for headers in other.headers] == ["r.1", "r.2", "r.2"]
+    assert output.of("credentials") == ["include", "omit", "omit", "omit"]
 
 
 def test_stop_before_the_run_is_known_stops_it_as_soon_as_it_is_known() -> None:

@@ -21,6 +21,12 @@ globalThis.setTimeout = (callback, milliseconds, ...rest) => {
   return setTimeout(callback, isPause && skipPauses ? 0 : milliseconds, ...rest);
 };
 
+const { fetch } = globalThis;
+globalThis.fetch = (request) => {
+  print({ credentials: request.credentials });
+  return fetch(request);
+};
+
 const { eventStream } = await import(module);
 const controller = new AbortController();
 if (circular) options.body = { options };
