@@ -17,6 +17,7 @@ export const eventStream = (url, options) => new EventStream(url, options);
 export class EventStream extends EventTarget {
   state = /** @type {"connecting" | "open" | "waiting" | "closed"} */ ("connecting");
   run = ""; // the URL of the run, empty until the server has sent it
+  status = /** @type {"" | "completed" | "failed" | "cancelled"} */ (""); // as `end` says
   #retry = 2_000; // milliseconds
   #stopRequested = false;
   #isIterated = false;
@@ -42,6 +43,7 @@ export class EventStream extends EventTarget {
         for await (const event of response?.ok ? this.#read(response, signal) : []) {
           failures = 0;
           const { type, data } = event;
+          if (type === "end") this.status = data?.status ?? "";
           if ((type !== "start" && type !== "end") || this.options.control) yield event;
           if (type === "end" && data?.error) throw namedError(data.error.type, data.error.message);
           if (type === "end") return;

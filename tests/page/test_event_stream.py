@@ -295,6 +295,7 @@ def test_a_run_that_cannot_be_resumed_throws_the_servers_error() -> None:
         output = read(server.url)
     assert output.data == [1]
     assert output.of("error")[0]["message"] == "it is 410"
+    assert output.of("status") == [""], "nobody knows how the run ended"
 
 
 def test_a_run_lost_before_its_first_event_is_not_started_again() -> None:
@@ -330,11 +331,15 @@ def test_a_failed_run_throws_the_error_of_its_source_after_all_its_events() -> N
         output = read(server.url)
     assert output.data == [1]
     assert output.of("error") == [{"name": "Broken", "message": "the source broke"}]
+    assert output.of("status") == ["failed"]
 
 
-def test_a_cancelled_run_ends_without_an_error() -> None:
-    with script(stream(START, end(1, "cancelled", reason="stopped"))) as server:
-        assert read(server.url).of("done")
+@pytest.mark.parametrize("status", ["completed", "cancelled"])
+def test_a_cancelled_run_ends_without_an_error_and_with_its_own_status(status: str) -> None:
+    with script(stream(START, end(1, status))) as server:
+        output = read(server.url)
+    assert output.of("done")
+    assert output.of("status") == [status]
 
 
 def test_lost_history_is_yielded_as_a_gap_event() -> None:

@@ -64,4 +64,4 @@ try {
 } catch ({ name, message, problem }) {
   print({ error: { name, message, problem } });
 }
-print({ run: stream.run });
+print({ run: stream.run, status: stream.status });
