@@ -10,6 +10,9 @@
  * @typedef {Omit<RequestInit, "body" | "method"> & OwnOptions} Options
  */
 
+/** How often a start that is refused with Retry-After is tried. A resume is tried without a limit. */
+const MAX_TRIES = 5;
+
 /** @param {string | URL} url @param {Options} [options] */
 export const eventStream = (url, options) => new EventStream(url, options);
 
@@ -18,6 +21,8 @@ export class EventStream extends EventTarget {
   state = /** @type {"connecting" | "open" | "waiting" | "closed"} */ ("connecting");
   run = ""; // the URL of the run, empty until the server has sent it
   status = /** @type {"" | "completed" | "failed" | "cancelled"} */ (""); // as `end` says
+  /** Why it is "waiting": the status, undefined for a lost connection, and the milliseconds. */
+  reason = /** @type {{ status?: number, wait: number } | undefined} */ (undefined);
   #retry = 2_000; // milliseconds
   #stopRequested = false;
   #isIterated = false;
@@ -38,7 +43,7 @@ export class EventStream extends EventTarget {
     try {
       for (let failures = 0; ; failures++) {
         this.#setState("connecting");
-        const response = await this.#connect(signal);
+        const response = await this.#connect(signal, failures + 1);
         if (response?.status === 204) return;
         for await (const event of response?.ok ? this.#read(response, signal) : []) {
           failures = 0;
@@ -50,10 +55,11 @@ export class EventStream extends EventTarget {
         }
         if (response?.ok && !this.#canResume)
           throw namedError("Broken", "the connection was lost before the server sent an event id");
-        this.#setState("waiting");
         // The first pause is the server's `retry`. Later ones grow; jitter spreads the clients.
         const factor = failures ? 2 ** Math.min(failures, 4) * (0.5 + Math.random() / 2) : 1;
-        await sleep(retryAfter(response) ?? this.#retry * factor, signal);
+        const wait = retryAfter(response) || this.#retry * factor;
+        this.#setState("waiting", { status: response?.ok ? undefined : response?.status, wait });
+        await sleep(wait, signal);
       }
     } finally {
       controller.abort();
@@ -73,20 +79,25 @@ export class EventStream extends EventTarget {
     if (!response.ok && response.status !== 404) throw await problemError(response);
   }
 
-  /** A response to read or to retry, or nothing if the network failed. @param {AbortSignal} signal */
-  async #connect(signal) {
+  /**
+   * A response to read or to retry, or nothing if the network failed.
+   * @param {AbortSignal} signal @param {number} tries
+   */
+  async #connect(signal, tries) {
     const send = (/** @type {Request} */ request) =>
       fetch(request).catch((error) => {
         if (signal.aborted || !this.#canResume || !(error instanceof TypeError)) throw error;
       });
-    let response = this.run ? await send(this.#request(this.run, undefined, { signal })) : undefined;
+    let response;
+    if (this.run) response = await send(this.#request(this.run, undefined, { signal }));
     // A restarted server does not know the run, but may restart its source after the last event.
     const isLost = this.lastEventId && response && [404, 410].includes(response.status);
     if (!this.run || isLost)
       response = await send(this.#request(this.url, this.options.body, { signal }));
     if (!response) return;
-    const isTemporary = this.#canResume && response.status >= 500;
-    if (response.ok || isTemporary || retryAfter(response) !== undefined) return response;
+    const isBusy = retryAfter(response) !== undefined;
+    const isTemporary = this.#canResume ? isBusy || response.status >= 500 : isBusy && tries < MAX_TRIES;
+    if (response.ok || isTemporary) return response;
     throw await problemError(response);
   }
 
@@ -132,9 +143,9 @@ export class EventStream extends EventTarget {
     }
   }
 
-  /** @param {EventStream["state"]} state */
-  #setState(state) {
-    this.state = state;
+  /** @param {EventStream["state"]} state @param {EventStream["reason"]} [reason] */
+  #setState(state, reason) {
+    [this.state, this.reason] = [state, reason];
     this.dispatchEvent(new Event("statechange"));
   }
 }

@@ -365,10 +365,40 @@ def test_the_client_waits_as_long_as_retry_after_says(status: int) -> None:
     assert server.times[3] - server.times[2] > 0.9
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_run_that_is_refused_five_times_with_retry_after_is_an_error(status: int) -> None:
+    with script(*[problem(status, **{"Retry-After": "7"})] * 6) as server:
+        output = read(server.url, options={"body": {}}, skipPauses=True)
+    assert output.of("error")[0]["message"] == f"it is {status}"
+    assert output.of("reason") == [{"status": status, "wait": 7000}] * 4
+    assert output.of("pause") == [7000] * 4
+    assert output.of("state")[-2:] == ["connecting", "closed"]
+    assert len(server.requests) == 5
+
+
+def test_a_resume_is_tried_without_a_limit() -> None:
+    refusals = [problem(429, **{"Retry-After": "1"})] * 6
+    with script(stream(START, frame(1)), *refusals, stream(end(2))) as server:
+        output = read(server.url, skipPauses=True)
+    assert output.of("done")
+    assert output.of("reason") == [{"wait": 10}] + [{"status": 429, "wait": 1000}] * 6
+
+
 def test_retry_after_may_be_a_date() -> None:
-    past = problem(503, **{"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})
-    with script(past, stream(START, end(1))) as server:
-        assert read(server.url).of("done")
+    future = problem(503, **{"Retry-After": "Fri, 01 Jan 2999 00:00:00 GMT"})
+    with script(future, stream(START, end(1))) as server:
+        output = read(server.url, skipPauses=True)
+    assert output.of("done")
+    assert output.of("reason")[0]["wait"] > 10**12
+
+
+@pytest.mark.parametrize("value", ["0", "Wed, 21 Oct 2015 07:28:00 GMT", "soon"])
+def test_a_retry_after_that_is_no_time_from_now_does_not_cause_a_busy_loop(value: str) -> None:
+    busy = problem(503, **{"Retry-After": value})
+    with script(stream(START, "retry: 100\n"), busy, busy, stream(end(1))) as server:
+        output = read(server.url, skipPauses=True)
+    assert output.of("done")
+    assert all(pause >= 100 for pause in output.of("pause"))
 
 
 def test_a_gateway_error_is_retried_once_the_run_is_known() -> None:

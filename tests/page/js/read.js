@@ -51,6 +51,7 @@ async function readAgain() {
 
 stream.addEventListener("statechange", () => {
   print({ state: stream.state });
+  if (stream.reason) print({ reason: stream.reason });
   isPauseNext = stream.state === "waiting";
   act(stream.state);
 });
