@@ -57,9 +57,10 @@ export class EventStream extends EventTarget {
           throw namedError("Broken", "the connection was lost before the server sent an event id");
         // The first pause is the server's `retry`. Later ones grow; jitter spreads the clients.
         const factor = failures ? 2 ** Math.min(failures, 4) * (0.5 + Math.random() / 2) : 1;
-        const wait = retryAfter(response) || this.#retry * factor;
+        const least = retryAfter(response) ?? 0;
+        const wait = least || this.#retry * factor;
         this.#setState("waiting", { status: response?.ok ? undefined : response?.status, wait });
-        await sleep(wait, signal);
+        await sleep(wait, least, signal);
       }
     } finally {
       controller.abort();
@@ -222,10 +223,22 @@ async function problemError(response) {
   return namedError(details.title ?? "Error", message, { status: response.status, ...details });
 }
 
-/** @param {number} milliseconds @param {AbortSignal} signal @returns {Promise<void>} */
-const sleep = (milliseconds, signal) =>
-  new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1));
-    const onAbort = () => (clearTimeout(timer), reject(signal.reason));
-    signal.aborted ? onAbort() : signal.addEventListener("abort", onAbort);
-  });
+/**
+ * Waits. Timers freeze in a background tab, so `online` and a page that becomes visible end the wait
+ * early, but not before the `least` milliseconds.
+ * @param {number} wait @param {number} least @param {AbortSignal} signal @returns {Promise<void>}
+ */
+function sleep(wait, least, signal) {
+  const { document, addEventListener } = globalThis; // Node has neither
+  const cleanup = new AbortController();
+  const earliest = Date.now() + least;
+  let timer = /** @type {ReturnType<typeof setTimeout> | undefined} */ (undefined);
+  return new Promise((/** @type {(value: void) => void} */ resolve, reject) => {
+    timer = setTimeout(resolve, Math.min(wait, 2 ** 31 - 1));
+    const wake = () => document?.visibilityState !== "hidden" && Date.now() >= earliest && resolve();
+    addEventListener?.("online", wake, cleanup);
+    document?.addEventListener("visibilitychange", wake, cleanup);
+    signal.addEventListener("abort", () => reject(signal.reason), cleanup);
+    if (signal.aborted) reject(signal.reason);
+  }).finally(() => (clearTimeout(timer), cleanup.abort()));
+}

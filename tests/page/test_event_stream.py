@@ -426,6 +426,26 @@ def test_pauses_do_not_grow_while_events_arrive() -> None:
     assert output.of("pause") == [100] * 6
 
 
+@pytest.mark.parametrize("moment", ["online", "visible"])
+def test_the_client_reconnects_at_once_when_the_browser_is(moment: str) -> None:
+    an_hour = "retry: 3600000\n"
+    with script(stream(START, an_hour), stream(end(1))) as server:
+        output = read(server.url, wakeBy=moment)
+    assert output.of("pause") == [3_600_000]
+    assert output.of("done")
+
+
+def test_a_page_that_becomes_hidden_does_not_reconnect() -> None:
+    with script(stream(START, "retry: 3600000\n")) as server:
+        assert read(server.url, wakeBy="hidden").of("stillWaiting")
+
+
+@pytest.mark.parametrize("moment", ["online", "visible"])
+def test_the_browser_does_not_shorten_a_retry_after(moment: str) -> None:
+    with script(problem(503, **{"Retry-After": "3600"})) as server:
+        assert read(server.url, wakeBy=moment).of("stillWaiting")
+
+
 def test_an_abort_skips_the_remaining_events_of_a_chunk() -> None:
     with script(stream(START, frame(1), frame(2), end(3))) as server:
         output = read(server.url, abortAt="r.1")

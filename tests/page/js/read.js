@@ -4,10 +4,12 @@
  * `abortAt`, `stopAt` and `leaveAt` are a state or an event id at which to abort the signal, stop
  * the run or leave the loop. `readAgainAt` is one at which to begin a second loop. `skipPauses` ends
  * each pause of the client at once. `circular` sends a body that JSON cannot represent.
+ * `wakeBy` is what a browser reports during each pause: "online", "visible" or "hidden". If the
+ * client goes on waiting, that is printed and the signal aborted.
  */
 
 const [module, argument] = process.argv.slice(2);
-let { url, options, abortAt, stopAt, leaveAt, readAgainAt, skipPauses, circular } = JSON.parse(argument);
+let { url, options, abortAt, stopAt, leaveAt, readAgainAt, skipPauses, circular, wakeBy } = JSON.parse(argument);
 
 const print = (line) => console.log(JSON.stringify(line));
 
@@ -18,8 +20,29 @@ globalThis.setTimeout = (callback, milliseconds, ...rest) => {
   const isPause = isPauseNext;
   isPauseNext = false;
   if (isPause) print({ pause: milliseconds });
+  if (isPause && wakeBy) queueMicrotask(wake);
   return setTimeout(callback, isPause && skipPauses ? 0 : milliseconds, ...rest);
 };
+
+if (wakeBy) {
+  const browser = new EventTarget();
+  globalThis.addEventListener = browser.addEventListener.bind(browser);
+  globalThis.dispatchEvent = browser.dispatchEvent.bind(browser);
+  globalThis.document = Object.assign(new EventTarget(), { visibilityState: "visible" });
+}
+
+function wake() {
+  if (wakeBy === "online") dispatchEvent(new Event("online"));
+  else {
+    document.visibilityState = wakeBy;
+    document.dispatchEvent(new Event("visibilitychange"));
+  }
+  setImmediate(() => {
+    if (stream.state !== "waiting") return;
+    print({ stillWaiting: true });
+    controller.abort(new Error("aborted by the test"));
+  });
+}
 
 const { fetch } = globalThis;
 globalThis.fetch = (request) => {
