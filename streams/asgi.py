@@ -4,9 +4,8 @@ Everything that comes from outside is checked here. Each refusal is a problem re
 that says what to do. Nothing here knows how events are kept or sent.
 """
 
-import re
+import functools
 from collections.abc import (
-    AsyncIterable,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -15,7 +14,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Unpack
 from urllib.parse import quote
 
@@ -26,7 +24,8 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streams.errors import StreamError, UnknownSource, problem
+from streams.endpoint import EndpointResponse, Produced, name_of, route_of
+from streams.errors import StoreFull, StreamError, UnknownSource, problem
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
 from streams.request import (
@@ -45,7 +44,7 @@ from streams.request import (
 )
 from streams.response import RunResponse, json_response, refusal, stream_headers
 from streams.run import Position, Runs
-from streams.source import Job, Policy, PolicyOptions, Source, check_name, iterate
+from streams.source import Job, Policy, PolicyOptions, Source, check_name
 from streams.wires import EventStream, Wire
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -151,23 +150,64 @@ class Streams:
     def response(
         self,
         request: Request,
-        events: AsyncIterable[Any] | Iterable[Any],
+        events: Produced,
         *,
         name: str | None = None,
+        like: Response | None = None,
         **policy: Unpack[PolicyOptions],
     ) -> Response:
         """A response, for an endpoint of your own, that streams what `events` yields.
 
-        When a client reconnects, its run continues, and the `events` of that request are closed
-        without being started. `name` (default: the generator's) is the source's name; a run can
-        be resumed only under the same name. Other keywords are exceptions from the policy. Raises
-        TypeError if `events` cannot be iterated.
+        `events` is an iterator, or a function without arguments that returns one (an async
+        function is awaited). The function is called only if a run starts. When a client
+        reconnects, its run continues: the function is not called, and an iterator is closed
+        unstarted. `name` (default: the generator's or function's) is the source's name; a run can
+        be resumed only under the same name, by the same route.
+
+        The stream keeps the status, headers and cookies that you set on the response, and those of
+        `like`. Its background task runs after each response. Other keywords are exceptions from
+        the policy. Raises TypeError if `events` cannot be iterated or called.
         """
         if name is None:
-            name = re.sub(r"\W", "", getattr(events, "__name__", type(events).__name__))
+            name = name_of(events, request.scope)
         check_name(name)
         changed = self.policy.replace(policy, "response") if policy else self.policy
-        return _Response(self, request, name, events, changed)
+        answer = functools.partial(self._answer_endpoint, request)
+        response = EndpointResponse(answer, request, name, events, changed)
+        if like is not None:
+            response.take_over(like)
+        return response
+
+    async def resumes(
+        self, request: Request, events: Produced | None = None, *, name: str | None = None
+    ) -> bool:
+        """Whether a request attaches to a run that exists, so that `response` starts none.
+
+        Give the same `events`, the function that makes them, or the same `name`. Without both, the
+        run may have any name. False also for a request that `response` will refuse. Raises
+        StoreDown.
+        """
+        if name is None and events is not None:
+            name = name_of(events, request.scope)
+        try:
+            check_site(request, self._origins)
+            if (last := last_event_id(request)) is None:
+                return False
+            info = (log := await self.runs.find(last.run, identity(request.scope))).info
+            self.runs.position(log, last)
+        except StoreFull:
+            raise
+        except StreamError:
+            return False
+        return info.route == route_of(request.scope) and name in (None, info.source)
+
+    async def _answer_endpoint(self, request: Request, job: Job) -> Response:
+        if request.method == "HEAD":
+            return _head()
+        try:
+            return await self.attach(request, job, self.root_in(request.scope))
+        except StreamError as error:
+            return refusal(error, request)
 
     # For a wire with routes of its own
 
@@ -194,7 +234,7 @@ class Streams:
         job = Job(
             source=source.name,
             policy=self._policies[source].replace(policy, f"source {source.name!r}"),
-            open=partial(source.open, arguments, request),
+            open=functools.partial(source.open, arguments, request),
             owner=identity(request.scope),
         )
         return await self.runs.start(job)
@@ -277,7 +317,7 @@ class Streams:
         check_accepts(request, EVENT_STREAM)
         if request.method == "HEAD":
             return _head(run_url(root_path(request), log.info.run))
-        source = self.sources.get(log.info.source)
+        source = self.sources.get(log.info.source) if log.info.route is None else None
         policy = self.policy if source is None else self._policies[source]
         position = self.runs.position(log, last_event_id(request))
         return self._read(position, policy, root_path(request))
@@ -306,47 +346,6 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self._answer(Request(scope, receive, send))
         await in_middleware(response, scope)(scope, receive, send)
-
-
-class _Response(Response):
-    """Finds out what to answer when it is called, since it may wait only then."""
-
-    def __init__(
-        self, streams: Streams, request: Request, name: str, events: Any, policy: Policy
-    ) -> None:
-        super().__init__()
-        self._streams = streams
-        self._request = request
-        self._events = events
-        self._iterator = iterate(events)
-        self._job = Job(source=name, policy=policy, open=self._open, owner=identity(request.scope))
-        self._started = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            response = await self._answer()
-        except StreamError as error:
-            response = refusal(error, self._request)
-        finally:
-            if not self._started:
-                await self._close()
-        await in_middleware(response, scope)(scope, receive, send)
-
-    async def _answer(self) -> Response:
-        if self._request.method == "HEAD":
-            return _head()
-        root = self._streams.root_in(self._request.scope)
-        return await self._streams.attach(self._request, self._job, root)
-
-    async def _open(self, after: int) -> AsyncIterator[Any]:
-        self._started = True
-        return self._iterator
-
-    async def _close(self) -> None:
-        if (aclose := getattr(self._events, "aclose", None)) is not None:
-            await aclose()
-        elif (close := getattr(self._events, "close", None)) is not None:
-            close()
 
 
 def _log_at(url: str, limits: Mapping[str, int]) -> EventLog:

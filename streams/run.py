@@ -101,6 +101,7 @@ class Runs:
         info = RunInfo(
             run=restart_after.run if restart_after else secrets.token_urlsafe(16),
             source=job.source,
+            route=job.route,
             started=datetime.now(UTC),
             owner=job.owner,
             key=job.key,
@@ -208,7 +209,8 @@ class Runs:
             if log.status == "completed" and log.last == last.number + 1:
                 await self._log.discard(last.run)
                 return None
-        if log.info.source != job.source or log.info.owner not in (None, job.owner):
+        same_source = (log.info.source, log.info.route) == (job.source, job.route)
+        if not same_source or log.info.owner not in (None, job.owner):
             raise RunGone(f"run {last.run} is not a run of source {job.source}; start a new one")
         return self.position(log, last)
 

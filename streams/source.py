@@ -106,6 +106,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     policy: Policy
     open: Opener
+    route: str | None = None
+    """The route of the user's own endpoint, which alone can resume the run; None: Streams' own."""
     owner: str | None = None
     """The identity of the user to whom the run will belong; None: to anybody who knows its id."""
     arguments: str | None = None

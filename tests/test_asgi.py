@@ -2,14 +2,12 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-from fastapi import FastAPI
-from fastapi import Request as FastAPIRequest
 from starlette.applications import Starlette
 from starlette.authentication import (
     AuthCredentials,
@@ -21,7 +19,7 @@ from starlette.authentication import (
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from streams import StreamError, Streams, source
@@ -502,113 +500,6 @@ async def test_only_the_user_who_started_a_run_can_read_or_stop_it() -> None:
         path = anonymous.headers["content-location"]
         response = await client.get(path, headers=bob)
         assert response.status_code == 200, "a run without an owner is open to everybody"
-
-
-async def test_a_custom_endpoint_resumes_and_closes_the_generator_it_does_not_need() -> None:
-    streams = Streams()
-    started: list[str] = []
-    closed: list[str] = []
-
-    async def answer(prompt: str) -> AsyncIterator[dict[str, str]]:
-        started.append(prompt)
-        for word in prompt.split():
-            yield {"word": word}
-
-    class Watched:
-        """A generator that records when it is closed."""
-
-        __name__ = "answer"
-
-        def __init__(self, prompt: str) -> None:
-            self.events = answer(prompt)
-
-        def __aiter__(self) -> AsyncIterator[dict[str, str]]:
-            return self.events
-
-        async def aclose(self) -> None:
-            closed.append("closed")
-            await self.events.aclose()  # type: ignore[attr-defined]
-
-    async def ask(request: Request) -> Response:
-        return streams.response(request, Watched(request.query_params["prompt"]), linger=None)
-
-    app = Starlette(routes=[Route("/ask", ask), Mount("/live", streams)])
-    async with client_of(app) as client:
-        url = "/ask?prompt=one two three"
-        response = await client.get(url)
-        events = await every_event(client, url)
-        run = events[0].json()["run"]
-        assert events[0].json()["source"] == "answer"
-        again = await every_event(client, url, f"{run}.1")
-        assert [event.data for event in again] == [event.data for event in events[2:]]
-        assert started == ["one two three"] * 2
-        assert closed == ["closed"], "the resumed request closes its generator unused"
-        assert response.headers["content-location"].startswith("/live/runs/")
-        assert (await client.get(f"/live/runs/{run}")).status_code == 200
-        gone = await client.get(url, headers={"Last-Event-ID": f"{UNKNOWN}.1"})
-        assert problem(gone, 410)
-        head = await client.head(url)
-        assert head.headers["content-type"].startswith("text/event-stream")
-        assert started == ["one two three"] * 2
-        assert len(closed) == 3
-
-
-async def test_a_fastapi_endpoint_streams_resumes_and_validates_parameters() -> None:
-    streams = Streams()
-    app = FastAPI()
-    app.mount("/live", streams)
-
-    async def count(n: int) -> AsyncIterator[int]:
-        for number in range(n):
-            yield number
-
-    @app.get("/count")
-    async def endpoint(request: FastAPIRequest, n: int) -> Response:
-        return streams.response(request, count(n))
-
-    async with client_of(app) as client:
-        events = await every_event(client, "/count?n=3")
-        assert [event.data for event in events[1:-1]] == ["0", "1", "2"]
-        assert (await client.get("/count?n=three")).status_code == 422
-        again = await every_event(client, "/count?n=3", f"{events[0].json()['run']}.2")
-        assert [event.data for event in again] == ["2", '{"status":"completed"}']
-
-
-async def test_a_response_accepts_plain_iterables_and_needs_no_mount() -> None:
-    streams = Streams()
-    closed = []
-
-    def numbers() -> Iterator[int]:
-        try:
-            yield from range(3)
-        finally:
-            closed.append(True)
-
-    async def endpoint(request: Request) -> Response:
-        return streams.response(request, numbers(), name="numbers")
-
-    async def listed(request: Request) -> Response:
-        return streams.response(request, [1, 2])
-
-    async def wrong(request: Request) -> Response:
-        try:
-            return streams.response(request, 3)  # type: ignore[arg-type]
-        except TypeError as error:
-            return PlainTextResponse(str(error))
-
-    app = Starlette(routes=[Route("/n", endpoint), Route("/l", listed), Route("/w", wrong)])
-    async with client_of(app) as client:
-        response = await client.get("/n")
-        assert "content-location" not in response.headers
-        assert '"source":"numbers"}\n' in response.text, "without a mount a run has no URL"
-        assert closed == [True]
-        run = re.findall(r'"run":"(.+?)"', response.text)[0]
-        again = await every_event(client, "/n", f"{run}.2")
-        assert closed == [True], "a generator that never started runs no finally"
-        assert [event.data for event in again] == ["2", '{"status":"completed"}']
-        assert (await every_event(client, "/l"))[0].json()["source"] == "list"
-        assert (await client.head("/l")).status_code == 200
-        assert "not a int" in (await client.get("/w")).text
 
 
 async def test_two_streams_apps_in_one_process_share_no_runs() -> None:

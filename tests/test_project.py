@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 # The core, from top to bottom: a module imports only modules below it.
 CORE = [
     "asgi",
+    "endpoint",
     "response",
     "request",
     "run",

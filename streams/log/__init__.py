@@ -30,6 +30,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Its id."""
     source: str
     """The name of its source."""
+    route: str | None = None
+    """The route of the endpoint that started it; None: a route of Streams."""
     started: datetime
     owner: str | None = None
     """The identity of the user who started it; None: anybody who knows its id may use it."""

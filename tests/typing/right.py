@@ -40,4 +40,7 @@ streams = Streams(sources, log=MemoryLog(max_runs=10), heartbeat=5, linger=None,
 
 
 async def endpoint(request: Request) -> Response:
+    if await streams.resumes(request, plain) or await streams.resumes(request, name="plain"):
+        return streams.response(request, lambda: plain(count=2), like=Response())
+    streams.response(request, lambda: opened(request))
     return streams.response(request, plain(count=2), name="plain", retain=10.0)

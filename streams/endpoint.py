@@ -1,0 +1,155 @@
+"""The response of an endpoint of the user's own: `Streams.response` makes it.
+
+Invariants:
+
+1. What the endpoint gives is opened only if a run starts. Otherwise it is closed unstarted.
+2. A run can be resumed only by an endpoint with the same route, and under the same name.
+3. The status, headers, cookies and background task that the endpoint sets are the response's.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
+
+from streams.request import identity, in_middleware
+from streams.response import RunResponse
+from streams.source import Job, Policy, iterate
+
+Events = AsyncIterable[Any] | Iterable[Any]
+Produced = Events | Callable[[], Events | Awaitable[Events]]
+"""What an endpoint streams: an iterator, or a function that returns one when a run starts."""
+
+Answer = Callable[[Job], Awaitable[Response]]
+"""The response to a job. Refusals are responses, too."""
+
+# These describe the body, so the stream (or the refusal) alone sets them.
+_OF_THE_BODY = {b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"}
+# A response may have several of these.
+_ADDED = {b"set-cookie", b"vary", b"link", b"server-timing"}
+
+
+def route_of(scope: Scope) -> str:
+    """The path of the route that a request matched, as a template if the framework gives one.
+
+    A template is relative to the mounts and routers around it, so what the path has before it is
+    put in front. One with a parameter for several segments has no place in the path; the path is
+    used instead.
+    """
+    route, path = scope.get("route"), scope["path"].strip("/")
+    template = None if isinstance(route, Mount) else getattr(route, "path", None)
+    if template is None:
+        template = scope.get("path_template")  # Litestar sets this.
+    if template is None or ":path}" in template:
+        return f"/{path}"
+    segments = path.split("/") if path else []
+    own = template.strip("/").split("/") if template.strip("/") else []
+    return "/" + "/".join([*segments[: max(len(segments) - len(own), 0)], *own])
+
+
+def name_of(events: Any, scope: Scope) -> str:
+    """The default name of a source: its function's name, or the endpoint's for a lambda."""
+    while isinstance(events, functools.partial):
+        events = events.func
+    name = getattr(events, "__name__", type(events).__name__)
+    if name == "<lambda>":
+        name = getattr(scope.get("endpoint"), "__name__", "endpoint")
+    return re.sub(r"\W", "", name)
+
+
+class EndpointResponse(Response):
+    """Finds out what to answer when it is called, since it may wait only then."""
+
+    def __init__(
+        self, answer: Answer, request: Request, name: str, produced: Produced, policy: Policy
+    ) -> None:
+        super().__init__()
+        self.raw_headers.clear()  # What is here later, the endpoint has set.
+        self._answer = answer
+        self._produced = produced
+        self._function = _function_of(produced)
+        self._iterator = None if self._function else iterate(produced)
+        self._started = False
+        self._is_head = request.method == "HEAD"
+        self._job = Job(
+            source=name,
+            policy=policy,
+            open=self._open,
+            owner=identity(request.scope),
+            route=route_of(request.scope),
+        )
+
+    def take_over(self, response: Response) -> None:
+        """Adds what another response has: its status, headers, cookies and background task."""
+        self.status_code = response.status_code or self.status_code  # FastAPI's is None.
+        self.background = response.background or self.background
+        self.raw_headers += [h for h in response.raw_headers if h[0] not in _OF_THE_BODY]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await self._answer(self._job)
+        finally:
+            if not self._started:
+                await self._close()
+        self._merge_into(response)
+        await in_middleware(response, scope)(scope, receive, send)
+        if self.background is not None:
+            await self.background()
+
+    def _merge_into(self, response: Response) -> None:
+        """What the endpoint has set replaces what a stream has, and adds to a refusal or a 204."""
+        own = [h for h in self.raw_headers if h[0] not in _OF_THE_BODY]
+        others = response.raw_headers
+        if isinstance(response, RunResponse) or self._is_head:
+            response.status_code = self.status_code
+            replaced = {name for name, _ in own} - _ADDED
+            others = [h for h in others if h[0] not in replaced]
+        else:
+            kept = {name for name, _ in others} - _ADDED
+            own = [h for h in own if h[0] not in kept]
+        response.raw_headers = [*others, *own]
+
+    async def _open(self, after: int) -> AsyncIterator[Any]:
+        self._started = True
+        if self._iterator is not None:
+            return self._iterator
+        assert self._function is not None
+        produced = self._function()
+        return iterate(await produced if inspect.isawaitable(produced) else produced)
+
+    async def _close(self) -> None:
+        if self._function is not None:
+            return
+        if (aclose := getattr(self._produced, "aclose", None)) is not None:
+            await aclose()
+        elif (close := getattr(self._produced, "close", None)) is not None:
+            close()
+
+
+def _function_of(produced: Any) -> Callable[[], Any] | None:
+    """`produced`, if it is a function to call when a run starts.
+
+    Raises TypeError for a function that needs arguments, and for a coroutine.
+    """
+    if inspect.iscoroutine(produced):
+        produced.close()
+        name = produced.__name__
+        raise TypeError(f"response() got a coroutine; give the function: lambda: {name}(…)")
+    if isinstance(produced, AsyncIterable | Iterable) or not callable(produced):
+        return None
+    try:
+        inspect.signature(produced).bind()
+    except TypeError as error:
+        name = getattr(produced, "__name__", repr(produced))
+        raise TypeError(
+            f"response() calls {name} without arguments, but: {error}; give {name}(…), "
+            f"or lambda: {name}(…)"
+        ) from None
+    function: Callable[[], Any] = produced
+    return function
