@@ -21,11 +21,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route, Router
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streams.endpoint import EndpointResponse, Produced, name_of, route_of
+from streams.endpoint import EndpointResponse, Produced, mount_path, name_of, route_of
 from streams.errors import StoreFull, StreamError, UnknownSource, problem
+from streams.event import Encoder
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
 from streams.request import (
@@ -57,7 +58,8 @@ class Streams:
     `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes (the default), the
     URL of a Redis or Valkey server for many workers, or any EventLog. Pages of `origins` ("*":
     all) may start runs from another site, with CORS. `max_body` is the limit of a POST body, in
-    bytes. `page` serves the playground at the root. Other keywords are the policy for all sources:
+    bytes. `page` serves the playground at the root. `encode` converts a yielded value of a type
+    that msgspec does not know to one that it knows. Other keywords are the policy for all sources:
     see Policy.
 
     Raises TypeError for an invalid source or policy, ValueError for an invalid URL of a log, and
@@ -75,6 +77,7 @@ class Streams:
         max_body: int = 2**20,
         origins: Sequence[str] = (),
         page: bool = True,
+        encode: Callable[[Any], Any] | None = None,
         **policy: Unpack[PolicyOptions],
     ) -> None:
         self.models = dict(models or {})
@@ -96,7 +99,8 @@ class Streams:
         if log is None:
             log = MemoryLog(**limits)
         self.log = _log_at(log, limits) if isinstance(log, str) else log
-        self.runs = Runs(self.log, {s.name: (s, self._policies[s]) for s in self.sources.values()})
+        sources_by_name = {s.name: (s, self._policies[s]) for s in self.sources.values()}
+        self.runs = Runs(self.log, sources_by_name, Encoder(encode))
         self._max_body = max_body
         self._origins = frozenset(origins)
         routes = [
@@ -205,7 +209,7 @@ class Streams:
         if request.method == "HEAD":
             return _head()
         try:
-            return await self.attach(request, job, self.root_in(request.scope))
+            return await self.attach(request, job, mount_path(self, request.scope))
         except StreamError as error:
             return refusal(error, request)
 
@@ -322,16 +326,6 @@ class Streams:
         position = self.runs.position(log, last_event_id(request))
         return self._read(position, policy, root_path(request))
 
-    def root_in(self, scope: Scope) -> str | None:
-        """The path at which the app of `scope` mounts this one.
-
-        None if it does not, or if the path has parameters: only a request to the mount has their
-        values.
-        """
-        mounted = _mounted_at(self, getattr(scope.get("app"), "routes", ()))
-        root = scope.get("app_root_path", scope.get("root_path", ""))
-        return None if mounted is None or "{" in mounted else root + mounted
-
 
 class _Endpoint:
     """A route's function as an ASGI app.
@@ -366,16 +360,6 @@ def _page_routes() -> list[Route]:
     from streams.page import routes  # Optional: the core does not need it.
 
     return routes
-
-
-def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
-    for route in routes:
-        if isinstance(route, Mount):
-            if route.app is app:
-                return route.path
-            if (inner := _mounted_at(app, route.routes)) is not None:
-                return route.path + inner
-    return None
 
 
 def _head(location: str | None = None) -> Response:

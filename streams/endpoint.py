@@ -63,6 +63,27 @@ def name_of(events: Any, scope: Scope) -> str:
     return re.sub(r"\W", "", name)
 
 
+def mount_path(app: Any, scope: Scope) -> str | None:
+    """The path at which the app of `scope` mounts `app`.
+
+    None if it does not, or if the path has parameters: only a request to the mount has their
+    values.
+    """
+    mounted = _mounted_at(app, getattr(scope.get("app"), "routes", ()))
+    root = scope.get("app_root_path", scope.get("root_path", ""))
+    return None if mounted is None or "{" in mounted else root + mounted
+
+
+def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
+    for route in routes:
+        if isinstance(route, Mount):
+            if route.app is app:
+                return route.path
+            if (inner := _mounted_at(app, route.routes)) is not None:
+                return route.path + inner
+    return None
+
+
 class EndpointResponse(Response):
     """Finds out what to answer when it is called, since it may wait only then."""
 

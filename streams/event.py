@@ -10,21 +10,44 @@ Invariants:
 3. `parse_frames` gives back what `frame` was given, with LF for every line end in the data.
 """
 
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 from sse_starlette import ServerSentEvent
 
+from streams.encoding import (
+    BINARY,
+    HookFailed,
+    encode_json,
+    find_binary,
+    find_unencodable,
+    hook,
+)
 from streams.errors import InvalidEventId, UnencodableValue, abbreviated, public_description
+
+__all__ = [
+    "COMPLETED",
+    "RESERVED_NAMES",
+    "Encoder",
+    "End",
+    "Event",
+    "EventId",
+    "LoggedEvent",
+    "encode_json",
+    "frame",
+    "parse_frames",
+    "payload",
+]
+
+logger = logging.getLogger("streams")
 
 RESERVED_NAMES = frozenset({"open", "error", "start", "end", "gap"})
 
-encode_json = msgspec.json.Encoder().encode
-
 # As numbers: `10 in data` is ten times as fast as `b"\n" in data`.
-LF, CR = b"\n\r"
+LF, CR, QUOTE = b'\n\r"'
 
 # JSON may contain these unescaped, but str.splitlines() and older JavaScript treat them as line
 # ends, and a client that splits lines with them cuts the event in two.
@@ -59,7 +82,7 @@ class EventId(NamedTuple):
 class Event(msgspec.Struct, frozen=True):
     """An event with a name, or with a text that is not JSON.
 
-    `data` is any value that msgspec encodes; it is sent as JSON. `text` is sent as it is, line by
+    `data` is any value that can be encoded; it is sent as JSON. `text` is sent as it is, line by
     line. `event` is the type under which a browser dispatches it (default: "message"). The log
     sets the id.
 
@@ -120,28 +143,91 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True):
 
 COMPLETED = End("completed")
 
+# Most values are of these types, and neither an Event nor binary.
+_ORDINARY = frozenset({dict, str, int, float, bool, type(None), list, tuple})
 
-def payload(value: Any) -> tuple[bytes | None, bytes]:
-    """The event name (or None) and the data of a value that a source yielded.
+_ENCODE = "convert it, or give Streams an `encode` function that does"
+_TEXT = "yield text, or encode it yourself: base64.b64encode(…).decode()"
 
-    Raises UnencodableValue for a value that JSON cannot represent.
-    """
-    name = None
-    if isinstance(value, Event):
-        name = value.event.encode() if value.event is not None else None
-        if value.text is not None:
-            return name, value.text.encode()
-        value = value.data
-    try:
-        data = encode_json(value)
-    except Exception as error:  # msgspec raises TypeError, ValueError, RecursionError, ...
-        raise UnencodableValue(
-            f"the source yielded a {type(value).__name__} that cannot be encoded as JSON: {error}"
-        ) from error
-    if not data.isascii():
-        for raw, escaped in _LINE_SEPARATORS:
-            data = data.replace(raw, escaped)
-    return name, data
+# What a client would see in the data if a source frames its events itself.
+_FRAMED = re.compile(r"(?:data|event|id|retry)?:.*\n\n", re.DOTALL)
+
+Payload = tuple[bytes | None, bytes]
+"""The name (or None) and the data of an event."""
+
+
+class Encoder:
+    """Encodes the values that sources yield. `encode` converts types that msgspec does not know."""
+
+    def __init__(self, encode: Callable[[Any], Any] | None = None) -> None:
+        self._warned: set[str] = set()
+        self._encode_json = msgspec.json.Encoder(enc_hook=hook(encode)).encode
+
+    def payload(self, value: Any) -> Payload:
+        """The event name (or None) and the data of a value that a source yielded.
+
+        Raises UnencodableValue for a value that JSON cannot represent, and what `encode` raises.
+        """
+        name, kind = None, type(value)
+        if kind is Event:
+            if (event := value.event) is not None:
+                name = event.encode()
+            if (text := value.text) is not None:
+                return name, text.encode()
+            value = value.data
+        elif kind not in _ORDINARY and isinstance(value, Event):  # Of a subclass.
+            return self.payload(Event(value.data, value.event, value.text))
+        try:
+            data = self._encode_json(value)
+        except HookFailed as failed:
+            error = failed.__cause__
+            assert error is not None
+            path, part = find_unencodable(value, self._encode_json)
+            error.add_note(f"`encode` failed at {path or 'the value'}, a {type(part).__name__}")
+            raise error from None
+        except Exception as error:  # msgspec raises TypeError, ValueError, RecursionError, ...
+            path, part = find_unencodable(value, self._encode_json)
+            raise _unencodable(value, path, part, f"{error}; {_ENCODE}") from error
+        if data[0] == QUOTE and type(value) in BINARY:
+            raise _unencodable(value, "", value, _TEXT)
+        if not data.isascii():
+            for raw, escaped in _LINE_SEPARATORS:
+                data = data.replace(raw, escaped)
+        return name, data
+
+    def first_payload(self, value: Any, source: str) -> Payload:
+        """`payload` for the first event of a run, which also looks for usual mistakes in it.
+
+        Raises UnencodableValue for binary data inside the value. Logs a warning, once for each
+        source, for text that is an SSE frame already.
+        """
+        content = value
+        if isinstance(value, Event):
+            content = value.data if value.text is None else value.text
+        if isinstance(content, str):
+            if source not in self._warned and _FRAMED.fullmatch(content):
+                self._warned.add(source)
+                logger.warning(
+                    "source %s yields text that is an SSE frame already, %s: clients get it as "
+                    "data, inside another frame. Yield only the value, or Event(value, event=…)",
+                    source,
+                    abbreviated(content),
+                )
+        elif found := find_binary(content):
+            raise _unencodable(content, *found, _TEXT)
+        return self.payload(value)
+
+
+def _unencodable(value: Any, path: str, part: Any, reason: str) -> UnencodableValue:
+    place = f"{path}: {type(part).__name__}: " if path else ""
+    return UnencodableValue(
+        f"the source yielded a {type(value).__name__} that cannot be encoded as JSON: "
+        f"{place}{reason}"
+    )
+
+
+payload = Encoder().payload
+"""The event name and the data of a value, without an app's `encode`."""
 
 
 def frame(run: bytes, number: int, name: bytes | None, data: bytes) -> bytes:

@@ -9,6 +9,7 @@ Invariants:
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import logging
 import time
@@ -17,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from streams.errors import RunGone, StreamError, as_stream_error, for_clients, leaves
-from streams.event import COMPLETED, End, payload
+from streams.event import COMPLETED, Encoder, End
 from streams.log import RunLog
 from streams.source import Policy
 
@@ -51,11 +52,13 @@ class Run:
         log: RunLog,
         open_source: Callable[[], Awaitable[AsyncIterator[Any]]],
         policy: Policy,
+        encoder: Encoder,
         *,
         discard: Callable[[], Awaitable[None]] | None = None,
         context: contextvars.Context | None = None,
     ) -> None:
         self.log = log
+        self._encoder = encoder
         self.opened = asyncio.Event()
         self.refusal: StreamError | None = None
         self._discard = discard
@@ -112,19 +115,23 @@ class Run:
             self._loop.call_soon(self._take_turn)
 
     async def _pump(self, events: AsyncIterator[Any]) -> None:
-        log, clock = self.log, time.monotonic
+        log, clock, payload = self.log, time.monotonic, self._encoder.payload
         burst, since = 0, clock()
+        encode: Callable[[Any], tuple[bytes | None, bytes]] = functools.partial(
+            self._encoder.first_payload, source=log.info.source
+        )
         async for value in events:
             while True:
                 if self._over:  # The source caught its cancellation; now it is closed.
                     return
                 try:
-                    if log.append(*payload(value)):  # A reader was waiting, so others had a turn.
+                    if log.append(*encode(value)):  # A reader was waiting, so others had a turn.
                         burst, since = 0, clock()
                     elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
                         await asyncio.sleep(0)
                         burst, since = 0, clock()
                     burst += 1
+                    encode = payload
                     if log.full:
                         await log.room()
                     break

@@ -49,13 +49,17 @@ class Runs:
     """All runs over one log. `sources` are those whose runs can be taken over, by name."""
 
     def __init__(
-        self, log: EventLog, sources: Mapping[str, tuple[Source[..., Any], Policy]]
+        self,
+        log: EventLog,
+        sources: Mapping[str, tuple[Source[..., Any], Policy]],
+        encoder: Encoder | None = None,
     ) -> None:
         self.since = datetime.now(UTC)
         self.restarts = 0
         self.gaps = 0
         self._log = log
         self._sources = sources
+        self._encoder = encoder or Encoder()
         self._producing: dict[str, Run] = {}
         log.register(self)
 
@@ -148,7 +152,7 @@ class Runs:
         context: Context | None,
         discard: Callable[[], Awaitable[None]] | None = None,
     ) -> Run:
-        run = Run(log, open_source, policy, discard=discard, context=context)
+        run = Run(log, open_source, policy, self._encoder, discard=discard, context=context)
         self._producing[log.info.run] = run
         run.task.add_done_callback(lambda _: self._done(run))
         return run

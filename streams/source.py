@@ -40,8 +40,8 @@ from msgspec import Meta
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
+from streams.encoding import decode_model, encode_json, hoist_definitions, is_model, model_schema
 from streams.errors import InvalidBody, InvalidParameters, abbreviated
-from streams.event import encode_json
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -162,6 +162,7 @@ class Source(Generic[P, T]):
     def _inspect_signature(self) -> None:
         hints = get_type_hints(self.function, include_extras=True)
         fields: list[Any] = []
+        models: dict[str, Any] = {}
         for parameter in inspect.signature(self.function).parameters.values():
             name, type_ = parameter.name, hints.get(parameter.name)
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -193,10 +194,19 @@ class Source(Generic[P, T]):
                     fields.append((name, type_))
                 else:
                     self.defaults[name] = parameter.default
-                    fields.append((name, type_, parameter.default))
+                    if is_model(parameter.default):  # msgspec cannot publish it.
+                        models[name] = parameter.default.model_dump(mode="json")
+                        fields.append((name, type_, msgspec.field(default_factory=object)))
+                    else:
+                        fields.append((name, type_, parameter.default))
         struct = msgspec.defstruct(self.name, fields, kw_only=True, forbid_unknown_fields=True)
-        _, defs = msgspec.json.schema_components((struct,), ref_template="#/$defs/{name}")
+        _, defs = msgspec.json.schema_components(
+            (struct,), ref_template="#/$defs/{name}", schema_hook=model_schema
+        )
         self.schema: dict[str, Any] = defs.pop(self.name)
+        for name, default in models.items():
+            self.schema["properties"][name]["default"] = default
+        defs |= hoist_definitions([self.schema, *defs.values()])
         if defs:
             self.schema["$defs"] = defs
 
@@ -248,7 +258,9 @@ class Source(Generic[P, T]):
                 faults[name] = f"is not a parameter of this source; its parameters: {known}"
                 continue
             try:
-                arguments[name] = msgspec.convert(value, self._types[name], strict=strict)
+                arguments[name] = msgspec.convert(
+                    value, self._types[name], strict=strict, dec_hook=decode_model
+                )
             except msgspec.ValidationError as error:
                 faults[name] = (
                     f"{str(error)[0].lower()}{str(error)[1:]}, given {abbreviated(value)}"

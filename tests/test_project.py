@@ -34,6 +34,7 @@ CORE = [
     "wires",
     "shutdown",
     "event",
+    "encoding",
     "errors",
 ]
 

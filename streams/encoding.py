@@ -1,0 +1,136 @@
+"""Values as JSON: what msgspec encodes, pydantic's models, and types that an app knows.
+
+pydantic is not a dependency. Only an app that has imported it can have its models.
+
+Invariant: a value that msgspec encodes by itself costs nothing more than that.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+# msgspec encodes these, but not their subclasses, as base64.
+BINARY = frozenset({bytes, bytearray, memoryview})
+
+# How much of a run's first event is searched for binary values.
+SEARCHED_VALUES = 1000
+
+
+class HookFailed(Exception):
+    """The app's `encode` function raised the error that is the cause of this one."""
+
+
+def is_model(value: Any) -> bool:
+    """Whether a value is a model of pydantic."""
+    base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
+    return base is not None and isinstance(value, base)
+
+
+def is_model_type(type_: Any) -> bool:
+    base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
+    return base is not None and isinstance(type_, type) and issubclass(type_, base)
+
+
+def hook(encode: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    """msgspec's `enc_hook`: encodes the types that msgspec does not know.
+
+    It raises TypeError for one that `encode` does not know either.
+    """
+
+    def encode_unknown(value: Any) -> Any:
+        if is_model(value):
+            return value.model_dump(mode="json")
+        if encode is not None:
+            try:
+                return encode(value)
+            except (NotImplementedError, TypeError):
+                pass
+            except Exception as error:
+                raise HookFailed from error
+        raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+
+    return encode_unknown
+
+
+encode_json = msgspec.json.Encoder(enc_hook=hook(None)).encode
+
+
+def decode_model(type_: Any, value: Any) -> Any:
+    """msgspec's `dec_hook`: validates a model of pydantic, with all faults in one line."""
+    if not is_model_type(type_):
+        raise NotImplementedError
+    try:
+        return type_.model_validate(value)
+    except ValueError as error:
+        details: Any = getattr(error, "errors", list)()
+        faults = [f"{_dotted(fault['loc'])}{fault['msg']}" for fault in details]
+        raise ValueError("; ".join(faults) or str(error)) from None
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    path = ".".join(map(str, location))
+    return f"{path}: " if path else ""
+
+
+def model_schema(type_: Any) -> dict[str, Any]:
+    """msgspec's `schema_hook`: the JSON Schema of a model of pydantic."""
+    if not is_model_type(type_):
+        raise NotImplementedError
+    schema: dict[str, Any] = type_.model_json_schema(ref_template="#/$defs/{model}")
+    return schema
+
+
+def hoist_definitions(schema: Any) -> dict[str, Any]:
+    """Removes the `$defs` inside a schema, and returns them all: references begin at its root."""
+    definitions: dict[str, Any] = {}
+    if isinstance(schema, dict):
+        definitions |= schema.pop("$defs", {})
+    children = schema.values() if isinstance(schema, dict) else schema
+    for child in children:
+        if isinstance(child, dict | list):
+            definitions |= hoist_definitions(child)
+    return definitions
+
+
+def find_unencodable(value: Any, encode: Callable[[Any], bytes]) -> tuple[str, Any]:
+    """The innermost part of a value that cannot be encoded, and the path to it."""
+    path = ""
+    for _ in range(20):  # A value may contain itself.
+        for step, child in _children(value):
+            try:
+                encode(child)
+            except Exception:
+                path, value = path + step, child
+                break
+        else:
+            break
+    return path.removeprefix("."), value
+
+
+def find_binary(value: Any) -> tuple[str, Any] | None:
+    """A binary part of a value, and the path to it; None if there is none in its first parts."""
+    parts = [("", value)]
+    for path, part in parts:  # The list grows.
+        if type(part) in BINARY:
+            return path.removeprefix("."), part
+        if len(parts) < SEARCHED_VALUES and not isinstance(part, str):
+            parts.extend((path + step, child) for step, child in _children(part))
+    return None
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            yield (f".{key}" if str(key).isidentifier() else f"[{key!r}]"), child
+    elif isinstance(value, list | tuple | set | frozenset):
+        for number, child in enumerate(value):
+            yield f"[{number}]", child
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield f".{name}", getattr(value, name)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield f".{field.name}", getattr(value, field.name, None)
