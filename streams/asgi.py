@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streams.endpoint import EndpointResponse, Produced, mount_path, name_of, route_of
+from streams.endpoint import EndpointResponse, Produced, mount_path, route_of, source_name
 from streams.errors import StoreFull, StreamError, UnknownSource, problem
 from streams.event import Encoder
 from streams.log import EventLog, RunLog
@@ -82,15 +82,16 @@ class Streams:
     ) -> None:
         self.models = dict(models or {})
         self.sources: dict[str, Source[..., Any]] = {}
-        sources = list(sources)
-        for source in (*sources, *self.models.values()):
-            if not isinstance(source, Source):
-                raise TypeError(f"{source!r} is not a source; decorate it with @source")
+        if isinstance(sources, Source) or not isinstance(sources, Iterable):
+            raise TypeError("Streams takes a list of sources: Streams([source])")
         for source in sources:
+            _check_source(source)
             if source.name in self.sources:
                 raise TypeError(f"two sources have the name {source.name!r}; rename one")
             self.sources[source.name] = source
-        self.policy = Policy().replace(policy, "Streams")
+        for source in self.models.values():
+            _check_source(source)
+        self.policy = Policy().replace(policy, "Streams", Streams.__init__.__kwdefaults__ or ())
         self._policies = {
             source: self.policy.replace(source.policy, f"source {source.name!r}")
             for source in (*self.sources.values(), *self.models.values())
@@ -173,9 +174,11 @@ class Streams:
         the policy. Raises TypeError if `events` cannot be iterated or called.
         """
         if name is None:
-            name = name_of(events, request.scope)
+            name = source_name(events, request.scope)
         check_name(name)
-        changed = self.policy.replace(policy, "response") if policy else self.policy
+        changed = (
+            self.policy.replace(policy, "response", ("name", "like")) if policy else self.policy
+        )
         answer = functools.partial(self._answer_endpoint, request)
         response = EndpointResponse(answer, request, name, events, changed)
         if like is not None:
@@ -192,7 +195,7 @@ class Streams:
         StoreDown.
         """
         if name is None and events is not None:
-            name = name_of(events, request.scope)
+            name = source_name(events, request.scope)
         try:
             check_site(request, self._origins)
             if (last := last_event_id(request)) is None:
@@ -340,6 +343,16 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self._answer(Request(scope, receive, send))
         await in_middleware(response, scope)(scope, receive, send)
+
+
+def _check_source(source: Any) -> None:
+    if isinstance(source, str):
+        raise TypeError(
+            f"{source!r} is not a source; import it and give the source itself (only "
+            "STREAMS_SOURCES takes names)"
+        )
+    if not isinstance(source, Source):
+        raise TypeError(f"{source!r} is not a source; decorate it with @source")
 
 
 def _log_at(url: str, limits: Mapping[str, int]) -> EventLog:

@@ -7,7 +7,6 @@ Invariants:
 3. The status, headers, cookies and background task that the endpoint sets are the response's.
 """
 
-import functools
 import inspect
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
@@ -18,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
+from streams.declaration import name_of
 from streams.request import identity, in_middleware
 from streams.response import RunResponse
 from streams.source import Job, Policy, iterate
@@ -53,11 +53,9 @@ def route_of(scope: Scope) -> str:
     return "/" + "/".join([*segments[: max(len(segments) - len(own), 0)], *own])
 
 
-def name_of(events: Any, scope: Scope) -> str:
+def source_name(events: Any, scope: Scope) -> str:
     """The default name of a source: its function's name, or the endpoint's for a lambda."""
-    while isinstance(events, functools.partial):
-        events = events.func
-    name = getattr(events, "__name__", type(events).__name__)
+    name = name_of(events)
     if name == "<lambda>":
         name = getattr(scope.get("endpoint"), "__name__", "endpoint")
     return re.sub(r"\W", "", name)

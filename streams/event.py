@@ -101,7 +101,12 @@ class Event(msgspec.Struct, frozen=True):
         if self.text is not None:
             _check_utf8("text", self.text)
         if self.event is not None:
-            if not self.event or any(c in self.event for c in "\r\n\0"):
+            if not isinstance(self.event, str):
+                raise TypeError(
+                    f"event must be a name, not {abbreviated(self.event)}; "
+                    "data comes first: Event(data, event='name')"
+                )
+            if not self.event or _INVALID_IN_NAME.search(self.event):
                 raise ValueError(f"event name {self.event!r} is empty or contains CR, LF or NUL")
             if self.event in RESERVED_NAMES:
                 reserved = ", ".join(sorted(RESERVED_NAMES))
@@ -109,11 +114,16 @@ class Event(msgspec.Struct, frozen=True):
             _check_utf8("event name", self.event)
 
 
+_INVALID_IN_NAME = re.compile(r"[\r\n\0]")
+
+
 def _check_utf8(what: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{what} cannot be encoded as UTF-8: {error}") from None
+    except AttributeError:
+        raise TypeError(f"{what} must be a str, not {abbreviated(value)}") from None
 
 
 class End(msgspec.Struct, frozen=True, omit_defaults=True):

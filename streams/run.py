@@ -26,7 +26,7 @@ from streams.errors import (
     StreamError,
     UnknownRun,
 )
-from streams.event import End, EventId
+from streams.event import Encoder, End, EventId
 from streams.log import EventLog, Limits, RunInfo, RunLog
 from streams.producer import CLEANUP_SECONDS, Run
 from streams.source import Job, Policy, Source

@@ -9,7 +9,8 @@ An invalid setting raises SystemExit with a one-line message that names it.
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from multiprocessing import current_process
 from operator import attrgetter
@@ -37,6 +38,8 @@ OPTIONS: dict[str, Any] = {
     "sources": list[str],
 }
 
+LLM_OPTIONS = ["BASE_URL", "MODEL", "API_KEY", "TIMEOUT"]
+
 logger = logging.getLogger("streams")
 
 
@@ -60,6 +63,8 @@ def from_environ(environ: Mapping[str, str]) -> Streams:
 
 def options(environ: Mapping[str, str]) -> dict[str, Any]:
     """The options of Streams that the environment sets. Raises SystemExit for an invalid one."""
+    _check_names(environ, "STREAMS_", [name.upper() for name in OPTIONS], 0.7)
+    _check_names(environ, "LLM_", LLM_OPTIONS, 0.6)
     config = Config(environ=environ, env_prefix="STREAMS_")
     given: dict[str, Any] = {}
     for name, type_ in OPTIONS.items():
@@ -73,6 +78,23 @@ def options(environ: Mapping[str, str]) -> dict[str, Any]:
         given["sources"].append(chat)
         models = {model: chat, **models}
     return {**given, "models": models}
+
+
+def _check_names(
+    environ: Mapping[str, str], prefix: str, names: Sequence[str], similarity: float
+) -> None:
+    """Raises SystemExit for a variable that looks like a misspelt one.
+
+    Others with the prefix may be another program's: Kubernetes sets STREAMS_PORT for a service
+    `streams`.
+    """
+    missing = [name for name in names if prefix + name not in environ]
+    for variable in environ:
+        name = variable.removeprefix(prefix)
+        if not variable.startswith(prefix) or name in names:
+            continue
+        if nearest := get_close_matches(name, missing, n=1, cutoff=similarity):
+            raise SystemExit(f"{variable} is not a setting; did you mean {prefix}{nearest[0]}?")
 
 
 def _parse(name: str, text: str, type_: Any) -> Any:

@@ -29,7 +29,6 @@ from typing import (
     Unpack,
     get_args,
     get_origin,
-    get_type_hints,
     overload,
 )
 
@@ -40,7 +39,8 @@ from msgspec import Meta
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from streams.encoding import decode_model, encode_json, hoist_definitions, is_model, model_schema
+from streams.declaration import code_of, did_you_mean, name_of, parameters_of, schema_of
+from streams.encoding import decode_model, encode_json
 from streams.errors import InvalidBody, InvalidParameters, abbreviated
 
 P = ParamSpec("P")
@@ -81,15 +81,18 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     send_timeout: Interval = 30.0
     """Seconds after which a client that accepts no data is disconnected."""
 
-    def replace(self, changes: PolicyOptions, of: str) -> "Policy":
-        """A copy with `changes`, which are options of `of`.
+    def replace(self, changes: PolicyOptions, of: str, others: Iterable[str] = ()) -> "Policy":
+        """A copy with `changes`, which are options of `of`; its `others` are not of the policy.
 
         Raises TypeError for an unknown option and for an invalid value.
         """
         for name in changes:
             if name not in self.__struct_fields__:
                 options = ", ".join(self.__struct_fields__)
-                raise TypeError(f"{name!r} is not an option of {of}; policy options: {options}")
+                guess = did_you_mean(name, (*self.__struct_fields__, *others))
+                raise TypeError(
+                    f"{name!r} is not an option of {of}{guess or ';'} policy options: {options}"
+                )
         try:
             return msgspec.convert({**msgspec.structs.asdict(self), **changes}, Policy)
         except msgspec.ValidationError as error:
@@ -133,24 +136,26 @@ class Source(Generic[P, T]):
         aclose: Callable[[], Awaitable[None]] | None = None,
         **policy: Unpack[PolicyOptions],
     ) -> None:
-        functools.update_wrapper(self, function)
+        code = code_of(function)
+        # A callable object's attributes must not replace those of the source.
+        functools.update_wrapper(self, function, updated=["__dict__"] if code is function else [])
         self.function = function
-        self.name = name or function.__name__
+        self.name = name or name_of(function)
         self.shared = shared
         self.aclose = aclose
         self.policy = policy
-        self.description = (inspect.getdoc(function) or "").partition("\n")[0]
+        self.description = (inspect.getdoc(code) or "").partition("\n")[0]
         check_name(self.name)
         if not (
-            inspect.isasyncgenfunction(function)
-            or inspect.isgeneratorfunction(function)
-            or inspect.iscoroutinefunction(function)
+            inspect.isasyncgenfunction(code)
+            or inspect.isgeneratorfunction(code)
+            or inspect.iscoroutinefunction(code)
         ):
             raise TypeError(
                 f"source {self.name!r} must be an async generator function, a generator function, "
                 f"or an async function that returns an async iterator"
             )
-        Policy().replace(policy, f"source {self.name!r}")
+        Policy().replace(policy, f"source {self.name!r}", Source.__init__.__kwdefaults__ or ())
         self._request_parameter: str | None = None
         self._needs_request = False
         self.restartable = False
@@ -160,11 +165,8 @@ class Source(Generic[P, T]):
         self._inspect_signature()
 
     def _inspect_signature(self) -> None:
-        hints = get_type_hints(self.function, include_extras=True)
-        fields: list[Any] = []
-        models: dict[str, Any] = {}
-        for parameter in inspect.signature(self.function).parameters.values():
-            name, type_ = parameter.name, hints.get(parameter.name)
+        for parameter, type_ in parameters_of(self.name, self.function):
+            name = parameter.name
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 raise TypeError(
                     f"source {self.name!r}: *{name} cannot be published; name each parameter"
@@ -191,24 +193,9 @@ class Source(Generic[P, T]):
                 self._types[name] = type_
                 if parameter.default is parameter.empty:
                     self._required.append(name)
-                    fields.append((name, type_))
                 else:
                     self.defaults[name] = parameter.default
-                    if is_model(parameter.default):  # msgspec cannot publish it.
-                        models[name] = parameter.default.model_dump(mode="json")
-                        fields.append((name, type_, msgspec.field(default_factory=object)))
-                    else:
-                        fields.append((name, type_, parameter.default))
-        struct = msgspec.defstruct(self.name, fields, kw_only=True, forbid_unknown_fields=True)
-        _, defs = msgspec.json.schema_components(
-            (struct,), ref_template="#/$defs/{name}", schema_hook=model_schema
-        )
-        self.schema: dict[str, Any] = defs.pop(self.name)
-        for name, default in models.items():
-            self.schema["properties"][name]["default"] = default
-        defs |= hoist_definitions([self.schema, *defs.values()])
-        if defs:
-            self.schema["$defs"] = defs
+        self.schema = schema_of(self.name, self._types, self.defaults)
 
     @property
     def movable(self) -> bool:

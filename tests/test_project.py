@@ -31,6 +31,7 @@ CORE = [
     "log.buffer",
     "log",
     "source",
+    "declaration",
     "wires",
     "shutdown",
     "event",

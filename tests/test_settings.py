@@ -154,3 +154,25 @@ def test_a_source_may_be_in_a_module_whose_name_has_a_hyphen(
 
 def test_an_empty_log_is_the_log_in_memory() -> None:
     assert settings.options({"STREAMS_LOG": ""})["log"] is None
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "setting"),
+    [
+        ("STREAMS_HEARTBEET", "STREAMS_HEARTBEAT"),
+        ("STREAMS_SOURCE", "STREAMS_SOURCES"),
+        ("STREAMS_MAXRUNS", "STREAMS_MAX_RUNS"),
+        ("LLM_BASEURL", "LLM_BASE_URL"),
+        ("LLM_KEY", "LLM_API_KEY"),
+    ],
+)
+def test_a_misspelt_variable_exits_with_the_nearest_name(misspelt: str, setting: str) -> None:
+    with pytest.raises(SystemExit) as exited:
+        settings.options({misspelt: "1"})
+    assert str(exited.value) == f"{misspelt} is not a setting; did you mean {setting}?"
+
+
+def test_variables_of_other_programs_are_ignored() -> None:
+    others = ["STREAMS_PORT", "STREAMS_SERVICE_HOST", "STREAMS_PORT_8000_TCP", "LLM_PROVIDER"]
+    given = {**dict.fromkeys(others, "x"), "STREAMS_RETAIN": "3", "STREAMS_RETAINED": "4"}
+    assert settings.options(given)["retain"] == 3

@@ -1,0 +1,140 @@
+"""What a source's function declares: its name, its parameters' types, and their JSON Schema.
+
+Each fault is a TypeError that says what to do.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from types import SimpleNamespace
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from streams.encoding import hoist_definitions, is_model, model_schema
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question for an error message, or nothing if no name is similar."""
+    nearest = get_close_matches(name, names, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def code_of(function: Any) -> Callable[..., Any]:
+    """The function inside a partial, a bound method or a callable object.
+
+    Raises TypeError for a value that cannot be called.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, str):
+        raise TypeError(f"give a source's name by keyword: @source(name={function!r})")
+    if not callable(function) or inspect.isclass(function):
+        raise TypeError(f"{function!r} is not a function, so it cannot be a source")
+    if not inspect.isroutine(function) and not hasattr(function, "__name__"):
+        function = type(function).__call__
+    code: Callable[..., Any] = function
+    return code
+
+
+def name_of(function: Any) -> str:
+    """The name of a function, or of a callable object's class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def parameters_of(name: str, function: Any) -> list[tuple[inspect.Parameter, Any]]:
+    """The parameters that a caller of source `name` gives, with their types (None: untyped).
+
+    A partial gives the arguments that it has bound itself. The return annotation is not evaluated:
+    it may need imports that only type checkers do.
+    """
+    code = inspect.unwrap(code_of(function))
+    bound: dict[str, Any] = {}
+    inner = function
+    while isinstance(inner, functools.partial):
+        bound |= inner.keywords
+        inner = inner.func
+    annotations = getattr(code, "__annotations__", {})
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in bound:
+            continue
+        type_ = None
+        if parameter.name in annotations:
+            one = {parameter.name: annotations[parameter.name]}
+            try:
+                hints = get_type_hints(
+                    SimpleNamespace(__annotations__=one),
+                    getattr(code, "__globals__", {}),
+                    include_extras=True,
+                )
+            except NameError as error:
+                raise TypeError(
+                    f"source {name!r}: the annotation of {parameter.name!r} cannot be evaluated: "
+                    f"{error}; define it in the module, and not under `if TYPE_CHECKING`"
+                ) from None
+            type_ = hints[parameter.name]
+        _check_parameter(name, parameter, type_)
+        parameters.append((parameter, type_))
+    return parameters
+
+
+def _check_parameter(name: str, parameter: inspect.Parameter, type_: Any) -> None:
+    metadata = get_args(type_)[1:] if get_origin(type_) is Annotated else ()
+    for marker in (parameter.default, *metadata):
+        kind = type(marker)
+        if kind.__module__.partition(".")[0] == "fastapi":
+            raise TypeError(
+                f"source {name!r}: FastAPI does not call a source, so {kind.__name__}() of "
+                f"{parameter.name!r} has no effect; use it in an endpoint, and give its value to "
+                f"streams.response(request, {name}(…)); for bounds, use msgspec.Meta"
+            )
+    if type_ is None and parameter.name in ("self", "cls"):
+        raise TypeError(f"source {name!r} is a method; give the bound method to source(…)")
+
+
+def schema_of(name: str, types: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of a source's parameters.
+
+    Raises TypeError for one that cannot be published.
+    """
+    try:
+        return _schema(name, types, defaults)
+    except TypeError as error:
+        for parameter, type_ in types.items():
+            one = {parameter: defaults[parameter]} if parameter in defaults else {}
+            try:
+                _schema(name, {parameter: type_}, one)
+            except TypeError as fault:
+                reason = str(fault).splitlines()[-1]
+                raise TypeError(
+                    f"source {name!r}: {parameter!r} cannot be published as JSON Schema: {reason}; "
+                    "use a type and a default that msgspec encodes, or a pydantic model"
+                ) from None
+        raise TypeError(f"source {name!r}: {error}") from None
+
+
+def _schema(name: str, types: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    fields: list[Any] = []
+    for parameter, type_ in types.items():
+        if parameter not in defaults:
+            fields.append((parameter, type_))
+        elif is_model(defaults[parameter]):  # msgspec cannot publish it.
+            fields.append((parameter, type_, msgspec.field(default_factory=object)))
+        else:
+            fields.append((parameter, type_, defaults[parameter]))
+    struct = msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
+    _, definitions = msgspec.json.schema_components(
+        (struct,), ref_template="#/$defs/{name}", schema_hook=model_schema
+    )
+    schema: dict[str, Any] = definitions.pop(name)
+    for parameter, default in defaults.items():
+        if is_model(default):
+            schema["properties"][parameter]["default"] = default.model_dump(mode="json")
+    definitions |= hoist_definitions([schema, *definitions.values()])
+    if definitions:
+        schema["$defs"] = definitions
+    return schema
