@@ -83,13 +83,16 @@ def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
 
 
 class EndpointResponse(Response):
-    """Finds out what to answer when it is called, since it may wait only then."""
+    """Starts or resumes a run when it is called, since it may wait only then.
+
+    Raises TypeError if `produced` can be neither iterated nor called.
+    """
 
     def __init__(
         self, answer: Answer, request: Request, name: str, produced: Produced, policy: Policy
     ) -> None:
         super().__init__()
-        self.raw_headers.clear()  # What is here later, the endpoint has set.
+        self.raw_headers.clear()  # From here on, it holds only what the endpoint sets.
         self._answer = answer
         self._produced = produced
         self._function = _function_of(produced)
@@ -170,5 +173,7 @@ def _function_of(produced: Any) -> Callable[[], Any] | None:
             f"response() calls {name} without arguments, but: {error}; give {name}(…), "
             f"or lambda: {name}(…)"
         ) from None
+    except ValueError:
+        pass  # A function written in C may have no signature.
     function: Callable[[], Any] = produced
     return function

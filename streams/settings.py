@@ -4,7 +4,8 @@ Each option of Streams is a variable: STREAMS_ and its name in capitals. An empt
 None; lists are separated by commas. STREAMS_SOURCES are import strings, `package.module:name`.
 LLM_BASE_URL, LLM_MODEL, LLM_API_KEY and LLM_TIMEOUT configure the source `chat`.
 
-An invalid setting raises SystemExit with a one-line message that names it.
+An invalid setting raises SystemExit with a one-line message that names it. So does a variable that
+looks like a misspelt setting.
 """
 
 import logging

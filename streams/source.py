@@ -322,7 +322,8 @@ def source(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
 
     The function is an async generator function; or an async function that returns an async
     iterator, which is awaited before the response starts, so that an error in it is an HTTP
-    status; or a generator function, which runs in worker threads.
+    status; or a generator function, which runs in worker threads. A partial, a bound method and a
+    callable object of such a function are sources, too.
 
     `name` (default: the function's) is the source's name in URLs. With `shared`, all viewers that
     give the same parameters share one run. `aclose` is awaited when an app that serves the source

@@ -351,6 +351,11 @@ def test_the_error_for_events_that_cannot_be_iterated_gives_the_reason(
         Streams().response(request, events)
 
 
+def test_a_function_without_a_signature_is_accepted() -> None:
+    request = Request({"type": "http", "method": "GET", "path": "/", "headers": []})
+    assert isinstance(Streams().response(request, vars), Response)
+
+
 def test_the_error_for_a_coroutine_says_to_give_the_function() -> None:
     async def opened() -> AsyncIterator[str]:
         return words()

@@ -112,7 +112,8 @@ def test_the_package_needs_four_others() -> None:
 STREAMS_WITHOUT_EXTRAS = """
 import asyncio, sys
 
-for name in ("uvicorn", "uvloop", "httptools", "httpx", "httpx_sse", "redis", "fastapi"):
+for name in ("uvicorn", "uvloop", "httptools", "httpx", "httpx_sse", "redis", "fastapi",
+             "pydantic"):
     sys.modules[name] = None  # Importing it raises ImportError.
 
 from streams import Streams
