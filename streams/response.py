@@ -12,6 +12,7 @@ Invariants:
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, NoReturn, Self, cast
 
@@ -87,6 +88,43 @@ class _Shutdown:
             reader.stop()
 
 
+class _Watchdog:
+    """A context that ends with SendTimeoutError when one send takes longer than `timeout` seconds.
+
+    `since` is the time at which the current send began, in seconds; 0 between two sends. One timer
+    looks at it: a timer for each send would be too expensive.
+    """
+
+    __slots__ = ("_loop", "_task", "_timed_out", "_timeout", "_timer", "since")
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._timed_out = False
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()  # The head of the response is sent first.
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(self._loop)
+        self._timer = self._loop.call_later(self._timeout, self._look)
+
+    def _look(self) -> None:
+        since, now = self.since, time.monotonic()
+        left = (since or now) + self._timeout - now
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        elif self._task is not None:
+            self._timed_out = True
+            self._task.cancel()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        if not self._timed_out or self._task is None:
+            return
+        # If somebody else has cancelled the task too, it stays cancelled.
+        if not self._task.uncancel() and kind is asyncio.CancelledError:
+            raise SendTimeoutError
+
+
 class RunResponse(EventSourceResponse):
     """Sends a run's events through a wire, from a position to the end of the run.
 
@@ -103,6 +141,7 @@ class RunResponse(EventSourceResponse):
         self._wire = wire
         self._location = location
         self._shutdown = _Shutdown()
+        self._watchdog = _Watchdog(policy.send_timeout)
         self._send: Send
         super().__init__(
             self,
@@ -120,8 +159,9 @@ class RunResponse(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
+        watchdog = self._watchdog
         try:
-            with StoppedWithTheServer(self._shutdown.set):
+            with StoppedWithTheServer(self._shutdown.set), watchdog:
                 await super().__call__(scope, receive, send)
         except SendTimeoutError:
             logger.warning(
@@ -147,6 +187,8 @@ class RunResponse(EventSourceResponse):
         function, or one more function inside it, would cost a fifth of an event.
         """
         send, wire, feed = self._send, self._wire, self._wire.feed
+        watchdog, clock = self._watchdog, time.monotonic
+        watchdog.since = 0
         head, after = self._beginning()
         while True:
             try:
@@ -154,7 +196,9 @@ class RunResponse(EventSourceResponse):
                     self._shutdown.stops(reader)
                     first = True
                     if not reader.ready:
+                        watchdog.since = clock()
                         await send({"type": "http.response.body", "body": head, "more_body": True})
+                        watchdog.since = 0
                         head = b""
                     pieces = 0
                     async for frames in reader:
@@ -164,14 +208,17 @@ class RunResponse(EventSourceResponse):
                         else:
                             body = feed(frames)
                         if body:
+                            watchdog.since = clock()
                             await send(
                                 {"type": "http.response.body", "body": body, "more_body": True}
                             )
+                            watchdog.since = 0
                         if wire.done:
                             break
                         pieces += 1
                         if pieces % CANCELLABLE_PIECES == 0:
                             await anyio.lowlevel.checkpoint_if_cancelled()
+                watchdog.since = clock()  # The last send is that of sse-starlette.
                 if body := head + wire.finish():
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                 raise StopAsyncIteration

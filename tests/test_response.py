@@ -12,7 +12,7 @@ import anyio.lowlevel
 import httpx
 import httpx_sse
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 from streams import Event, Streams, source
 from streams.sources import clock, counter
@@ -316,3 +316,60 @@ async def test_a_stream_works_with_each_http_parser_of_uvicorn(http: str) -> Non
     async with client_of(Streams([counter]), http=http) as client:
         events = await every_event(client, "/streams/counter?count=3&interval=0")
     assert len(events) == 5
+
+
+class Stalled:
+    """A client that accepts `accepted` messages with a body and then no more."""
+
+    def __init__(self, accepted: int) -> None:
+        self.accepted = accepted
+        self.bodies = 0
+        self.stalled = asyncio.Event()
+
+    async def receive(self) -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            self.bodies += 1
+            if self.bodies > self.accepted:
+                self.stalled.set()
+                await anyio.sleep_forever()
+
+
+def scope_of(path: str) -> Scope:
+    return {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+
+
+@pytest.mark.parametrize("accepted", [0, 1, 2], ids=["first", "event", "last"])
+async def test_a_send_that_does_not_finish_is_ended_by_send_timeout_without_a_heartbeat(
+    accepted: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = asyncio.Event()
+    streams = Streams([gated(gate)], heartbeat=3600, send_timeout=0.05)
+    client = Stalled(accepted)
+    response = asyncio.ensure_future(
+        streams(scope_of("/streams/gated"), client.receive, client.send)
+    )
+    if accepted:
+        await until(lambda: client.bodies == 1, "the client has the first event")
+        await anyio.sleep(0.12)  # The stream is idle for longer than send_timeout.
+        assert not response.done()
+        gate.set()
+    await asyncio.wait_for(response, 10)
+    assert client.stalled.is_set()
+    assert "accepted no data for 0.05 s" in caplog.text
+    assert not streams.runs.readers
+
+
+async def test_a_response_that_the_server_cancels_while_a_send_stalls_stays_cancelled() -> None:
+    streams = Streams([gated(asyncio.Event())], heartbeat=3600, send_timeout=3600)
+    client = Stalled(0)
+    response = asyncio.ensure_future(
+        streams(scope_of("/streams/gated"), client.receive, client.send)
+    )
+    await asyncio.wait_for(client.stalled.wait(), 5)
+    response.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(response, 10)
