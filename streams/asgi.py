@@ -56,7 +56,8 @@ class Streams:
 
     `models` maps model names to sources, served at /v1/chat/completions in OpenAI's format.
     `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes (the default), the
-    URL of a Redis or Valkey server for many workers, or any EventLog. Pages of `origins` ("*":
+    URL of a Redis or Valkey server for many workers, or any EventLog. Plain generators run in at
+    most `max_threads` threads. Pages of `origins` ("*":
     all) may start runs from another site, with CORS. `max_body` is the limit of a POST body, in
     bytes. `page` serves the playground at the root. `encode` converts a yielded value of a type
     that msgspec does not know to one that it knows. Other keywords are the policy for all sources:
@@ -74,6 +75,7 @@ class Streams:
         log: EventLog | str | None = None,
         max_runs: int = 10_000,
         max_bytes: int = 256 * 2**20,
+        max_threads: int = 1000,
         max_body: int = 2**20,
         origins: Sequence[str] = (),
         page: bool = True,
@@ -101,7 +103,7 @@ class Streams:
             log = MemoryLog(**limits)
         self.log = _log_at(log, limits) if isinstance(log, str) else log
         sources_by_name = {s.name: (s, self._policies[s]) for s in self.sources.values()}
-        self.runs = Runs(self.log, sources_by_name, Encoder(encode))
+        self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads)
         self._max_body = max_body
         self._origins = frozenset(origins)
         routes = [

@@ -9,7 +9,7 @@ Invariants:
 
 import inspect
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any
 
 from starlette.requests import Request
@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 from streams.declaration import name_of
 from streams.request import identity, in_middleware
 from streams.response import RunResponse
-from streams.source import Job, Policy, iterate
+from streams.source import Job, Policy
+from streams.thread import check_iterable
 
 Events = AsyncIterable[Any] | Iterable[Any]
 Produced = Events | Callable[[], Events | Awaitable[Events]]
@@ -96,7 +97,8 @@ class EndpointResponse(Response):
         self._answer = answer
         self._produced = produced
         self._function = _function_of(produced)
-        self._iterator = None if self._function else iterate(produced)
+        if self._function is None:
+            check_iterable(produced)
         self._started = False
         self._is_head = request.method == "HEAD"
         self._job = Job(
@@ -137,13 +139,12 @@ class EndpointResponse(Response):
             own = [h for h in own if h[0] not in kept]
         response.raw_headers = [*others, *own]
 
-    async def _open(self, after: int) -> AsyncIterator[Any]:
+    async def _open(self, after: int) -> Any:
         self._started = True
-        if self._iterator is not None:
-            return self._iterator
-        assert self._function is not None
+        if self._function is None:
+            return self._produced
         produced = self._function()
-        return iterate(await produced if inspect.isawaitable(produced) else produced)
+        return await produced if inspect.isawaitable(produced) else produced
 
     async def _close(self) -> None:
         if self._function is not None:

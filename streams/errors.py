@@ -16,7 +16,8 @@ StreamError                500  raise it in a source: clients see its message an
 ├── CrossSite              403  a page of another site may not start runs
 ├── RunExists              409  somebody else has just created the log of this run
 ├── StoreFull              503  `max_runs` or `max_bytes` is reached; try again later
-│   └── StoreDown          503  the log's server does not answer; try again later
+│   ├── StoreDown          503  the log's server does not answer; try again later
+│   └── TooManyThreads     503  `max_threads` is reached; try again later
 ├── UnencodableValue       500  a source yielded a value that JSON cannot represent
 ├── ProducerLost           500  the worker that produced the run died, and no other can continue it
 ├── LogClosed              500  an append after the end, or by a worker that was fenced
@@ -116,6 +117,10 @@ class StoreFull(StreamError):
 
 class StoreDown(StoreFull):
     retry_after = 3
+
+
+class TooManyThreads(StoreFull):
+    pass
 
 
 class UnencodableValue(StreamError):

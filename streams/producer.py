@@ -21,6 +21,7 @@ from streams.errors import RunGone, StreamError, as_stream_error, for_clients, l
 from streams.event import COMPLETED, Encoder, End
 from streams.log import RunLog
 from streams.source import Policy
+from streams.thread import ThreadIterator
 
 logger = logging.getLogger("streams")
 
@@ -30,6 +31,9 @@ BURST_SECONDS = 0.005
 
 CLEANUP_SECONDS = 10.0
 """How long the `finally` of a source may take when it is closed."""
+
+FIRST_STEP_SECONDS = 0.05
+"""How long the first step in a thread may hold back the headers of the response."""
 
 FIRST_READER_SECONDS = 5.0
 """A new run waits at least this long for its first reader, even if `linger` is shorter."""
@@ -105,7 +109,10 @@ class Run:
         self._start = log.last
         if not log.readers:
             self._cancel_unread_after(FIRST_READER_SECONDS)
-        self._loop.call_soon(self._take_turn)
+        if isinstance(self._events, ThreadIterator):
+            self._loop.call_later(FIRST_STEP_SECONDS, self.opened.set)
+        else:
+            self._loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
         self._turns += 1
@@ -131,7 +138,9 @@ class Run:
                         await asyncio.sleep(0)
                         burst, since = 0, clock()
                     burst += 1
-                    encode = payload
+                    if encode is not payload:  # It is the first event.
+                        encode = payload
+                        self.opened.set()
                     if log.full:
                         await log.room()
                     break

@@ -30,6 +30,7 @@ from streams.event import Encoder, End, EventId
 from streams.log import EventLog, Limits, RunInfo, RunLog
 from streams.producer import CLEANUP_SECONDS, Run
 from streams.source import Job, Policy, Source
+from streams.thread import Threads
 
 logger = logging.getLogger("streams")
 
@@ -53,6 +54,7 @@ class Runs:
         log: EventLog,
         sources: Mapping[str, tuple[Source[..., Any], Policy]],
         encoder: Encoder | None = None,
+        max_threads: int = 1000,
     ) -> None:
         self.since = datetime.now(UTC)
         self.restarts = 0
@@ -60,6 +62,7 @@ class Runs:
         self._log = log
         self._sources = sources
         self._encoder = encoder or Encoder()
+        self._threads = Threads(max_threads)
         self._producing: dict[str, Run] = {}
         log.register(self)
 
@@ -146,13 +149,17 @@ class Runs:
     def _produce(
         self,
         log: RunLog,
-        open_source: Callable[[], Awaitable[AsyncIterator[Any]]],
+        open_source: Callable[[], Awaitable[Any]],
         policy: Policy,
         *,
         context: Context | None,
         discard: Callable[[], Awaitable[None]] | None = None,
     ) -> Run:
-        run = Run(log, open_source, policy, self._encoder, discard=discard, context=context)
+        async def iterate_source() -> AsyncIterator[Any]:
+            name = f"run {log.info.run} of source {log.info.source}"
+            return self._threads.iterate(await open_source(), name)
+
+        run = Run(log, iterate_source, policy, self._encoder, discard=discard, context=context)
         self._producing[log.info.run] = run
         run.task.add_done_callback(lambda _: self._done(run))
         return run
@@ -268,6 +275,7 @@ class Runs:
             "worker": self._log.worker,
             "runs": len(self._log),
             "running": len(self._producing),
+            "threads": len(self._threads),
             "readers": self.readers,
             "events": self._log.events,
             "bytes": self._log.bytes,

@@ -33,6 +33,7 @@ OPTIONS: dict[str, Any] = {
     "log": str | None,
     "max_runs": Annotated[int, Meta(ge=1)],
     "max_bytes": Annotated[int, Meta(ge=1)],
+    "max_threads": Annotated[int, Meta(ge=1)],
     "max_body": Annotated[int, Meta(ge=0)],
     "origins": list[str],
     "page": bool,

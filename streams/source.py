@@ -12,11 +12,9 @@ import inspect
 import re
 from collections.abc import (
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
 )
 from typing import (
@@ -32,9 +30,7 @@ from typing import (
     overload,
 )
 
-import anyio
 import msgspec
-from anyio import to_thread
 from msgspec import Meta
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
@@ -99,7 +95,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise TypeError(f"policy of {of}: {error}") from None
 
 
-Opener = Callable[[int], Awaitable[AsyncIterator[Any]]]
+Opener = Callable[[int], Awaitable[AsyncIterable[Any] | Iterable[Any]]]
 """Opens a source after its first n events."""
 
 
@@ -284,8 +280,8 @@ class Source(Generic[P, T]):
 
     async def open(
         self, arguments: Mapping[str, Any], request: Request | None, after: int = 0
-    ) -> AsyncIterator[Any]:
-        """Calls the function, and returns an iterator of the events after its first `after` ones.
+    ) -> Any:
+        """Calls the function, and returns what yields the events after its first `after` ones.
 
         A source that is an async function is awaited, and may raise anything. `request` is None
         if another worker continues a run.
@@ -298,7 +294,7 @@ class Source(Generic[P, T]):
         produced: Any = self.function(**arguments, **extra)  # type: ignore[call-arg]
         if inspect.iscoroutine(produced):
             produced = await produced
-        return iterate(produced)
+        return produced
 
 
 def check_name(name: str) -> None:
@@ -322,8 +318,8 @@ def source(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
 
     The function is an async generator function; or an async function that returns an async
     iterator, which is awaited before the response starts, so that an error in it is an HTTP
-    status; or a generator function, which runs in worker threads. A partial, a bound method and a
-    callable object of such a function are sources, too.
+    status; or a generator function, which runs in a thread of its own. A partial, a bound method
+    and a callable object of such a function are sources, too.
 
     `name` (default: the function's) is the source's name in URLs. With `shared`, all viewers that
     give the same parameters share one run. `aclose` is awaited when an app that serves the source
@@ -332,28 +328,3 @@ def source(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     if function is None:
         return lambda function: Source(function, **options)
     return Source(function, **options)
-
-
-def iterate(produced: Any) -> AsyncIterator[Any]:
-    """An async iterator over what a source's function returned. Iterables run in worker threads.
-
-    Raises TypeError for a value that cannot be iterated.
-    """
-    if isinstance(produced, AsyncIterable):
-        return aiter(produced)
-    if isinstance(produced, Iterable):
-        return _in_thread(iter(produced))
-    raise TypeError(
-        f"a source must return an async iterator or an iterator, not a {type(produced).__name__}"
-    )
-
-
-async def _in_thread(iterator: Iterator[Any]) -> AsyncIterator[Any]:
-    done = object()
-    try:
-        while (value := await to_thread.run_sync(next, iterator, done)) is not done:
-            yield value
-    finally:
-        if (close := getattr(iterator, "close", None)) is not None:
-            with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(close)

@@ -32,6 +32,7 @@ CORE = [
     "log",
     "source",
     "declaration",
+    "thread",
     "wires",
     "shutdown",
     "event",

@@ -30,6 +30,7 @@ def test_every_option_can_be_set_by_a_variable() -> None:
             "STREAMS_SEND_TIMEOUT": "3",
             "STREAMS_MAX_RUNS": "7",
             "STREAMS_MAX_BYTES": "100000",
+            "STREAMS_MAX_THREADS": "20",
             "STREAMS_MAX_BODY": "500",
             "STREAMS_ORIGINS": "https://a.example, https://b.example",
             "STREAMS_PAGE": "false",
@@ -41,6 +42,7 @@ def test_every_option_can_be_set_by_a_variable() -> None:
     assert options["linger"] is None
     assert options["origins"] == ["https://a.example", "https://b.example"]
     assert options["page"] is False
+    assert options["max_threads"] == 20
     streams = Streams(**{**options, "log": None})
     assert list(streams.sources) == ["ticks", "clock"]
     assert (streams.policy.heartbeat, streams.policy.linger) == (5, None)
@@ -54,6 +56,7 @@ def test_every_option_can_be_set_by_a_variable() -> None:
         ("RETRY", "3", "STREAMS_RETRY='3' is invalid: Expected `array` of length 2, got 1"),
         ("MAX_RUNS", "many", "STREAMS_MAX_RUNS='many' is invalid: Expected `int`, got `str`"),
         ("MAX_RUNS", "0", "STREAMS_MAX_RUNS='0' is invalid: Expected `int` >= 1"),
+        ("MAX_THREADS", "0", "STREAMS_MAX_THREADS='0' is invalid: Expected `int` >= 1"),
         (
             "SOURCES",
             "nope:x",
