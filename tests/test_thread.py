@@ -128,7 +128,7 @@ async def test_a_stop_during_a_blocking_call_closes_the_generator_after_that_cal
 async def test_a_step_that_outlasts_the_cleanup_time_is_reported_and_its_thread_still_counts(
     gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("streams.run.CLEANUP_SECONDS", 0.05)
+    monkeypatch.setattr("streams.producer.CLEANUP_SECONDS", 0.05)
     streams = Streams([gated(gate)])
     async with serving(streams) as url, connection(url, "/streams/gated") as stream:
         await stream.until(has_event_1, "event 1 has arrived")
@@ -136,7 +136,7 @@ async def test_a_step_that_outlasts_the_cleanup_time_is_reported_and_its_thread_
         await delete(url, stream.run)
         await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
         assert caplog.messages == [
-            f"run {stream.run}: source gated did not close within 0.05 s and is left behind"
+            f"run {stream.run}: source gated did not stop within 0.05 s; its cleanup is interrupted"
         ]
         assert threads(streams) == 1
         gate.open.set()
@@ -309,7 +309,7 @@ async def test_a_first_step_that_blocks_does_not_hold_back_headers_and_heartbeat
 async def test_an_exception_in_the_first_step_becomes_the_status_of_the_response(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("streams.run.FIRST_STEP_SECONDS", 20)
+    monkeypatch.setattr("streams.producer.FIRST_STEP_SECONDS", 20)
 
     @source
     def refuses() -> Iterator[int]:
@@ -392,7 +392,7 @@ async def test_a_generator_that_waits_in_a_queue_does_not_keep_the_server_alive(
         assert process.stderr
         log = process.stderr.read()
     assert code in (0, -number, 128 + number)
-    assert f"run {stream.run}: source stuck did not close within 0.2 s" in log
+    assert f"run {stream.run}: source stuck did not stop within 0.2 s" in log
 
 
 async def test_at_max_threads_a_plain_generator_gets_a_503_and_an_event_source_a_retry(
@@ -570,7 +570,7 @@ def test_a_generator_is_closed_if_its_event_loop_is_closed_during_a_step(gate: G
 async def test_a_restarted_run_whose_generator_has_no_event_left_gets_a_204(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("streams.run.FIRST_STEP_SECONDS", 20)
+    monkeypatch.setattr("streams.producer.FIRST_STEP_SECONDS", 20)
 
     @source
     def numbers(*, after: int = 0) -> Iterator[int]:

@@ -10,13 +10,13 @@
  * @typedef {Omit<RequestInit, "body" | "method"> & OwnOptions} Options
  */
 
-/** How often a start that is refused with Retry-After is tried. A resume is tried without a limit. */
+/** Tries to start a run that the server refuses with Retry-After. A resume has no limit. */
 const MAX_TRIES = 5;
 
 /** @param {string | URL} url @param {Options} [options] */
 export const eventStream = (url, options) => new EventStream(url, options);
 
-/** One stream; a second iteration throws. It dispatches `statechange` after each change of `state`. */
+/** One stream, read once: a second loop throws. Each change of `state` dispatches `statechange`. */
 export class EventStream extends EventTarget {
   state = /** @type {"connecting" | "open" | "waiting" | "closed"} */ ("connecting");
   run = ""; // the URL of the run, empty until the server has sent it
@@ -26,6 +26,9 @@ export class EventStream extends EventTarget {
   #retry = 2_000; // milliseconds
   #stopRequested = false;
   #isIterated = false;
+  #wake = () => {}; // ends the pause
+  #onLocated = () => {}; // the run's URL is known, or it is clear that the server does not send it
+  #located = new Promise((resolve) => (this.#onLocated = () => resolve(true)));
 
   constructor(/** @type {string | URL} */ url, options = /** @type {Options} */ ({})) {
     super();
@@ -40,6 +43,7 @@ export class EventStream extends EventTarget {
     this.#isIterated = true;
     const controller = new AbortController();
     const signal = AbortSignal.any([controller.signal, this.options.signal ?? controller.signal]);
+    if (this.#stopRequested) this.stop().catch((error) => controller.abort(error));
     try {
       for (let failures = 0; ; failures++) {
         this.#setState("connecting");
@@ -57,33 +61,36 @@ export class EventStream extends EventTarget {
           throw namedError("Broken", "the connection was lost before the server sent an event id");
         // The first pause is the server's `retry`. Later ones grow; jitter spreads the clients.
         const factor = failures ? 2 ** Math.min(failures, 4) * (0.5 + Math.random() / 2) : 1;
-        const least = retryAfter(response) ?? 0;
+        const least = retryAfter(response) || 0;
         const wait = least || this.#retry * factor;
         this.#setState("waiting", { status: response?.ok ? undefined : response?.status, wait });
-        await sleep(wait, least, signal);
+        await this.#pause(wait, least, signal);
+        if (this.#stopRequested && !this.#canResume) return;
       }
     } finally {
       controller.abort();
       this.#setState("closed");
+      this.#onLocated();
     }
   }
 
   /** False until the run is known: a second request could then start, and bill, a second run. */
   get #canResume() { return this.run !== "" || this.lastEventId !== ""; }
 
-  /** Stops the run for all its readers. The server closes the source and sends `end`. */
+  /** Stops the run for all its readers: the server closes the source and sends `end`. It waits for
+   *  the run's URL, and rejects with "NoRunURL" if the server does not send it. */
   async stop() {
-    this.#stopRequested = !this.run;
-    if (this.#stopRequested) return; // #read stops the run as soon as the server has sent its URL
-    const request = this.#request(this.run, undefined, { method: "DELETE", signal: null });
-    const response = await fetch(request);
+    this.#stopRequested = true;
+    if (!this.#isIterated) return; // the loop calls this again
+    if (this.state === "waiting" && !this.#canResume) return this.#wake(); // there is no run
+    if (!this.run) await this.#located;
+    if (!this.run) throw namedError("NoRunURL", `${this.url} sent no URL at which to stop the run`);
+    const init = { method: "DELETE", signal: null };
+    const response = await fetch(this.#request(this.run, undefined, init));
     if (!response.ok && response.status !== 404) throw await problemError(response);
   }
 
-  /**
-   * A response to read or to retry, or nothing if the network failed.
-   * @param {AbortSignal} signal @param {number} tries
-   */
+  /** Nothing if the network failed. @param {AbortSignal} signal @param {number} tries */
   async #connect(signal, tries) {
     const send = (/** @type {Request} */ request) =>
       fetch(request).catch((error) => {
@@ -97,16 +104,15 @@ export class EventStream extends EventTarget {
       response = await send(this.#request(this.url, this.options.body, { signal }));
     if (!response) return;
     const isBusy = retryAfter(response) !== undefined;
-    const isTemporary = this.#canResume ? isBusy || response.status >= 500 : isBusy && tries < MAX_TRIES;
+    const canWait = this.#canResume || (tries < MAX_TRIES && !this.#stopRequested);
+    const isTemporary = isBusy ? canWait : this.#canResume && response.status >= 500;
     if (response.ok || isTemporary) return response;
     throw await problemError(response);
   }
 
-  /**
-   * Throws a TypeError for what no retry can mend, such as an invalid URL, header or body. Another
-   * origin than the stream's gets no cookies and no headers of the caller.
-   * @param {string | URL} url @param {unknown} body @param {RequestInit} init
-   */
+  /** Throws a TypeError for an invalid URL, header or body, which no retry can mend. Another origin
+   *  than the stream's gets no cookies and no headers of the caller.
+   *  @param {string | URL} url @param {unknown} body @param {RequestInit} init */
   #request(url, body, init) {
     const isForeign = originOf(url) !== originOf(this.url);
     const credentials = isForeign ? "omit" : this.options.credentials;
@@ -125,9 +131,12 @@ export class EventStream extends EventTarget {
     if (!response.body || !type.startsWith("text/event-stream"))
       throw namedError("NoEventStream", `${response.url} sent ${type}, not text/event-stream`);
     const location = response.headers.get("Content-Location");
-    if (location) this.run = new URL(location, response.url).href;
+    const locate = (/** @type {unknown} */ url) => {
+      if (url && typeof url === "string") this.run = new URL(url, response.url).href;
+      if (this.run) this.#onLocated();
+    };
+    locate(location);
     this.#setState("open");
-    if (this.#stopRequested) await this.stop();
     const parser = new EventParser(this.lastEventId);
     const reader = response.body.getReader();
     while (true) {
@@ -136,12 +145,33 @@ export class EventStream extends EventTarget {
       if (!value) return;
       for (const event of parser.feed(value)) {
         this.lastEventId = event.id;
+        if (event.type === "start") locate(location ?? event.data?.url);
+        this.#onLocated();
         yield event;
         signal.throwIfAborted();
       }
       this.lastEventId = parser.lastEventId;
       this.#retry = parser.retry ?? this.#retry;
     }
+  }
+
+  /** Timers freeze in a background tab: `online` and a page that becomes visible end the pause, but
+   *  not before `least`. @param {number} wait @param {number} least @param {AbortSignal} signal */
+  #pause(wait, least, signal) {
+    const { document, addEventListener } = globalThis; // Node has neither
+    const [cleanup, earliest] = [new AbortController(), Date.now() + least];
+    return new Promise((resolve, reject) => {
+      this.#wake = () => resolve(true);
+      const timer = setTimeout(resolve, Math.min(wait, 2 ** 31 - 1));
+      cleanup.signal.addEventListener("abort", () => clearTimeout(timer));
+      const wake = () => Date.now() >= earliest && resolve(true);
+      const onVisibility = () => document.visibilityState === "visible" && wake();
+      addEventListener?.("online", wake, cleanup);
+      document?.addEventListener("visibilitychange", onVisibility, cleanup);
+      signal.addEventListener("abort", () => reject(signal.reason), cleanup);
+      if (signal.aborted) reject(signal.reason);
+      if (this.#stopRequested && !this.#canResume) resolve(true);
+    }).finally(() => cleanup.abort());
   }
 
   /** @param {EventStream["state"]} state @param {EventStream["reason"]} [reason] */
@@ -221,24 +251,4 @@ async function problemError(response) {
   const details = (await response.json().catch(() => null)) ?? {};
   const message = details.detail ?? `${response.url} returned status ${response.status}`;
   return namedError(details.title ?? "Error", message, { status: response.status, ...details });
-}
-
-/**
- * Waits. Timers freeze in a background tab, so `online` and a page that becomes visible end the wait
- * early, but not before the `least` milliseconds.
- * @param {number} wait @param {number} least @param {AbortSignal} signal @returns {Promise<void>}
- */
-function sleep(wait, least, signal) {
-  const { document, addEventListener } = globalThis; // Node has neither
-  const cleanup = new AbortController();
-  const earliest = Date.now() + least;
-  let timer = /** @type {ReturnType<typeof setTimeout> | undefined} */ (undefined);
-  return new Promise((/** @type {(value: void) => void} */ resolve, reject) => {
-    timer = setTimeout(resolve, Math.min(wait, 2 ** 31 - 1));
-    const wake = () => document?.visibilityState !== "hidden" && Date.now() >= earliest && resolve();
-    addEventListener?.("online", wake, cleanup);
-    document?.addEventListener("visibilitychange", wake, cleanup);
-    signal.addEventListener("abort", () => reject(signal.reason), cleanup);
-    if (signal.aborted) reject(signal.reason);
-  }).finally(() => (clearTimeout(timer), cleanup.abort()));
 }

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event as ThreadEvent
 from threading import Thread
 from typing import Any
 
@@ -154,6 +155,7 @@ class Script(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str | None, str]] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
+        self.deleted = ThreadEvent()
 
     @property
     def url(self) -> str:
@@ -177,7 +179,13 @@ class ScriptHandler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer.encode())
+        if self.command == "DELETE":
+            self.server.deleted.set()
+        before, _, after = answer.partition(DELETED)
+        self.wfile.write(before.encode())
+        if after:
+            assert self.server.deleted.wait(30), "not reached in 30 s: the run is deleted"
+            self.wfile.write(after.encode())
 
     do_GET = do_POST = do_DELETE = answer  # noqa: N815
 
@@ -215,6 +223,7 @@ def frame(n: int, data: str | None = None, name: str = "") -> str:
 
 START = frame(0, '{"run":"r","source":"s"}', "start")
 NO_CONTENT = (204, dict[str, str](), "")
+DELETED = "(DELETE)"  # In an answer: the rest follows when the client has sent a DELETE.
 CUT = (0, dict[str, str](), "")  # The server closes the connection without an answer.
 
 
@@ -514,11 +523,70 @@ def test_a_run_url_of_another_origin_gets_no_headers_and_no_cookies_of_the_calle
     assert output.of("credentials") == ["include", "omit", "omit", "omit"]
 
 
-def test_stop_before_the_run_is_known_stops_it_as_soon_as_it_is_known() -> None:
-    with script(stream(START), NO_CONTENT, stream(end(1, "cancelled"))) as server:
-        output = read(server.url, stopAt="connecting")
-    assert [method for method, *_ in server.requests] == ["GET", "DELETE", "GET"]
+@pytest.mark.parametrize("moment", ["before the loop", "connecting"])
+def test_stop_before_the_run_is_known_stops_it_as_soon_as_it_is_known(moment: str) -> None:
+    with script(stream(START, DELETED, end(1, "cancelled")), NO_CONTENT) as server:
+        output = read(server.url, stopAt=moment)
+    assert [method for method, *_ in server.requests] == ["GET", "DELETE"]
+    assert output.of("stop") == ["stopped"]
     assert output.of("done")
+
+
+PLAIN = {"Content-Type": "text/event-stream"}  # Without the Content-Location.
+START_WITH_URL = frame(0, '{"run":"r","source":"s","url":"/live/runs/r"}', "start")
+
+
+@pytest.mark.parametrize("moment", ["before the loop", "connecting", "open", "r.1"])
+def test_stop_takes_the_url_of_the_run_from_the_start_event(moment: str) -> None:
+    body = START_WITH_URL + frame(1) + DELETED + end(2, "cancelled")
+    with script((200, PLAIN, body), NO_CONTENT) as server:
+        output = read(server.url, stopAt=moment)
+    assert server.requests[1][:2] == ("DELETE", "/live/runs/r")
+    assert output.of("stop") == ["stopped"]
+    assert output.of("done")
+    assert output.of("run") == [server.url.replace("/streams/s", "/live/runs/r")]
+
+
+def test_a_resume_takes_the_url_of_the_run_from_the_start_event() -> None:
+    first = "retry: 10\n" + START_WITH_URL + frame(1)
+    with script((200, PLAIN, first), (200, PLAIN, frame(2) + end(3))) as server:
+        output = read(server.url, options={"body": {}})
+    assert output.data == [1, 2]
+    assert server.requests[1] == ("GET", "/live/runs/r", "r.1", "")
+
+
+@pytest.mark.parametrize("moment", ["connecting", "open", "r.1", "closed"])
+def test_stop_rejects_if_the_server_does_not_send_the_url_of_the_run(moment: str) -> None:
+    with script((200, PLAIN, START + frame(1) + end(2))) as server:
+        output = read(server.url, stopAt=moment)
+    assert output.of("stop") == ["NoRunURL"]
+    assert output.data == [1]
+    assert output.of("done")
+    assert len(server.requests) == 1
+
+
+def test_stop_before_the_loop_throws_in_the_loop_if_the_run_has_no_url() -> None:
+    with script((200, PLAIN, START + frame(1) + end(2))) as server:
+        output = read(server.url, stopAt="before the loop")
+    assert output.of("error")[0]["name"] == "NoRunURL"
+
+
+@pytest.mark.parametrize("answer", [problem(422), problem(503, **{"Retry-After": "3600"})])
+def test_a_refusal_is_not_retried_after_stop(answer: tuple[int, dict[str, str], str]) -> None:
+    with script(answer) as server:
+        output = read(server.url, stopAt="connecting")
+    assert output.of("stop") == ["NoRunURL"]
+    assert output.of("error")[0]["name"] == "Refused"
+    assert output.of("state") == ["connecting", "closed"]
+
+
+def test_stop_while_the_client_waits_to_start_a_run_ends_the_loop() -> None:
+    with script(problem(503, **{"Retry-After": "3600"})) as server:
+        output = read(server.url, stopAt="waiting")
+    assert output.of("stop") == ["stopped"]
+    assert output.of("done")
+    assert output.of("state") == ["connecting", "waiting", "closed"]
+    assert len(server.requests) == 1
 
 
 def test_a_failed_first_connection_is_an_error() -> None:
@@ -561,9 +629,8 @@ def test_a_network_failure_is_retried_when_a_resume_is_possible() -> None:
 
 
 def test_without_a_run_url_the_first_request_is_repeated_with_the_last_event_id() -> None:
-    plain = {"Content-Type": "text/event-stream"}
     first = f"retry: 10\n{START}{frame(1)}"
-    with script((200, plain, first), (502, {}, ""), (200, plain, end(2))) as server:
+    with script((200, PLAIN, first), (502, {}, ""), (200, PLAIN, end(2))) as server:
         output = read(server.url, options={"body": {}})
     assert output.data == [1]
     assert output.of("done")
@@ -590,5 +657,5 @@ def test_reading_can_start_after_a_given_event() -> None:
     assert server.requests == [("GET", "/streams/s", "r.5", "")]
 
 
-def test_the_client_has_at_most_230_lines() -> None:
-    assert len(CLIENT.read_text().splitlines()) <= 230
+def test_the_client_has_at_most_260_lines() -> None:
+    assert len(CLIENT.read_text().splitlines()) <= 260

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator
 from queue import SimpleQueue
 
-from streams import Streams, run, source
+from streams import Streams, producer, source
 
-run.CLEANUP_SECONDS = float(os.environ.get("CLEANUP_SECONDS", "10"))
+producer.CLEANUP_SECONDS = float(os.environ.get("CLEANUP_SECONDS", "10"))
 
 
 @source(linger=None)

@@ -1,7 +1,7 @@
 /**
  * Reads the stream that the argument describes and prints what happens as lines of JSON.
  *
- * `abortAt`, `stopAt` and `leaveAt` are a state or an event id at which to abort the signal, stop
+ * `abortAt`, `stopAt` and `leaveAt` are a state, an event id or "before the loop" at which to abort the signal, stop
  * the run or leave the loop. `readAgainAt` is one at which to begin a second loop. `skipPauses` ends
  * each pause of the client at once. `circular` sends a body that JSON cannot represent.
  * `wakeBy` is what a browser reports during each pause: "online", "visible" or "hidden". If the
@@ -28,7 +28,7 @@ if (wakeBy) {
   const browser = new EventTarget();
   globalThis.addEventListener = browser.addEventListener.bind(browser);
   globalThis.dispatchEvent = browser.dispatchEvent.bind(browser);
-  globalThis.document = Object.assign(new EventTarget(), { visibilityState: "visible" });
+  globalThis.document = Object.assign(new EventTarget(), { visibilityState: "hidden" });
 }
 
 function wake() {
@@ -60,7 +60,8 @@ async function act(moment) {
   if (moment === abortAt) controller.abort(new Error("aborted by the test"));
   if (moment !== stopAt) return;
   stopAt = undefined;
-  await stream.stop();
+  const outcome = await stream.stop().then(() => "stopped", ({ name }) => name);
+  print({ stop: outcome });
 }
 
 async function readAgain() {
@@ -78,6 +79,7 @@ stream.addEventListener("statechange", () => {
   isPauseNext = stream.state === "waiting";
   act(stream.state);
 });
+await act("before the loop");
 try {
   for await (const event of stream) {
     print({ event });
