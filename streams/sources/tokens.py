@@ -28,6 +28,8 @@ REPLY = (
     "continues where it stopped."
 )
 
+FAILURE_SECONDS = 0.01
+
 LONGEST = {"letters": 8, "digits": 3, "space": 10**9}
 """Longest piece per kind of character; a character of any other kind is a piece of its own."""
 
@@ -91,6 +93,8 @@ async def tokens(
     for number in range(after, len(times)):
         await anyio.sleep_until(origin + times[number])
         if fail_after is not None and number >= fail_after:
+            # Without a pause, a failure at the first token would be a status before the stream.
+            await anyio.sleep(FAILURE_SECONDS)
             raise StreamError(f"the mock failed after {number} tokens, as requested")
         if stall_after is not None and number >= stall_after:
             await anyio.sleep_forever()
