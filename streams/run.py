@@ -210,6 +210,8 @@ class Runs:
         try:
             log = await self._log.find(last.run)
         except UnknownRun:
+            if job.key is not None:  # It was forgotten just now.
+                return (await self._join(job))._replace(lost_run=True)
             if not job.restartable:
                 raise RunGone(f"run {last.run} is no longer retained; start a new one") from None
             try:

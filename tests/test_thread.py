@@ -15,7 +15,6 @@ import anyio.lowlevel
 import httpx
 import pytest
 from anyio import from_thread
-from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -145,35 +144,28 @@ async def test_a_step_that_outlasts_the_cleanup_time_is_reported_and_its_thread_
     assert len(set(gate.threads.values())) == 1
 
 
-async def test_200_blocked_generators_leave_the_threads_of_the_host_alone(gate: Gate) -> None:
-    streams = Streams([gated(gate)])
-    app = FastAPI()
+async def test_200_blocked_generators_leave_the_threads_of_the_host_alone() -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with server_process(port, "--log-level", "info", app="tests.support.threads:host"):
+        async with anyio.create_task_group() as views:
+            opened = 0
 
-    @app.get("/plain")
-    def plain() -> int:
-        return threading.get_ident()
+            async def view() -> None:
+                nonlocal opened
+                async with connection(url, "/live/streams/gated") as stream:
+                    await stream.until(has_event_1, "event 1 has arrived", 30)
+                    opened += 1
+                    await stream.until(ended, "the stream has ended", 30)
+                    assert b"\ndata: 2\n\n" in stream.body
 
-    app.mount("/live", streams)
-    async with serving(app) as url, anyio.create_task_group() as views:
-        opened = 0
-
-        async def view() -> None:
-            nonlocal opened
-            async with connection(url, "/live/streams/gated") as stream:
-                await stream.until(has_event_1, "event 1 has arrived", 30)
-                opened += 1
-                await stream.until(ended, "the stream has ended", 30)
-                assert b"\ndata: 2\n\n" in stream.body
-
-        for _ in range(200):
-            views.start_soon(view)
-        await until(lambda: opened == 200, "200 generators have begun", 30)
-        assert threads(streams) == 200
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            assert (await client.get("/plain")).status_code == 200
-            assert (await client.get("/live/page/index.html")).status_code == 200
-        gate.open.set()
-    await until(lambda: not threads(streams), "the threads have ended")
+            for _ in range(200):
+                views.start_soon(view)
+            await until(lambda: opened == 200, "200 generators have begun", 30)
+            async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+                assert (await client.get("/live/health")).json()["threads"] == 200
+                assert (await client.get("/live/page/index.html")).status_code == 200
+                assert (await client.post("/open")).status_code == 200, "a `def` endpoint answers"
 
 
 async def test_a_sqlite3_connection_can_be_used_across_yields_by_four_viewers() -> None:

@@ -1,8 +1,11 @@
-"""An app for a server process: a plain generator that waits in a queue for ever."""
+"""Apps for a server process: plain generators that block, alone and in a host."""
 
 import os
+import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
+
+from fastapi import FastAPI
 
 from streams import Streams, producer, source
 
@@ -16,4 +19,20 @@ def stuck() -> Iterator[int]:
     yield SimpleQueue[int]().get()
 
 
-app = Streams([stuck])
+@source
+def gated() -> Iterator[int]:
+    """Blocks its thread between its two events, until a request opens the gate."""
+    yield 1
+    gate.wait(60)
+    yield 2
+
+
+gate = threading.Event()
+app = Streams([stuck, gated])
+host = FastAPI()
+host.mount("/live", app)
+
+
+@host.post("/open")
+def open_gate() -> None:
+    gate.set()
