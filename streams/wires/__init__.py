@@ -18,9 +18,8 @@ class Wire:
     1. `headers`, once;
     2. `begin`, once, whose bytes go out before any event;
     3. `start` for the piece that begins with event 0, then `feed` for each piece of the log, until
-       `done`; and `gap`, whenever events were dropped
-       that the reader has not had. A reader that has not had the `start` event is fed it first,
-       even if the log has dropped it;
+       `done`; and `gap`, whenever events were dropped that the reader has not had. A reader that
+       has not had the `start` event gets it first, even if the log has dropped it;
     4. `finish`, once: after the `end` event, when `done`, when the server shuts down, and when the
        run is forgotten.
 
