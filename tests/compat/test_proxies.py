@@ -101,7 +101,7 @@ documented = pytest.mark.parametrize(
 async def behind(
     proxy: Proxy, folder: Path, *changes: tuple[str, str], **environ: str
 ) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
-    """Runs a server behind the proxy; gives a client of the proxy and a client of the server."""
+    """Runs a server and a proxy for it; gives a client of each, the proxy's first."""
     port, upstream = free_port(), free_port()
     text = proxy.configuration.read_text()
     for old, new in (*proxy.changes, *changes, ("8080", str(port)), ("8000", str(upstream))):
