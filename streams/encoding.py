@@ -7,13 +7,14 @@ Invariant: a value that msgspec encodes by itself costs nothing more than that.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 # msgspec encodes these, but not their subclasses, as base64.
 BINARY = frozenset({bytes, bytearray, memoryview})
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 # How much of a run's first event is searched for binary values.
 SEARCHED_VALUES = 1000
@@ -96,41 +97,44 @@ def hoist_definitions(schema: Any) -> dict[str, Any]:
 
 
 def find_unencodable(value: Any, encode: Callable[[Any], bytes]) -> tuple[str, Any]:
-    """The innermost part of a value that cannot be encoded, and the path to it."""
-    path = ""
+    """The path to the innermost part of a value that cannot be encoded, and that part."""
+    path: tuple[Any, ...] = ()
     for _ in range(20):  # A value may contain itself.
-        for step, child in _children(value):
+        for key, child in _children(value):
             try:
                 encode(child)
             except Exception:
-                path, value = path + step, child
+                path, value = (*path, key), child
                 break
         else:
             break
-    return path.removeprefix("."), value
+    return _formatted(path), value
 
 
 def find_binary(value: Any) -> tuple[str, Any] | None:
-    """A binary part of a value, and the path to it; None if there is none in its first parts."""
-    parts = [("", value)]
+    """The path to a binary part of a value, and that part; None if its first parts are not."""
+    parts: list[tuple[tuple[Any, ...], Any]] = [((), value)]
     for path, part in parts:  # The list grows.
         if type(part) in BINARY:
-            return path.removeprefix("."), part
-        if len(parts) < SEARCHED_VALUES and not isinstance(part, str):
-            parts.extend((path + step, child) for step, child in _children(part))
+            return _formatted(path), part
+        if type(part) not in _SCALARS and len(parts) < SEARCHED_VALUES:
+            parts += [((*path, key), child) for key, child in _children(part)]
     return None
 
 
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
+def _formatted(path: tuple[Any, ...]) -> str:
+    steps = (f".{key}" if str(key).isidentifier() else f"[{key!r}]" for key in path)
+    return "".join(steps).removeprefix(".")
+
+
+def _children(value: Any) -> Iterable[tuple[Any, Any]]:
+    """The parts of a value, each with its key, index or attribute name."""
     if isinstance(value, Mapping):
-        for key, child in value.items():
-            yield (f".{key}" if str(key).isidentifier() else f"[{key!r}]"), child
-    elif isinstance(value, list | tuple | set | frozenset):
-        for number, child in enumerate(value):
-            yield f"[{number}]", child
-    elif isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
-            yield f".{name}", getattr(value, name)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield f".{field.name}", getattr(value, field.name, None)
+        return value.items()
+    if isinstance(value, list | tuple | set | frozenset):
+        return enumerate(value)
+    if isinstance(value, msgspec.Struct):
+        return [(name, getattr(value, name)) for name in value.__struct_fields__]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value)]
+    return ()
