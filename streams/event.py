@@ -47,7 +47,7 @@ logger = logging.getLogger("streams")
 RESERVED_NAMES = frozenset({"open", "error", "start", "end", "gap"})
 
 # As numbers: `10 in data` is ten times as fast as `b"\n" in data`.
-LF, CR, QUOTE = b'\n\r"'
+LF, CR = b"\n\r"
 
 # JSON may contain these unescaped, but str.splitlines() and older JavaScript treat them as line
 # ends, and a client that splits lines with them cuts the event in two.
@@ -178,15 +178,15 @@ class Encoder:
 
         Raises UnencodableValue for a value that JSON cannot represent, and what `encode` raises.
         """
-        name, kind = None, type(value)
-        if kind is Event:
-            if (event := value.event) is not None:
-                name = event.encode()
-            if (text := value.text) is not None:
-                return name, text.encode()
-            value = value.data
-        elif kind not in _ORDINARY and isinstance(value, Event):  # Of a subclass.
-            return self.payload(Event(value.data, value.event, value.text))
+        name = None
+        if type(value) not in _ORDINARY:
+            if isinstance(value, Event):
+                name = None if value.event is None else value.event.encode()
+                if value.text is not None:
+                    return name, value.text.encode()
+                value = value.data
+            if type(value) in BINARY:
+                raise _unencodable(value, "", value, _TEXT)
         try:
             data = self._encode_json(value)
         except HookFailed as failed:
@@ -198,8 +198,6 @@ class Encoder:
         except Exception as error:  # msgspec raises TypeError, ValueError, RecursionError, ...
             path, part = find_unencodable(value, self._encode_json)
             raise _unencodable(value, path, part, f"{error}; {_ENCODE}") from error
-        if data[0] == QUOTE and type(value) in BINARY:
-            raise _unencodable(value, "", value, _TEXT)
         if not data.isascii():
             for raw, escaped in _LINE_SEPARATORS:
                 data = data.replace(raw, escaped)

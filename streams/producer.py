@@ -80,11 +80,48 @@ class Run:
         self.task.add_done_callback(self._finish)
 
     async def _produce(self, open_source: Callable[[], Awaitable[AsyncIterator[Any]]]) -> None:
+        """Opens the source, appends what it yields, and closes it.
+
+        An event passes through every coroutine between the task and the source, so this is one.
+        """
+        log, clock, payload = self.log, time.monotonic, self._encoder.payload
+        burst, since = 0, clock()
+        encode: Callable[[Any], tuple[bytes | None, bytes]] = functools.partial(
+            self._encoder.first_payload, source=log.info.source
+        )
         try:
-            self._events = await open_source()
-            if not self._over:
-                self._begin()
-                await self._pump(self._events)
+            self._events = events = await open_source()
+            if self._over:
+                return
+            self._begin()
+            async for value in events:
+                while True:
+                    if self._over:  # The source caught its cancellation; now it is closed.
+                        return
+                    try:
+                        if log.append(*encode(value)):  # A reader waited, so others had a turn.
+                            burst, since = 0, clock()
+                        elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
+                            await asyncio.sleep(0)
+                            burst, since = 0, clock()
+                        burst += 1
+                        if encode is not payload:  # It is the first event.
+                            encode = payload
+                            self.opened.set()
+                        if log.is_full():
+                            await log.room()
+                        break
+                    except asyncio.CancelledError as error:
+                        # The source is suspended at a `yield`. If that is inside a cancel scope, a
+                        # timeout or a task group, the cancellation is probably meant for it.
+                        if self._over or not inspect.isasyncgen(events):
+                            raise
+                        try:
+                            value = await events.athrow(error)
+                        except StopAsyncIteration:
+                            self._end(COMPLETED)
+                            return
+            self._end(COMPLETED)
         except asyncio.CancelledError as error:
             if self._over or self.task.cancelling():
                 self._end(End.cancelled("shutdown"))
@@ -96,8 +133,6 @@ class Run:
             await self._fail(error)
             if isinstance(error, KeyboardInterrupt):
                 raise
-        else:
-            self._end(COMPLETED)
         finally:
             if self._loop.is_running():
                 await self._close()
@@ -120,39 +155,6 @@ class Run:
             self.opened.set()
         elif not self.opened.is_set():
             self._loop.call_soon(self._take_turn)
-
-    async def _pump(self, events: AsyncIterator[Any]) -> None:
-        log, clock, payload = self.log, time.monotonic, self._encoder.payload
-        burst, since = 0, clock()
-        encode: Callable[[Any], tuple[bytes | None, bytes]] = functools.partial(
-            self._encoder.first_payload, source=log.info.source
-        )
-        async for value in events:
-            while True:
-                if self._over:  # The source caught its cancellation; now it is closed.
-                    return
-                try:
-                    if log.append(*encode(value)):  # A reader was waiting, so others had a turn.
-                        burst, since = 0, clock()
-                    elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
-                        await asyncio.sleep(0)
-                        burst, since = 0, clock()
-                    burst += 1
-                    if encode is not payload:  # It is the first event.
-                        encode = payload
-                        self.opened.set()
-                    if log.full:
-                        await log.room()
-                    break
-                except asyncio.CancelledError as error:
-                    # The source is suspended at a `yield`. If that is inside a cancel scope, a
-                    # timeout or a task group, the cancellation is probably meant for it.
-                    if self._over or not inspect.isasyncgen(events):
-                        raise
-                    try:
-                        value = await events.athrow(error)
-                    except StopAsyncIteration:
-                        return
 
     async def _fail(self, error: BaseException) -> None:
         self._log_failure(error)

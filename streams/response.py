@@ -186,7 +186,7 @@ class RunResponse(EventSourceResponse):
         The wake-up for an event passes through every frame of this stack. A generator around this
         function, or one more function inside it, would cost a fifth of an event.
         """
-        send, wire, feed = self._send, self._wire, self._wire.feed
+        send, wire, wire_feed = self._send, self._wire, self._wire.feed
         watchdog, clock = self._watchdog, time.monotonic
         watchdog.since = 0
         head, after = self._beginning()
@@ -194,7 +194,7 @@ class RunResponse(EventSourceResponse):
             try:
                 with self._position.log.read(after) as reader:
                     self._shutdown.stops(reader)
-                    first = True
+                    feed = self._start if after < 0 else wire_feed
                     if not reader.ready:
                         watchdog.since = clock()
                         await send({"type": "http.response.body", "body": head, "more_body": True})
@@ -202,11 +202,7 @@ class RunResponse(EventSourceResponse):
                         head = b""
                     pieces = 0
                     async for frames in reader:
-                        if first:
-                            body = head + (self._start(frames) if after < 0 else feed(frames))
-                            head, first = b"", False
-                        else:
-                            body = feed(frames)
+                        body, head, feed = head + feed(frames), b"", wire_feed
                         if body:
                             watchdog.since = clock()
                             await send(

@@ -252,7 +252,7 @@ async def test_a_child_that_fails_while_the_source_is_suspended_at_a_yield_fails
     log = await streams.runs.start(
         group.job({}, None, policy=streams.policy.replace(group.policy, ""))
     )
-    await until(lambda: log.full, "the source waits for a reader")
+    await until(lambda: log.is_full(), "the source waits for a reader")
     gate.set()
     await until(lambda: log.status == "failed", "the run has failed")
     assert closed

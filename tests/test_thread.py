@@ -331,7 +331,7 @@ async def test_the_thread_takes_no_step_ahead_of_the_run() -> None:
         await stream.until(lambda stream: stream.body, "the body has begun")
         log = await streams.log.find(stream.run)
         with log.read(-1):  # This reader takes nothing.
-            await until(lambda: log.full, "the window is full")
+            await until(lambda: log.is_full(), "the window is full")
             assert produced == log.last
             assert produced < 200
         await until(lambda: produced > 200, "the generator continues")

@@ -123,8 +123,7 @@ class RunLog(Protocol):
         Raises LogClosed after the end, and if another worker produces the run.
         """
 
-    @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether the producer must wait for `room` before its next append."""
 
     async def room(self) -> None:

@@ -233,8 +233,7 @@ class MemoryRun:
     def _limit(self) -> int:
         return self.limits.window if self._log.bytes < self._log.max_bytes else 0
 
-    @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         buffer = self.buffer
         if buffer.held < self.limits.window and self._log.bytes < self._log.max_bytes:
             return False
@@ -252,7 +251,7 @@ class MemoryRun:
         return self.buffer.committed if self.limits.drops_oldest else self.buffer.first - 1
 
     async def room(self) -> None:
-        while self.full and not self.closed:
+        while self.is_full() and not self.closed:
             self.wanted_room = asyncio.get_running_loop().create_future()
             self._log.paused.add(self)
             try:
@@ -264,7 +263,7 @@ class MemoryRun:
     def resume_producer(self) -> None:
         """Ends the producer's wait if there is room, or if the run is closed."""
         room = self.wanted_room
-        if room is not None and not room.done() and (self.closed or not self.full):
+        if room is not None and not room.done() and (self.closed or not self.is_full()):
             room.set_result(None)
 
     # For the log

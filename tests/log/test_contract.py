@@ -152,7 +152,7 @@ async def test_the_producer_waits_when_it_is_a_window_ahead_of_the_slowest_reade
     store = make_log()
     log = await new(store, window=5 * SIZE)
     with log.read(-1) as slow, log.read(-1) as quick:
-        while not log.full:
+        while not log.is_full():
             log.append(None, DATA)
         assert 5 <= log.last <= 6
         await settled(store)
@@ -178,7 +178,7 @@ async def test_the_producer_continues_when_the_slowest_reader_detaches(make_log:
     log = await new(store, window=3 * SIZE)
     with log.read(-1) as quick:
         with log.read(-1):
-            while not log.full:
+            while not log.is_full():
                 log.append(None, DATA)
             await settled(store)
             while quick.ready:
@@ -197,7 +197,7 @@ async def test_without_readers_the_producer_waits_when_the_window_is_full(
     make_log: MakeLog,
 ) -> None:
     log = await new(make_log(), window=3 * SIZE)
-    while not log.full:
+    while not log.is_full():
         log.append(None, DATA)
     room = asyncio.ensure_future(log.room())
     await asyncio.sleep(0)
@@ -209,7 +209,7 @@ async def test_without_readers_the_producer_waits_when_the_window_is_full(
 
 async def test_closing_the_log_ends_the_producers_wait(make_log: MakeLog) -> None:
     log = await new(make_log(), window=SIZE)
-    while not log.full:
+    while not log.is_full():
         log.append(None, DATA)
     room = asyncio.ensure_future(log.room())
     await asyncio.sleep(0)
@@ -244,7 +244,7 @@ async def test_with_drops_oldest_a_run_without_readers_drops_its_oldest_events(
     for _ in range(50):
         log.append(None, DATA)
         await settled(store)
-        assert not log.full
+        assert not log.is_full()
     await settled(store)
     assert log.first > 40
     assert store.bytes <= 6 * SIZE
@@ -278,7 +278,7 @@ async def test_a_finished_run_with_a_reader_makes_no_room(make_log: MakeLog) -> 
 async def test_at_max_bytes_producers_wait_for_their_readers(make_log: MakeLog) -> None:
     store = make_log(max_bytes=10 * SIZE)
     idle = await new(store, "idle")
-    while not idle.full:
+    while not idle.is_full():
         idle.append(None, DATA)
     assert store.bytes <= 11 * SIZE
     with pytest.raises(StoreFull):
@@ -293,7 +293,7 @@ async def test_at_max_bytes_producers_wait_for_their_readers(make_log: MakeLog) 
             await anext(reader)
             waiting = asyncio.ensure_future(anext(reader))
             await asyncio.sleep(0)
-            assert not busy.full
+            assert not busy.is_full()
             waiting.cancel()
     assert store.bytes <= 12 * SIZE
 

@@ -16,7 +16,7 @@ async def test_discarding_a_run_lets_the_producer_of_another_run_continue() -> N
     first, second = await new(store, "first"), await new(store, "second")
     first.append(None, b"x" * 9_500)
     second.append(None, DATA)
-    assert second.full
+    assert second.is_full()
     room = asyncio.ensure_future(second.room())
     await asyncio.sleep(0)
     assert not room.done()

@@ -131,8 +131,7 @@ class ListRun:
     def limit(self) -> int:
         return self.limits.window if self.store.bytes < self.store.max_bytes else 0
 
-    @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         if not self.attached and self.limits.drops_oldest:
             return False
         had = min((reader.after for reader in self.attached), default=self.first - 1)
@@ -140,7 +139,7 @@ class ListRun:
         return ahead > 0 and ahead >= self.limit
 
     async def room(self) -> None:
-        while self.full and self.status == "running":
+        while self.is_full() and self.status == "running":
             await self.change()
 
     def close(self, end: End) -> None:

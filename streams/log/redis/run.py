@@ -186,9 +186,8 @@ class RedisRun:
         self._work.queue_append(self)
         return False
 
-    @property
-    def full(self) -> bool:
-        return self.memory.full
+    def is_full(self) -> bool:
+        return self.memory.is_full()
 
     async def room(self) -> None:
         await self.memory.room()
@@ -311,7 +310,7 @@ class RedisRun:
                 self._status = entry.status
                 memory.finish(entry.status)
         memory.commit(memory.last)
-        self.backlogged = memory.full
+        self.backlogged = memory.is_full()
         if memory.closed:
             self._unfollow()
 
@@ -358,7 +357,7 @@ class RedisRun:
         if (
             caught_up
             or memory.buffer.size(sent, after) > much
-            or (self.backlogged and not memory.full)
+            or (self.backlogged and not memory.is_full())
         ):
             self._send_cursor()
 
@@ -368,7 +367,7 @@ class RedisRun:
             self._send_cursor()
 
     def _send_cursor(self) -> None:
-        self.backlogged = self.memory.full
+        self.backlogged = self.memory.is_full()
         self._sent_cursor = self.memory.slowest
         self._work.queue_cursor(self)
 

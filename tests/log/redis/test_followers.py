@@ -26,10 +26,10 @@ async def test_the_cursor_of_a_dead_worker_does_not_pause_the_producer(
         await until(lambda: log.readers == 1, "the producer knows the reader")
         with log.read(-1) as reader:
             reading = asyncio.ensure_future(drained(reader))
-            while not log.full:
+            while not log.is_full():
                 log.append(None, DATA)
             await one.written()
-            await until(lambda: log.full and log.first == 0, "the producer has to wait")
+            await until(lambda: log.is_full() and log.first == 0, "the producer has to wait")
             await kill(other)
             await asyncio.wait_for(log.room(), 5)
             assert log.readers == 1
@@ -56,7 +56,7 @@ async def test_a_worker_with_a_slow_reader_loads_no_more_than_its_window(
         frames = b""
         while b"event: end" not in frames:
             await until(
-                lambda: log.full or not log.producing, "the producer has to wait, or is done"
+                lambda: log.is_full() or not log.producing, "the producer has to wait, or is done"
             )
             frames += await asyncio.wait_for(anext(slow), 5)
             assert other.bytes <= 9 * SIZE

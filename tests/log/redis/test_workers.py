@@ -186,7 +186,7 @@ async def test_a_slow_reader_on_another_worker_pauses_the_producer(redis_url: st
 
             def paused() -> bool:
                 nonlocal turns
-                turns = turns + 1 if run.full else 0
+                turns = turns + 1 if run.is_full() else 0
                 return turns > 200
 
             await until(paused, "the producer waits although one reader reads on", seconds=20)
