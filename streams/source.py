@@ -17,6 +17,7 @@ from collections.abc import (
     Iterable,
     Mapping,
 )
+from hashlib import sha256
 from typing import (
     Annotated,
     Any,
@@ -266,8 +267,9 @@ class Source(Generic[P, T]):
         """A job with these arguments. A shared source's job has a key, and no owner."""
         key = None
         if self.shared:
-            all_arguments = sorted({**self.defaults, **arguments}.items())
-            key = f"{self.name} {encode_json(all_arguments).decode()}"
+            all_arguments = encode_json(sorted({**self.defaults, **arguments}.items()))
+            # A retained run keeps its key, but not what may be a megabyte of arguments.
+            key = f"{self.name} {sha256(all_arguments).hexdigest()}"
         return Job(
             source=self.name,
             policy=policy,

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from streams import StreamError, Streams, source
-from streams.source import Job
+from streams.source import Job, Policy
 from tests.support.servers import Connection, client_of, connection, every_event, serving, until
 
 
@@ -561,3 +561,16 @@ def test_a_shared_source_with_a_request_is_a_type_error() -> None:
         @source(shared=True)
         async def wrong(request: Request | None = None) -> AsyncIterator[int]:
             yield 1
+
+
+def test_a_shared_runs_key_has_the_same_length_for_all_arguments() -> None:
+    @source(shared=True)
+    async def repeat(text: str, count: int = 1) -> AsyncIterator[str]:
+        yield text * count
+
+    def key(**arguments: Any) -> str:
+        return repeat.job(arguments, None, policy=Policy()).key or ""
+
+    assert len(key(text="a" * 10**6)) == len(key(text="")) < 100
+    assert key(text="a") == key(count=1, text="a")
+    assert len({key(text="a"), key(text="b"), key(text="a", count=2)}) == 3

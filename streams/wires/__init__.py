@@ -80,7 +80,9 @@ class EventStream(Wire):
 
     def __init__(self, retry: tuple[float, float]) -> None:
         self._retry = retry
-        self.done = False  # Read for each event, and faster to read than the attribute of the class.
+        self.done = (
+            False  # Read for each event, and faster to read than the attribute of the class.
+        )
 
     def begin(self) -> bytes:
         return b"retry: %d\n" % (1000 * random.uniform(*self._retry))
