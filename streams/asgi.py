@@ -5,16 +5,9 @@ that says what to do. Nothing here knows how events are kept or sent.
 """
 
 import functools
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
@@ -103,7 +96,8 @@ class Streams:
             log = MemoryLog(**limits)
         self.log = _log_at(log, limits) if isinstance(log, str) else log
         sources_by_name = {s.name: (s, self._policies[s]) for s in self.sources.values()}
-        self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads)
+        closers = [source.aclose for source in self._policies if source.aclose is not None]
+        self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads, closers)
         self._max_body = max_body
         self._origins = frozenset(origins)
         routes = [
@@ -116,7 +110,7 @@ class Streams:
             routes += _completions(self)
         if page:
             routes += _page_routes()
-        self._router = Router(routes, redirect_slashes=False, lifespan=self._lifespan)
+        self._router = Router(routes, redirect_slashes=False, lifespan=self.lifespan)
         self._app: ASGIApp = self._answer_http
         if origins:
             self._app = CORSMiddleware(
@@ -127,6 +121,23 @@ class Streams:
                 allow_credentials=True,
                 expose_headers=["Content-Location", "Retry-After"],
             )
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+        """The lifespan of the app that mounts this, `FastAPI(lifespan=streams.lifespan)`.
+
+        Ends the runs and closes their sources before the server ends. In a lifespan of your own,
+        `async with streams:` does the same.
+        """
+        async with self.runs:
+            yield
+
+    async def __aenter__(self) -> Self:
+        await self.runs.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.runs.__aexit__(*error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app if scope["type"] == "http" else self._router
@@ -254,15 +265,6 @@ class Streams:
         return RunResponse(self.runs, Position(log, -1), self._policies[source], wire, url)
 
     # The endpoints
-
-    @asynccontextmanager
-    async def _lifespan(self, app: Any) -> AsyncIterator[None]:
-        await self.log.open()
-        yield
-        await self.runs.aclose()
-        for source in self._policies:
-            if source.aclose is not None:
-                await source.aclose()
 
     async def _list(self, request: Request) -> Response:
         return json_response(

@@ -16,6 +16,7 @@ StreamError                500  raise it in a source: clients see its message an
 ├── CrossSite              403  a page of another site may not start runs
 ├── RunExists              409  somebody else has just created the log of this run
 ├── StoreFull              503  `max_runs` or `max_bytes` is reached; try again later
+│   ├── ShuttingDown       503  this server shuts down; the next one answers
 │   ├── StoreDown          503  the log's server does not answer; try again later
 │   └── TooManyThreads     503  `max_threads` is reached; try again later
 ├── UnencodableValue       500  a source yielded a value that JSON cannot represent
@@ -113,6 +114,13 @@ class RunExists(StreamError):
 class StoreFull(StreamError):
     status = 503
     retry_after = 10
+
+
+class ShuttingDown(StoreFull):
+    retry_after = 1
+
+    def __init__(self) -> None:
+        super().__init__(f"the server is shutting down; try again in {self.retry_after} s")
 
 
 class StoreDown(StoreFull):

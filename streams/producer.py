@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from streams.errors import RunGone, StreamError, as_stream_error, for_clients, leaves
+from streams.errors import RunGone, ShuttingDown, StreamError, as_stream_error, for_clients, leaves
 from streams.event import COMPLETED, Encoder, End
 from streams.log import RunLog
 from streams.source import Policy
@@ -193,7 +193,7 @@ class Run:
         """Ends the run for its readers at once, and closes its source meanwhile."""
         self._end(End.cancelled(reason))
         if reason == "shutdown":
-            self._refuse(StreamError("the server is shutting down", status=503, retry_after=1))
+            self._refuse(ShuttingDown())
         self._stop()
 
     def hand_over(self) -> None:
@@ -201,10 +201,22 @@ class Run:
         self._over = True
         self._stop()
 
+    def abandon(self) -> None:
+        """Forgets a run whose event loop has ended before it: nothing of it can be awaited."""
+        self._over = True
+        self.log.watch(_ignore)
+        try:
+            if (coroutine := self.task.get_coro()) is not None:
+                coroutine.close()
+        except Exception:  # A `finally` of the source waits for something, for instance.
+            logger.exception(
+                "run %s: its event loop is closed, its source is not", self.log.info.run
+            )
+
     def _stop(self) -> None:
         run = self.log.info.run
         self._refuse(RunGone(f"run {run} was stopped before it started; start a new one"))
-        if not self.task.done():
+        if not self.task.done() and not self._closing:
             self.task.cancel()
             self._limit_cleanup()
 

@@ -29,7 +29,6 @@ from streams.event import EventId, encode_json
 from streams.log import Reader
 from streams.request import EVENT_STREAM, is_event_source
 from streams.run import Position, Runs
-from streams.shutdown import StoppedWithTheServer
 from streams.source import Policy
 from streams.wires import Wire
 
@@ -160,8 +159,12 @@ class RunResponse(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
         watchdog = self._watchdog
+        stop, runs = self._shutdown.set, self._runs
+        runs.responses.add(stop)
+        if runs.stopping:
+            stop()
         try:
-            with StoppedWithTheServer(self._shutdown.set), watchdog:
+            with watchdog:
                 await super().__call__(scope, receive, send)
         except SendTimeoutError:
             logger.warning(
@@ -176,6 +179,10 @@ class RunResponse(EventSourceResponse):
                 with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
             raise
+        finally:
+            runs.responses.discard(stop)
+        if runs.closing is not None:  # Every server waits for an open response, for a time.
+            await asyncio.wait([runs.closing])
 
     def __aiter__(self) -> Self:
         return self

@@ -1,40 +1,89 @@
-"""The server's shutdown, on every server except uvicorn, for which sse-starlette provides it.
+"""The server's shutdown: whoever serves streams is told of it, on every server.
 
-The first stream wraps the handlers that the server has set for SIGTERM and SIGINT; the wrappers
-call them. Without this, granian waits for open streams for ever, and hypercorn and daphne cut them.
-Signal handlers belong to the process, so this module keeps the only global state of the package.
+uvicorn waits for open responses without telling them anything, so its `Server.shutdown` is wrapped:
+that covers signals, `--limit-max-requests` and `should_exit`, in any thread. For other servers, the
+handlers that they have set for SIGTERM and SIGINT are wrapped. Without this, granian waits for
+open streams for ever, and hypercorn and daphne cut them.
+
+Invariants:
+
+1. `stop` is called in the event loop that serves, before the server waits for open responses.
+2. The shutdown of uvicorn returns after `stopped` has. The handler of another server is called
+   after the task of `stop` has ended (if a signal handler of its event loop does not preempt that).
+3. Signal handlers belong to the process: those, and who is to be told, are the only global state
+   of the package. A wrapped `Server.shutdown` belongs to that server.
 """
 
 import asyncio
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from concurrent.futures import Future
 from types import FrameType
-from typing import Any
-from weakref import WeakSet
-
-_open: set[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = set()
-_examined: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
-_handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 
-class StoppedWithTheServer:
-    """A context in which `stop` is called, in this event loop, when the server shuts down."""
+class Served(Protocol):
+    """What is told of the server's shutdown."""
 
-    __slots__ = ("_entry",)
+    def stop(self) -> asyncio.Task[None] | None:
+        """The server begins to shut down. It may end when the task that this returns has ended."""
 
-    def __init__(self, stop: Callable[[], None]) -> None:
-        self._entry = asyncio.get_running_loop(), stop
+    async def stopped(self) -> None:
+        """Waits for that task. Another server may follow in this event loop."""
 
-    def __enter__(self) -> None:
-        loop, _ = self._entry
-        if loop not in _examined:  # A server sets its handlers once; asking for them takes 10 µs.
-            _examined.add(loop)
-            _wrap_handlers()
-        _open.add(self._entry)
 
-    def __exit__(self, *error: Any) -> None:
-        _open.discard(self._entry)
+_told_by_signal: WeakKeyDictionary[Served, asyncio.AbstractEventLoop] = WeakKeyDictionary()
+_handlers: dict[int, Any] = {}
+
+
+def tell(served: Served) -> None:
+    """Tells `served` when the server of the current request shuts down."""
+    if servers := _uvicorn_servers():
+        for server in servers:
+            if not isinstance(server.shutdown, _Shutdown):
+                server.shutdown = _Shutdown(server)
+            server.shutdown.served.add(served)
+    else:
+        _wrap_handlers()
+        _told_by_signal[served] = asyncio.get_running_loop()
+
+
+class _Shutdown:
+    """The method `shutdown` of one uvicorn.Server."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._original = server.shutdown
+        self.served: set[Served] = set()
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> None:
+        for served in self.served:
+            served.stop()
+        await self._original(*args, **kwargs)
+        while self.served and not self._server.force_exit:  # A second Ctrl-C sets force_exit.
+            await self.served.pop().stopped()
+
+
+def _uvicorn_servers() -> list[Any]:
+    """The servers in this event loop: the one that serves the current request, if that is known.
+
+    Nothing leads from a request to its server. But some task of the event loop awaits the server's
+    `serve`, and a server knows the tasks of its requests. (A middleware may use other tasks.)
+    """
+    if (module := sys.modules.get("uvicorn.server")) is None:
+        return []
+    servers = []
+    for task in asyncio.all_tasks():
+        awaited: Any = task.get_coro()
+        while (frame := getattr(awaited, "cr_frame", None)) is not None:
+            if frame.f_globals is vars(module):
+                servers.append(frame.f_locals["self"])
+                break
+            awaited = awaited.cr_await
+    current = asyncio.current_task()
+    return [server for server in servers if current in server.server_state.tasks] or servers
 
 
 def _wrap_handlers() -> None:
@@ -42,16 +91,31 @@ def _wrap_handlers() -> None:
         return  # Only the main thread may set handlers.
     handler = signal.getsignal(signal.SIGTERM)
     if not callable(handler) or hasattr(getattr(handler, "__self__", None), "should_exit"):
-        return  # There is no server, or it is uvicorn.
+        return  # There is no server, or it is uvicorn, of which sse-starlette knows.
     for number in (signal.SIGTERM, signal.SIGINT):
         handler = signal.getsignal(number)
         if callable(handler):
             _handlers[number] = handler
-            signal.signal(number, _stop)
+            signal.signal(number, _on_signal)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    for loop, stop in list(_open):
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(stop)
-    _handlers[number](number, frame)
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    """Stops what is served, then calls the server's handler. A second signal does not wait."""
+    told = [(served, loop) for served, loop in _told_by_signal.items() if not loop.is_closed()]
+    _told_by_signal.clear()
+    stopping = {asyncio.run_coroutine_threadsafe(_stop(served), loop) for served, loop in told}
+
+    def forward(stopped: Future[None] | None = None) -> None:
+        stopping.discard(stopped)
+        if not stopping:
+            _handlers[number](number, frame)
+
+    for future in list(stopping):
+        future.add_done_callback(forward)
+    if not told:
+        forward()
+
+
+async def _stop(served: Served) -> None:
+    if (closing := served.stop()) is not None:
+        await closing

@@ -218,7 +218,7 @@ async def test_a_source_in_a_task_group_or_scope_is_closed_without_an_error(
 
     streams = Streams([scoping])
     async with (
-        serving(streams) as url,
+        serving(streams, lifespan="on") as url,
         httpx.AsyncClient(base_url=url) as client,
         connection(url, "/streams/scoping", receive_buffer=4096) as stream,
     ):

@@ -1,10 +1,11 @@
-"""shutdown.py: open streams end when the server gets a signal or cancels them."""
+"""shutdown.py: open streams end when a server other than uvicorn gets a signal or cancels them."""
 
 import asyncio
 import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.lowlevel
@@ -47,6 +48,7 @@ def handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in SIGNALS}
     monkeypatch.setattr(shutdown, "_handlers", {})
+    monkeypatch.setattr(shutdown, "_told_by_signal", WeakKeyDictionary())
     for number in SIGNALS:
         signal.signal(number, lambda number, frame: received.append(number))
     yield received
@@ -68,6 +70,7 @@ async def test_a_signal_ends_every_open_stream_and_reaches_the_servers_handler(
                 "both viewers have the first bytes",
             )
             signal.raise_signal(number)
+        await until(lambda: handled, "the server's handler is called")
     assert all(viewer.terminated for viewer in viewers)
     assert handled == [number]
 
@@ -93,20 +96,61 @@ async def test_a_signal_ends_a_stream_before_its_headers_are_sent(handled: list[
     assert viewer.terminated
 
 
-async def test_a_signal_reaches_the_server_if_the_event_loop_of_a_stream_is_closed(
-    handled: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = asyncio.new_event_loop()
-    loop.close()
-    monkeypatch.setattr(shutdown, "_open", {(loop, lambda: None)})
-    with shutdown.StoppedWithTheServer(lambda: None):
-        signal.raise_signal(signal.SIGTERM)
+class Served:
+    """Is told of the shutdown; needs until `closing` is set to stop."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.closing = asyncio.Event()
+
+    def stop(self) -> asyncio.Task[Any]:
+        self.begun = True
+        return asyncio.ensure_future(self.closing.wait())
+
+    async def stopped(self) -> None:
+        raise AssertionError("only uvicorn's shutdown waits for this")
+
+
+async def test_the_servers_handler_is_called_when_all_has_stopped(handled: list[int]) -> None:
+    served = Served(), Served()
+    for each in served:
+        shutdown.tell(each)
+    signal.raise_signal(signal.SIGTERM)
+    await until(lambda: all(each.begun for each in served), "both have been told")
+    served[0].closing.set()
+    await anyio.lowlevel.checkpoint()
+    assert handled == []
+    served[1].closing.set()
+    await until(lambda: handled, "the server's handler is called")
     assert handled == [signal.SIGTERM]
 
 
-async def test_default_handlers_and_those_of_uvicorn_are_not_replaced(handled: list[int]) -> None:
-    """sse-starlette itself notices uvicorn's shutdown."""
+async def test_a_second_signal_reaches_the_server_at_once(handled: list[int]) -> None:
+    served = Served()
+    shutdown.tell(served)
+    signal.raise_signal(signal.SIGINT)
+    await until(lambda: served.begun, "the first signal has been told")
+    signal.raise_signal(signal.SIGINT)
+    assert handled == [signal.SIGINT]
 
+
+async def test_a_signal_reaches_the_server_if_an_event_loop_that_served_is_closed(
+    handled: list[int],
+) -> None:
+    async def tell() -> None:
+        shutdown.tell(served)
+
+    served = Served()
+    loop = asyncio.new_event_loop()
+    await asyncio.to_thread(loop.run_until_complete, tell())
+    loop.close()
+    shutdown._wrap_handlers()
+    signal.raise_signal(signal.SIGTERM)
+    assert handled == [signal.SIGTERM]
+    assert not served.begun
+
+
+async def test_default_handlers_and_those_of_uvicorn_are_not_replaced(handled: list[int]) -> None:
     class Server:
         should_exit = False
 
@@ -114,22 +158,22 @@ async def test_default_handlers_and_those_of_uvicorn_are_not_replaced(handled: l
 
     for handler in (signal.SIG_DFL, Server().handle_exit):
         signal.signal(signal.SIGTERM, handler)
-        with shutdown.StoppedWithTheServer(lambda: None):
-            assert signal.getsignal(signal.SIGTERM) == handler
+        shutdown.tell(Served())
+        assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_a_stream_works_in_a_thread_that_cannot_set_handlers(handled: list[int]) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    entered = []
+    told = []
 
-    async def enter() -> None:
-        with shutdown.StoppedWithTheServer(lambda: None):
-            entered.append(True)
+    async def tell() -> None:
+        shutdown.tell(Served())
+        told.append(True)
 
-    thread = threading.Thread(target=asyncio.run, args=(enter(),))
+    thread = threading.Thread(target=asyncio.run, args=(tell(),))
     thread.start()
     thread.join(5)
-    assert entered == [True]
+    assert told == [True]
     assert signal.getsignal(signal.SIGTERM) == before
 
 

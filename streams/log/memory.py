@@ -284,6 +284,9 @@ class MemoryRun:
         self.forgotten = True
         if not self.closed:
             self.status = "cancelled"
+        for reader in list(self._readers):
+            if reader.loop.is_closed():  # It cannot be woken, and will not detach itself.
+                self.detach(reader)
         self._log.account(-self.buffer.discard_uncommitted() - self.buffer.held)
         self._wake()
         self.resume_producer()
@@ -303,7 +306,9 @@ class MemoryRun:
         self._readers_changed()
 
     def detach(self, reader: "MemoryReader") -> None:
-        self._readers.discard(reader)
+        if reader not in self._readers:
+            return
+        self._readers.remove(reader)
         self._log.readers -= 1
         if len(self._readers) < 2:
             self._shared_piece = NO_PIECE
@@ -348,7 +353,7 @@ class MemoryReader:
         self._buffer = run.buffer
         self._given = after
         self._stopped = False
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.news: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
@@ -372,7 +377,7 @@ class MemoryReader:
         while self.after >= buffer.committed and not self._stopped:
             if run.status != "running" and buffer.committed == buffer.last:
                 raise StopAsyncIteration
-            self.news = self._loop.create_future()
+            self.news = self.loop.create_future()
             run.awaited = True
             await self.news
         if self._stopped:
