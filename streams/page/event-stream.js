@@ -10,8 +10,8 @@
  * @typedef {Omit<RequestInit, "body" | "method"> & OwnOptions} Options
  */
 
-/** Tries to start a run that the server refuses with Retry-After. A resume has no limit. */
-const MAX_TRIES = 5;
+const MAX_TRIES = 5; // to start a run that is refused with Retry-After; a resume has no limit
+const STOPPED = Symbol("stopped before the run started");
 
 /** @param {string | URL} url @param {Options} [options] */
 export const eventStream = (url, options) => new EventStream(url, options);
@@ -24,9 +24,11 @@ export class EventStream extends EventTarget {
   /** Why it is "waiting": the status, undefined for a lost connection, and the milliseconds. */
   reason = /** @type {{ status?: number, wait: number } | undefined} */ (undefined);
   #retry = 2_000; // milliseconds
-  #stopRequested = false;
-  #isIterated = false;
-  #wake = () => {}; // ends the pause
+  #failures = 0; // since the last event
+  #isStopped = false;
+  #isRead = false;
+  #loop = new AbortController();
+  #signal; // of the loop and of the caller
   #onLocated = () => {}; // the run's URL is known, or it is clear that the server does not send it
   #located = new Promise((resolve) => (this.#onLocated = () => resolve(true)));
 
@@ -35,143 +37,115 @@ export class EventStream extends EventTarget {
     this.url = url;
     this.options = options;
     this.lastEventId = options.lastEventId ?? "";
+    this.#signal = AbortSignal.any([this.#loop.signal, options.signal ?? this.#loop.signal]);
   }
 
   async *[Symbol.asyncIterator]() {
-    if (this.#isIterated)
-      throw namedError("AlreadyRead", "an EventStream can be read once; call eventStream again");
-    this.#isIterated = true;
-    const controller = new AbortController();
-    const signal = AbortSignal.any([controller.signal, this.options.signal ?? controller.signal]);
-    if (this.#stopRequested) this.stop().catch((error) => controller.abort(error));
+    if (this.#isRead) throw namedError("AlreadyRead", "an EventStream is read once; make another");
+    this.#isRead = true;
+    if (this.#isStopped) this.stop().catch((error) => this.#loop.abort(error));
     try {
-      for (let failures = 0; ; failures++) {
+      while (true) {
         this.#setState("connecting");
-        const response = await this.#connect(signal, failures + 1);
-        if (response?.status === 204) return;
-        for await (const event of response?.ok ? this.#read(response, signal) : []) {
-          failures = 0;
-          const { type, data } = event;
-          if (type === "end") this.status = data?.status ?? "";
-          if ((type !== "start" && type !== "end") || this.options.control) yield event;
-          if (type === "end" && data?.error) throw namedError(data.error.type, data.error.message);
-          if (type === "end") return;
-        }
-        if (response?.ok && !this.#canResume)
-          throw namedError("Broken", "the connection was lost before the server sent an event id");
-        // The first pause is the server's `retry`. Later ones grow; jitter spreads the clients.
-        const factor = failures ? 2 ** Math.min(failures, 4) * (0.5 + Math.random() / 2) : 1;
-        const least = retryAfter(response) || 0;
-        const wait = least || this.#retry * factor;
-        this.#setState("waiting", { status: response?.ok ? undefined : response?.status, wait });
-        await this.#pause(wait, least, signal);
-        if (this.#stopRequested && !this.#canResume) return;
+        let response = await this.#send(this.run || this.url);
+        // A restarted server does not know the run, but may restart its source after the event.
+        if (this.run && this.lastEventId && [404, 410].includes(response.status))
+          response = await this.#send(this.url);
+        if (response.status === 204) return;
+        if (response.ok && (yield* this.#read(response))) return;
+        await this.#waitOrThrow(response);
       }
+    } catch (error) {
+      if (error !== STOPPED) throw error;
     } finally {
-      controller.abort();
+      this.#loop.abort();
       this.#setState("closed");
       this.#onLocated();
     }
   }
 
-  /** False until the run is known: a second request could then start, and bill, a second run. */
-  get #canResume() { return this.run !== "" || this.lastEventId !== ""; }
-
   /** Stops the run for all its readers: the server closes the source and sends `end`. It waits for
-   *  the run's URL, and rejects with "NoRunURL" if the server does not send it. */
+   *  the run's URL, and rejects with "NoRunURL" if the server does not send it. It rejects at a 404,
+   *  too, unless this stream has had the `end`: somebody else's run, for instance, goes on. */
   async stop() {
-    this.#stopRequested = true;
-    if (!this.#isIterated) return; // the loop calls this again
-    if (this.state === "waiting" && !this.#canResume) return this.#wake(); // there is no run
+    this.#isStopped = true;
+    if (!this.#isRead) return; // the loop calls this again
+    if (this.state === "waiting" && !this.#canResume) return this.#loop.abort(STOPPED);
     if (!this.run) await this.#located;
     if (!this.run) throw namedError("NoRunURL", `${this.url} sent no URL at which to stop the run`);
-    const init = { method: "DELETE", signal: null };
-    const response = await fetch(this.#request(this.run, undefined, init));
-    if (!response.ok && response.status !== 404) throw await problemError(response);
-  }
-
-  /** Nothing if the network failed. @param {AbortSignal} signal @param {number} tries */
-  async #connect(signal, tries) {
-    const send = (/** @type {Request} */ request) =>
-      fetch(request).catch((error) => {
-        if (signal.aborted || !this.#canResume || !(error instanceof TypeError)) throw error;
-      });
-    let response;
-    if (this.run) response = await send(this.#request(this.run, undefined, { signal }));
-    // A restarted server does not know the run, but may restart its source after the last event.
-    const isLost = this.lastEventId && response && [404, 410].includes(response.status);
-    if (!this.run || isLost)
-      response = await send(this.#request(this.url, this.options.body, { signal }));
-    if (!response) return;
-    const isBusy = retryAfter(response) !== undefined;
-    const canWait = this.#canResume || (tries < MAX_TRIES && !this.#stopRequested);
-    const isTemporary = isBusy ? canWait : this.#canResume && response.status >= 500;
-    if (response.ok || isTemporary) return response;
+    const response = await this.#send(this.run, "DELETE");
+    if (response.ok || (response.status === 404 && this.status)) return;
     throw await problemError(response);
   }
 
+  /** False until the run is known: a second request could then start, and bill, a second run. */
+  get #canResume() { return this.run !== "" || this.lastEventId !== ""; }
+
   /** Throws a TypeError for an invalid URL, header or body, which no retry can mend. Another origin
-   *  than the stream's gets no cookies and no headers of the caller.
-   *  @param {string | URL} url @param {unknown} body @param {RequestInit} init */
-  #request(url, body, init) {
-    const isForeign = originOf(url) !== originOf(this.url);
-    const credentials = isForeign ? "omit" : this.options.credentials;
+   *  than the stream's gets no cookies and no headers of the caller. */
+  async #send(/** @type {string | URL} */ url, method = "GET") {
+    const [target, own] = [url, this.url].map((each) => new URL(new Request(each).url).origin);
+    const isForeign = target !== own;
     const headers = new Headers(isForeign ? undefined : this.options.headers);
     headers.set("Accept", "text/event-stream, application/problem+json");
     if (this.lastEventId) headers.set("Last-Event-ID", this.lastEventId);
-    if (body !== undefined) headers.set("Content-Type", "application/json");
-    const post = { method: body === undefined ? "GET" : "POST", body: JSON.stringify(body) };
-    const own = { ...post, headers, credentials, ...init };
-    return new Request(url, { cache: "no-store", ...this.options, ...own });
+    const body = url === this.url ? JSON.stringify(this.options.body) : undefined;
+    if (body) headers.set("Content-Type", "application/json");
+    const credentials = isForeign ? "omit" : this.options.credentials;
+    const signal = method === "GET" ? this.#signal : null;
+    const init = { method: body ? "POST" : method, body, headers, credentials, signal };
+    const request = new Request(url, { cache: "no-store", ...this.options, ...init });
+    return fetch(request).catch((error) => {
+      const isLost = error instanceof TypeError && this.#canResume && signal?.aborted === false;
+      if (isLost) return Response.error();
+      throw error;
+    });
   }
 
-  /** @param {Response} response @param {AbortSignal} signal */
-  async *#read(response, signal) {
+  /** Yields a response's events, and returns true after `end`. @param {Response} response */
+  async *#read(response) {
     const type = response.headers.get("Content-Type") ?? "no Content-Type";
     if (!response.body || !type.startsWith("text/event-stream"))
       throw namedError("NoEventStream", `${response.url} sent ${type}, not text/event-stream`);
     const location = response.headers.get("Content-Location");
-    const locate = (/** @type {unknown} */ url) => {
-      if (url && typeof url === "string") this.run = new URL(url, response.url).href;
-      if (this.run) this.#onLocated();
-    };
-    locate(location);
+    if (location) this.run = new URL(location, response.url).href;
+    if (this.run) this.#onLocated();
     this.#setState("open");
     const parser = new EventParser(this.lastEventId);
     const reader = response.body.getReader();
     while (true) {
       const { value } = await reader.read().catch(() => ({ value: undefined }));
-      signal.throwIfAborted();
-      if (!value) return;
+      this.#signal.throwIfAborted();
+      if (!value) return false;
       for (const event of parser.feed(value)) {
-        this.lastEventId = event.id;
-        if (event.type === "start") locate(location ?? event.data?.url);
+        const { type, data, id } = event;
+        [this.lastEventId, this.#failures] = [id, 0];
+        const url = type === "start" && !location && data?.url;
+        if (url && typeof url === "string") this.run = new URL(url, response.url).href;
         this.#onLocated();
-        yield event;
-        signal.throwIfAborted();
+        if (type === "end") this.status = data?.status ?? "";
+        if ((type !== "start" && type !== "end") || this.options.control) yield event;
+        if (type === "end" && data?.error) throw namedError(data.error.type, data.error.message);
+        if (type === "end") return true;
+        this.#signal.throwIfAborted();
       }
-      this.lastEventId = parser.lastEventId;
-      this.#retry = parser.retry ?? this.#retry;
+      [this.lastEventId, this.#retry] = [parser.lastEventId, parser.retry ?? this.#retry];
     }
   }
 
-  /** Timers freeze in a background tab: `online` and a page that becomes visible end the pause, but
-   *  not before `least`. @param {number} wait @param {number} least @param {AbortSignal} signal */
-  #pause(wait, least, signal) {
-    const { document, addEventListener } = globalThis; // Node has neither
-    const [cleanup, earliest] = [new AbortController(), Date.now() + least];
-    return new Promise((resolve, reject) => {
-      this.#wake = () => resolve(true);
-      const timer = setTimeout(resolve, Math.min(wait, 2 ** 31 - 1));
-      cleanup.signal.addEventListener("abort", () => clearTimeout(timer));
-      const wake = () => Date.now() >= earliest && resolve(true);
-      const onVisibility = () => document.visibilityState === "visible" && wake();
-      addEventListener?.("online", wake, cleanup);
-      document?.addEventListener("visibilitychange", onVisibility, cleanup);
-      signal.addEventListener("abort", () => reject(signal.reason), cleanup);
-      if (signal.aborted) reject(signal.reason);
-      if (this.#stopRequested && !this.#canResume) resolve(true);
-    }).finally(() => cleanup.abort());
+  /** Decides what follows a response without `end`: a pause and a retry, or an error. */
+  async #waitOrThrow(/** @type {Response} */ response) {
+    const failures = this.#failures++;
+    const after = retryAfter(response);
+    const isLost = response.ok || response.type === "error";
+    const mayResume = isLost || response.status >= 500 || after !== undefined;
+    const mayStart = after !== undefined && failures + 1 < MAX_TRIES && !this.#isStopped;
+    if (this.#canResume ? !mayResume : !mayStart) throw await problemError(response);
+    // The first pause is the server's `retry`. Later ones grow; jitter spreads the clients.
+    const factor = failures ? 2 ** Math.min(failures, 4) * (0.5 + Math.random() / 2) : 1;
+    const wait = after || this.#retry * factor;
+    this.#setState("waiting", { status: isLost ? undefined : response.status, wait });
+    await pause(wait, after || 0, this.#signal);
   }
 
   /** @param {EventStream["state"]} state @param {EventStream["reason"]} [reason] */
@@ -181,65 +155,68 @@ export class EventStream extends EventTarget {
   }
 }
 
+/** Timers freeze in a background tab: `online` and a page that becomes visible end the pause, but
+ *  not before `least`. @param {number} wait @param {number} least @param {AbortSignal} signal */
+async function pause(wait, least, signal) {
+  signal.throwIfAborted();
+  const { document, addEventListener } = globalThis; // Node has neither
+  const [over, earliest] = [new AbortController(), Date.now() + least];
+  const end = () => over.abort();
+  const wake = () => Date.now() >= earliest && end();
+  const onVisibility = () => document.visibilityState === "visible" && wake();
+  addEventListener?.("online", wake, over);
+  document?.addEventListener("visibilitychange", onVisibility, over);
+  signal.addEventListener("abort", end, over);
+  const timer = setTimeout(end, Math.min(wait, 2 ** 31 - 1));
+  await new Promise((resolve) => over.signal.addEventListener("abort", resolve));
+  clearTimeout(timer);
+  signal.throwIfAborted();
+}
+
 /** Parses an event stream (WHATWG HTML, section 9.2.6) from bytes that are split anywhere. */
 export class EventParser {
   retry = /** @type {number | undefined} */ (undefined); // milliseconds
   #decoder = new TextDecoder(); // drops the BOM; keeps an incomplete character for the next call
   #endedInCR = false;
-  #lineParts = /** @type {string[]} */ ([]); // joined once, so that a long line takes linear time
-  #data = /** @type {string[]} */ ([]);
+  #line = ""; // without its end, so far
+  #data = ""; // each line of it ends with LF
   #type = "";
   #id;
 
-  constructor(lastEventId = "") {
-    this.lastEventId = this.#id = lastEventId;
-  }
+  constructor(lastEventId = "") { this.lastEventId = this.#id = lastEventId; }
 
   /** @param {Uint8Array} bytes @returns {Generator<StreamEvent, void>} */
   *feed(bytes) {
     let text = this.#decoder.decode(bytes, { stream: true });
     if (!text) return;
-    if (this.#endedInCR && text.startsWith("\n")) text = text.slice(1);
+    if (this.#endedInCR) text = text.replace(/^\n/, "");
     this.#endedInCR = text.endsWith("\r");
-    let start = 0;
-    for (const { index, 0: lineEnd } of text.matchAll(/\r\n?|\n/g)) {
-      const line = this.#lineParts.join("") + text.slice(start, index);
-      this.#lineParts = [];
-      start = index + lineEnd.length;
-      if (line) this.#parseField(line);
-      else yield* this.#dispatch();
+    const lines = text.split(/\r\n?|\n/);
+    lines[0] = this.#line + lines[0];
+    this.#line = lines.pop() ?? "";
+    for (const line of lines) {
+      const [, name, value] = /** @type {string[]} */ (/^([^:]*):? ?(.*)$/s.exec(line));
+      if (name === "data") this.#data += `${value}\n`;
+      else if (name === "event") this.#type = value;
+      else if (name === "id" && !value.includes("\0")) this.#id = value;
+      else if (name === "retry" && /^[0-9]+$/.test(value)) this.retry = Number(value);
+      if (line) continue;
+      const [type, data, id] = [this.#type || "message", this.#data, this.#id];
+      [this.#type, this.#data, this.lastEventId] = ["", "", id];
+      const text = data.slice(0, -1);
+      if (data) yield { type, id, text, data: parseJson(text) };
     }
-    if (start < text.length) this.#lineParts.push(text.slice(start));
-  }
-
-  /** @param {string} line */
-  #parseField(line) {
-    const [, name, value] = /** @type {string[]} */ (/^([^:]*):? ?(.*)$/s.exec(line));
-    if (name === "data") this.#data.push(value);
-    else if (name === "event") this.#type = value;
-    else if (name === "id" && !value.includes("\0")) this.#id = value;
-    else if (name === "retry" && /^[0-9]+$/.test(value)) this.retry = Number(value);
-  }
-
-  *#dispatch() {
-    const [type, id, lines] = [this.#type || "message", this.#id, this.#data];
-    [this.#type, this.#data, this.lastEventId] = ["", [], id];
-    const text = lines.join("\n");
-    if (lines.length) yield { type, id, text, data: parseJson(text) };
   }
 }
-
-/** Request resolves a relative URL. @param {string | URL} url */
-const originOf = (url) => new URL(new Request(url).url).origin;
 
 /** @param {string} text */
 function parseJson(text) {
   try { return JSON.parse(text); } catch { return text; }
 }
 
-/** Milliseconds from Retry-After (RFC 9110, 10.2.3). @param {Response | void} response */
+/** Milliseconds from Retry-After (RFC 9110, 10.2.3). @param {Response} response */
 function retryAfter(response) {
-  const value = response?.ok ? undefined : response?.headers.get("Retry-After");
+  const value = response.ok ? undefined : response.headers.get("Retry-After");
   if (value) return Math.max(0, Number(value) * 1_000 || Date.parse(value) - Date.now() || 0);
 }
 
@@ -248,7 +225,8 @@ const namedError = (name, message, problem) => Object.assign(new Error(message),
 
 /** An error with the members of a problem response (RFC 9457). @param {Response} response */
 async function problemError(response) {
-  const details = (await response.json().catch(() => null)) ?? {};
-  const message = details.detail ?? `${response.url} returned status ${response.status}`;
-  return namedError(details.title ?? "Error", message, { status: response.status, ...details });
+  if (response.ok) return namedError("Broken", "the connection was lost before the first event id");
+  const problem = { status: response.status, ...(await response.json().catch(() => null)) };
+  const message = problem.detail ?? `${response.url} returned status ${response.status}`;
+  return namedError(problem.title ?? "Error", message, problem);
 }

@@ -517,6 +517,21 @@ def test_stop_deletes_the_run_and_its_end_event_ends_the_loop(read: Read) -> Non
     assert output.of("done")
 
 
+def test_stop_rejects_if_the_server_does_not_know_the_run(read: Read) -> None:
+    answers = [stream(START, frame(1)), problem(404), stream(end(2))]
+    with script(*answers) as server:
+        output = read(server.url, stopAt="r.1")
+    assert server.requests[1][:2] == ("DELETE", "/runs/r")
+    assert output.of("stop") == ["Refused"], "the run may be somebody else's, and go on"
+    assert output.of("done")
+
+
+def test_stop_resolves_if_the_server_has_forgotten_a_run_whose_end_was_read(read: Read) -> None:
+    with script(stream(START, end(1)), problem(404)) as server:
+        output = read(server.url, stopAfterwards=True)
+    assert output.of("stop") == ["stopped"]
+
+
 PRIVATE = {"authorization": "Bearer secret", "cookie": "session=1", "x-key": "k"}
 
 
@@ -685,5 +700,5 @@ def test_reading_can_start_after_a_given_event(read: Read) -> None:
     assert server.requests == [("GET", "/streams/s", "r.5", "")]
 
 
-def test_the_client_has_at_most_260_lines() -> None:
-    assert len(CLIENT.read_text().splitlines()) <= 260
+def test_the_client_has_at_most_232_lines() -> None:
+    assert len(CLIENT.read_text().splitlines()) <= 232
