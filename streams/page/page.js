@@ -11,7 +11,7 @@ import { drawChart } from "./chart.js";
 import { element, fill, showErrors, showFields, values } from "./form.js";
 import { Pace } from "./pace.js";
 import { samples } from "./samples.js";
-import { viaEventSource, viaFetch } from "./transports.js";
+import { stopRun, viaEventSource, viaFetch } from "./transports.js";
 
 const MAX_ROWS = 200;
 const MAX_TEXT = 100_000; // characters of a streamed answer
@@ -47,6 +47,7 @@ function newView(url, parameters) {
     url,
     parameters,
     state: "idle",
+    reason: undefined, // of the state "waiting"
     run: "",
     pace: new Pace(performance.now(), roundTrip),
     bytes: 0,
@@ -89,7 +90,7 @@ function connect() {
 
 async function stop() {
   if (connection) return connection.stop();
-  await fetch(`runs/${view.run}`, { method: "DELETE" });
+  await stopRun(view.run);
   setState("cancelled");
 }
 
@@ -99,9 +100,9 @@ function drop() {
   setState("dropped");
 }
 
-function onState(state) {
+function onState(state, reason) {
   if (state === "open" && view.connections++) view.pace.reconnected(performance.now());
-  setState(state);
+  setState(state, reason);
 }
 
 function onEvent({ type, id, text, data }) {
@@ -158,8 +159,8 @@ function onEnd(error) {
   if (!isInForm) byId("problem").textContent = error.name === "Error" ? error.message : `${error.name}: ${error.message}`;
 }
 
-function setState(state) {
-  view.state = state;
+function setState(state, reason) {
+  [view.state, view.reason] = [state, reason];
   schedulePaint();
 }
 
@@ -178,7 +179,9 @@ function schedulePaint() {
 function paint() {
   isPaintScheduled = false;
   const { pace, newRows, state } = view;
-  byId("state").textContent = STATES[state];
+  const text = stateText();
+  // A screen reader announces each change of the text, even to the same one.
+  if (byId("state").textContent !== text) byId("state").textContent = text;
   byId("state").dataset.state = state;
   byId("events").textContent = formatted(pace.events);
   byId("bytes").textContent = formatted(view.bytes);
@@ -198,6 +201,17 @@ function paint() {
     drawChart(byId("chart"), pace, isMoving ? (chartDrawn = now) : pace.last);
   clearTimeout(nextPaint);
   if (isMoving) nextPaint = setTimeout(schedulePaint, PAINT_INTERVAL);
+}
+
+/** The state in words. EventSource does not tell why and how long it waits. */
+function stateText() {
+  const { state, reason, connections } = view;
+  if (state !== "waiting" || !reason) return STATES[state];
+  const { status, wait } = reason;
+  const again = `${connections ? "reconnecting" : "trying again"} in ${formatted(Math.ceil(wait / 1000))} s`;
+  if (!status) return `${navigator.onLine ? "connection lost" : "this device is offline"}, ${again}`;
+  const cause = [429, 503].includes(status) ? "is busy" : [502, 504].includes(status) ? "cannot be reached" : "failed";
+  return `${again}: the server ${cause} (${status})`;
 }
 
 function paintValue() {

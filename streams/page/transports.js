@@ -5,7 +5,7 @@
  * 1. A connection calls its `listener` until it is closed.
  * 2. Its last call is `end`, with an Error if the stream could not be read or its run failed.
  *
- *     listener.state("connecting" | "open" | "waiting")
+ *     listener.state("connecting" | "open" | "waiting", reason?) // an EventStream's reason
  *     listener.event({ type, data, text, id })
  *     listener.end(error?)
  */
@@ -18,7 +18,7 @@ export function viaFetch(url, parameters, lastEventId, listener) {
   const { signal } = controller;
   const body = Object.keys(parameters).length ? parameters : undefined;
   const stream = eventStream(url, { body, lastEventId, control: true, signal });
-  stream.addEventListener("statechange", () => stream.state !== "closed" && listener.state(stream.state));
+  stream.addEventListener("statechange", () => stream.state !== "closed" && listener.state(stream.state, stream.reason));
   const read = async () => {
     for await (const event of stream) listener.event(event);
   };
@@ -48,8 +48,13 @@ export function viaEventSource(url, parameters, lastEventId, listener) {
       source.close(); // An EventSource that is not closed reconnects after the end.
       listener.end(data.error && Object.assign(new Error(data.error.message), { name: data.error.type }));
     });
-  const stop = () => fetch(`runs/${run}`, { method: "DELETE" });
-  return { close: () => source.close(), stop };
+  return { close: () => source.close(), stop: () => stopRun(run) };
+}
+
+/** Stops a run for all its viewers. Rejects with the server's error. */
+export async function stopRun(run) {
+  const response = await fetch(`runs/${run}`, { method: "DELETE" });
+  if (!response.ok) throw await errorOf(response);
 }
 
 /** The URL with the parameters in its query. A list becomes one parameter per item. */
@@ -65,9 +70,14 @@ async function refusal(url) {
   const headers = { Accept: "text/event-stream, application/problem+json" };
   const response = await fetch(url, { headers });
   if (response.status === 204) return undefined;
-  const problem = response.ok ? {} : await response.json();
+  if (!response.ok) return errorOf(response);
   await response.body?.cancel().catch(() => {});
-  return Object.assign(new Error(problem.detail ?? "The connection failed."), { problem });
+  return new Error("The connection failed.");
+}
+
+async function errorOf(response) {
+  const problem = (await response.json().catch(() => null)) ?? {};
+  return Object.assign(new Error(problem.detail ?? `The server answered ${response.status}.`), { problem });
 }
 
 function parseJson(text) {

@@ -278,12 +278,111 @@ def test_a_stream_continues_when_its_server_is_killed_and_restarted(
         expect_events(page, 1 + GATE_AT)
         run = run_of(page)
     expect_state(page, "waiting")
-    expect(page.locator("#state")).to_have_text("connection lost, reconnecting")
+    reconnecting = re.compile(r"^connection lost, reconnecting( in \d s)?$")
+    expect(page.locator("#state")).to_have_text(reconnecting)
     with server_process(port, "--no-access-log", app="tests.support.browser:app"):
         open_gate("restart", url)
         expect_state(page, "completed")
         assert numbers(page) == numbers_up_to(GATED_COUNT)
         assert run_of(page) == run
+
+
+WAITS = {
+    429: "the server is busy (429)",
+    503: "the server is busy (503)",
+    504: "the server cannot be reached (504)",
+    500: "the server failed (500)",
+}
+
+
+def problem(route: Route, status: int) -> None:
+    headers = {"Retry-After": "60", "Content-Type": "application/problem+json"}
+    route.fulfill(status=status, headers=headers, body=json.dumps({"detail": f"it is {status}"}))
+
+
+def lose_connection(page: Page, retry: int) -> None:
+    """Starts a run whose first response has two events and no end."""
+    headers = {"Content-Type": "text/event-stream", "Content-Location": "/runs/r"}
+    start_event = 'id: r.0\nevent: start\ndata: {"run":"r","source":"counter"}\n\n'
+    body = f"retry: {retry}\n{start_event}id: r.1\ndata: 1\n\n"
+    page.route("**/streams/counter", lambda route: route.fulfill(headers=headers, body=body))
+    start(page, "counter")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_page_says_why_and_how_long_it_waits_to_start(page: Page, status: int) -> None:
+    page.route("**/streams/counter", lambda route: problem(route, status))
+    start(page, "counter")
+    expect(page.get_by_role("status")).to_have_text(f"trying again in 60 s: {WAITS[status]}")
+    page.unroute("**/streams/counter")
+    click(page, "Reconnect")
+    expect_state(page, "completed")
+
+
+@pytest.mark.parametrize("status", WAITS)
+def test_the_page_says_why_and_how_long_it_waits_to_reconnect(page: Page, status: int) -> None:
+    page.route("**/runs/r", lambda route: problem(route, status))
+    lose_connection(page, retry=1)
+    expect(page.get_by_role("status")).to_have_text(f"reconnecting in 60 s: {WAITS[status]}")
+    expect_state(page, "waiting")
+
+
+def test_the_page_says_when_the_device_is_offline(page: Page, context: BrowserContext) -> None:
+    page.route("**/runs/r", lambda route: problem(route, 503))
+    lose_connection(page, retry=60_000)
+    expect(page.get_by_role("status")).to_have_text("connection lost, reconnecting in 60 s")
+    context.set_offline(True)
+    expect(page.get_by_role("status")).to_have_text("this device is offline, reconnecting in 60 s")
+    context.set_offline(False)
+    expect(page.get_by_role("status")).to_contain_text("the server is busy")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_reason_of_a_wait_is_accessible_and_fits(page: Page, scheme: Any, width: int) -> None:
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.set_viewport_size({"width": width, "height": 844})
+    page.route("**/runs/r", lambda route: problem(route, 504))
+    lose_connection(page, retry=1)
+    expect(page.get_by_role("status")).to_contain_text("cannot be reached")
+    assert serious_violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_a_state_that_stays_the_same_is_announced_once(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            window.announced = [];
+            new MutationObserver((changes) => changes.forEach(({ addedNodes: [node] }) =>
+                window.announced.push(node.textContent)
+            )).observe(document.querySelector("#state"), { childList: true });
+        }"""
+    )
+    start(page, "counter", count=30, interval=0.02)
+    expect_state(page, "completed")
+    announced = page.evaluate("window.announced")
+    assert len(set(announced)) == len(announced)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("state", ["open", "dropped"])
+def test_a_stop_that_the_server_refuses_shows_its_error(
+    page: Page, transport: str, state: str
+) -> None:
+    page.route(
+        "**/runs/*",
+        lambda route: (
+            problem(route, 404) if route.request.method == "DELETE" else route.continue_()
+        ),
+    )
+    start(page, "gated", transport, gate="never opened")
+    expect_events(page, 3)
+    if state == "dropped":
+        click(page, "Drop")
+    expect_state(page, state)
+    click(page, "Stop")
+    expect(page.locator("#problem")).to_have_text("it is 404")
+    expect_state(page, state)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
