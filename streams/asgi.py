@@ -17,7 +17,14 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streams.endpoint import EndpointResponse, Produced, mount_path, route_of, source_name
+from streams.endpoint import (
+    EndpointResponse,
+    Produced,
+    mount_path,
+    route_of,
+    source_name,
+    starlette_request,
+)
 from streams.errors import StoreFull, StreamError, UnknownSource, problem
 from streams.event import Encoder
 from streams.log import EventLog, RunLog
@@ -184,8 +191,10 @@ class Streams:
 
         The stream keeps the status, headers and cookies that you set on the response, and those of
         `like`. Its background task runs after each response. Other keywords are exceptions from
-        the policy. Raises TypeError if `events` cannot be iterated or called.
+        the policy. Raises TypeError if `events` cannot be iterated or called, and for a request
+        that is not Starlette's, FastAPI's or Litestar's.
         """
+        request = starlette_request(request)
         if name is None:
             name = source_name(events, request.scope)
         check_name(name)
@@ -207,6 +216,7 @@ class Streams:
         run may have any name. False also for a request that `response` will refuse. Raises
         StoreDown.
         """
+        request = starlette_request(request)
         if name is None and events is not None:
             name = source_name(events, request.scope)
         try:

@@ -36,6 +36,24 @@ _OF_THE_BODY = {b"content-type", b"content-length", b"content-encoding", b"trans
 _ADDED = {b"set-cookie", b"vary", b"link", b"server-timing"}
 
 
+def starlette_request(request: Any) -> Request:
+    """`request` as a Starlette request; FastAPI's is one. Raises TypeError if it cannot be one.
+
+    Litestar's becomes one, because its handlers may return any ASGI app. Django and Quart keep the
+    scope in their requests, too, but their views cannot return one.
+    """
+    if isinstance(request, Request):
+        return request
+    if "path_template" in getattr(request, "scope", ()):  # Litestar sets this.
+        return Request(request.scope)
+    kind = type(request)
+    raise TypeError(
+        "response() and resumes() take a request of Starlette, FastAPI or Litestar, not a "
+        f"{kind.__module__}.{kind.__qualname__}; in another framework, serve a source at a path "
+        'of its own, as docs/compat.md shows under "In another framework"'
+    )
+
+
 def route_of(scope: Scope) -> str:
     """The path of the route that a request matched, as a template if the framework gives one.
 
@@ -46,7 +64,7 @@ def route_of(scope: Scope) -> str:
     route, path = scope.get("route"), scope["path"].strip("/")
     template = None if isinstance(route, Mount) else getattr(route, "path", None)
     if template is None:
-        template = scope.get("path_template")  # Litestar sets this.
+        template = scope.get("path_template")
     if template is None or ":path}" in template:
         return f"/{path}"
     segments = path.split("/") if path else []

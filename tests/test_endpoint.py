@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
@@ -363,3 +363,22 @@ def test_the_error_for_a_coroutine_says_to_give_the_function() -> None:
     request = Request({"type": "http", "method": "GET", "path": "/", "headers": []})
     with pytest.raises(TypeError, match=r"give the function: lambda: opened\(…\)"):
         Streams().response(request, opened())  # type: ignore[arg-type]
+
+
+class ForeignRequest:
+    """A request as Django and Quart have it: with the scope, but not Starlette's."""
+
+    method = "GET"
+    scope: ClassVar[dict[str, Any]] = {"type": "http", "method": "GET", "path": "/", "headers": []}
+
+
+async def test_the_request_of_another_framework_is_an_error_that_says_what_to_do() -> None:
+    streams = Streams()
+    request: Any = ForeignRequest()
+    what = r"Litestar, not a tests\.test_endpoint\.ForeignRequest; in another framework, serve"
+    with pytest.raises(TypeError, match=what):
+        streams.response(request, words)
+    with pytest.raises(TypeError, match=what):
+        await streams.resumes(request, words)
+    with pytest.raises(TypeError, match=r"not a builtins\.dict; "):
+        streams.response(request.scope, words)

@@ -1,4 +1,4 @@
-"""Apps in other frameworks, each with its own route /hello and with Streams mounted in it."""
+"""Apps in other frameworks: with a route /hello and Streams mounted, or with an endpoint /ask."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,31 +7,40 @@ import django
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.http import HttpResponse
-from django.urls import path
+from django.urls import clear_url_caches, path
 from fastapi import FastAPI
+from fastapi import Request as FastAPIRequest
 from hypercorn.middleware import DispatcherMiddleware
 from litestar import Litestar, asgi, get
+from litestar import Request as LitestarRequest
 from litestar.types import Receive as LitestarReceive
 from litestar.types import Scope as LitestarScope
 from litestar.types import Send as LitestarSend
 from quart import Quart
+from quart import request as quart_request
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.compat.processes import versions
 
 Mounts = Mapping[str, ASGIApp]
+Answer = Callable[[Any], Any]
 
 
 class Host(NamedTuple):
-    """A framework, and how to mount apps in it by prefix. Each prefix starts with `under`."""
+    """A framework, and how to mount apps in it by prefix. Each prefix starts with `under`.
+
+    `endpoint` makes an app whose endpoint /ask returns what a function makes of the request.
+    """
 
     name: str
     version: str
     app: Callable[[Mounts], Any]
     under: str = ""
+    endpoint: Callable[[Answer], Any] | None = None
 
 
 async def hello(request: Any) -> PlainTextResponse:
@@ -120,13 +129,69 @@ def bare(mounts: Mounts, otherwise: ASGIApp | None = None) -> ASGIApp:
     return host
 
 
+def starlette_endpoint(answer: Answer) -> ASGIApp:
+    async def ask(request: Request) -> Any:
+        return answer(request)
+
+    return Starlette(routes=[Route("/ask", ask)])
+
+
+def fastapi_endpoint(answer: Answer) -> ASGIApp:
+    app = FastAPI()
+
+    @app.get("/ask")
+    async def ask(request: FastAPIRequest) -> Any:
+        return answer(request)
+
+    return app
+
+
+def litestar_endpoint(answer: Answer) -> Any:
+    @get("/ask")
+    async def ask(request: LitestarRequest[Any, Any, Any]) -> Response:
+        response: Response = answer(request)
+        return response
+
+    return Litestar([ask])
+
+
+def django_endpoint(answer: Answer) -> Any:
+    async def ask(request: Any) -> Any:
+        return answer(request)
+
+    configure_django()
+    urlpatterns[1:] = [path("ask", ask)]
+    clear_url_caches()
+    return get_asgi_application()
+
+
+def quart_endpoint(answer: Answer) -> Any:
+    app = Quart(__name__)
+
+    @app.get("/ask")
+    async def ask() -> Any:
+        return answer(quart_request)
+
+    return app
+
+
 HOSTS = [
-    Host("Starlette, Mount", versions("starlette"), starlette),
+    Host("Starlette, Mount", versions("starlette"), starlette, endpoint=starlette_endpoint),
     Host("Starlette, Mount in a Mount", versions("starlette"), starlette_two_deep, "/inner"),
-    Host("FastAPI, mount", versions("fastapi"), fastapi),
+    Host("FastAPI, mount", versions("fastapi"), fastapi, endpoint=fastapi_endpoint),
     Host("FastAPI, mount in a mounted app", versions("fastapi"), fastapi_two_deep, "/inner"),
-    Host("Litestar, @asgi(is_mount=True)", versions("litestar"), litestar),
-    Host("Django, ASGI", django.__version__, in_django),
-    Host("Quart, hypercorn's DispatcherMiddleware", versions("quart"), quart),
+    Host(
+        "Litestar, @asgi(is_mount=True)",
+        versions("litestar"),
+        litestar,
+        endpoint=litestar_endpoint,
+    ),
+    Host("Django, ASGI", django.__version__, in_django, endpoint=django_endpoint),
+    Host(
+        "Quart, hypercorn's DispatcherMiddleware",
+        versions("quart"),
+        quart,
+        endpoint=quart_endpoint,
+    ),
     Host("an ASGI function", "3.0", bare),
 ]

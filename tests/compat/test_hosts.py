@@ -1,5 +1,6 @@
 """Hosts: Streams mounted in other frameworks, which do not run its lifespan."""
 
+import asyncio
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -137,6 +138,51 @@ async def test_the_routes_of_the_host_still_work(host: Host) -> None:
         response = await client.get("/hello")
         assert (response.status_code, response.text.strip('"')) == (200, "hello")
         assert (await client.get("/nowhere")).status_code == 404
+
+
+NO_ASGI = "its views cannot return an ASGI app; `response()` raises a TypeError that says so"
+
+
+@pytest.mark.parametrize(
+    "host", [host for host in HOSTS if host.endpoint], ids=lambda host: host.name
+)
+@pytest.mark.column("`response()` in an endpoint")
+async def test_an_endpoint_of_its_own_streams_and_resumes(
+    host: Host, request: pytest.FixtureRequest
+) -> None:
+    if host.name.startswith(("Django", "Quart")):
+        request.applymarker(pytest.mark.xfail(reason=NO_ASGI, raises=TypeError))
+    streams = Streams()
+    errors: list[TypeError] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+        await asyncio.Event().wait()
+
+    def answer(request: Any) -> Any:
+        try:
+            return streams.response(request, numbers)
+        except TypeError as error:
+            errors.append(error)
+            raise
+
+    assert host.endpoint is not None
+    async with serving(host.endpoint(answer)) as url:
+        async with connection(url, "/ask") as stream:
+            await stream.until(
+                lambda stream: errors or b"data: 2\n\n" in stream.body, "an error, or both numbers"
+            )
+            for error in errors:
+                assert "docs/compat.md" in str(error)
+                raise error
+            run = re.findall(rb"id: (.+)\.1\n", stream.body)[0].decode()
+        await until(lambda: not streams.runs.readers, "the run has no reader")
+        async with connection(url, "/ask", headers=f"Last-Event-ID: {run}.1\r\n") as stream:
+            await stream.until(lambda stream: b"data: 2\n\n" in stream.body, "number 2")
+            assert b"data: 1\n" not in stream.body
+            assert len(streams.log) == 1
+    await streams.runs.aclose()
 
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/compat.md").read_text(), re.DOTALL)
