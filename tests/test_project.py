@@ -190,18 +190,24 @@ def test_make_alone_prints_its_targets() -> None:
     assert all(f"make {target} " in printed for target in targets)
 
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+BLOCKS = {
+    f"{page}, block {number}": block
+    for page in ("README.md", "docs/migration.md")
+    for number, block in enumerate(
+        re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    )
+}
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-async def test_every_python_block_of_the_readme_runs(
-    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", BLOCKS)
+async def test_every_python_block_of_the_documentation_runs(
+    name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Runs each block. One that makes an app has a curl command in a comment, which is tried. One
     with a main() is a client of what `make run` serves, and has its output in comments."""
-    block = BLOCKS[number]
-    namespace: dict[str, Any] = {"__name__": f"readme_{number}"}
-    exec(compile(block, f"README.md, block {number}", "exec"), namespace)
+    block = BLOCKS[name]
+    namespace: dict[str, Any] = {"__name__": name}
+    exec(compile(block, name, "exec"), namespace)
     tries = re.findall(r"^# curl -N 127\.0\.0\.1:8000(\S*)", block, re.MULTILINE)
     assert bool(tries) == ("app" in namespace)
     for path in tries:
