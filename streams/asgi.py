@@ -27,6 +27,7 @@ from streams.endpoint import (
 )
 from streams.errors import StoreFull, StreamError, UnknownSource, problem
 from streams.event import Encoder
+from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
 from streams.request import (
@@ -43,7 +44,7 @@ from streams.request import (
     run_url,
     whole_path,
 )
-from streams.response import RunResponse, json_response, refusal, stream_headers
+from streams.response import RunResponse, head_response, json_response, refusal
 from streams.run import Position, Runs
 from streams.source import Job, Policy, PolicyOptions, Source, check_name
 from streams.wires import EventStream, Wire
@@ -103,8 +104,9 @@ class Streams:
             log = MemoryLog(**limits)
         self.log = _log_at(log, limits) if isinstance(log, str) else log
         sources_by_name = {s.name: (s, self._policies[s]) for s in self.sources.values()}
+        self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads)
         closers = [source.aclose for source in self._policies if source.aclose is not None]
-        self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads, closers)
+        self._lifetime = Lifetime(self.log, self.runs, closers)
         self._max_body = max_body
         self._origins = frozenset(origins)
         routes = [
@@ -136,15 +138,15 @@ class Streams:
         Ends the runs and closes their sources before the server ends. In a lifespan of your own,
         `async with streams:` does the same.
         """
-        async with self.runs:
+        async with self._lifetime:
             yield
 
     async def __aenter__(self) -> Self:
-        await self.runs.__aenter__()
+        await self._lifetime.__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self.runs.__aexit__(*error)
+        await self._lifetime.__aexit__(*error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app if scope["type"] == "http" else self._router
@@ -158,6 +160,7 @@ class Streams:
         if path != scope["path"] or root != scope.get("root_path", ""):
             scope = {**scope, "root_path": root, "path": path}
         try:
+            await self._lifetime.serve()
             await self._router(scope, receive, send)
         except StreamError as error:
             await refusal(error, Request(scope))(scope, receive, send)
@@ -220,6 +223,7 @@ class Streams:
         if name is None and events is not None:
             name = source_name(events, request.scope)
         try:
+            await self._lifetime.serve()
             check_site(request, self._origins)
             if (last := last_event_id(request)) is None:
                 return False
@@ -233,8 +237,9 @@ class Streams:
 
     async def _answer_endpoint(self, request: Request, job: Job) -> Response:
         if request.method == "HEAD":
-            return _head()
+            return head_response()
         try:
+            await self._lifetime.serve()
             return await self.attach(request, job, mount_path(self, request.scope))
         except StreamError as error:
             return refusal(error, request)
@@ -272,7 +277,7 @@ class Streams:
     def read(self, request: Request, log: RunLog, source: Source[..., Any], wire: Wire) -> Response:
         """A response that reads a run of `source` from its beginning, through a wire."""
         url = run_url(root_path(request), log.info.run)
-        return RunResponse(self.runs, Position(log, -1), self._policies[source], wire, url)
+        return RunResponse(self._lifetime, Position(log, -1), self._policies[source], wire, url)
 
     # The endpoints
 
@@ -308,7 +313,7 @@ class Streams:
         else:
             arguments = source.from_query(request.query_params)
         if request.method == "HEAD":
-            return _head()
+            return head_response()
         policy, owner = self._policies[source], identity(request.scope)
         job = source.job(arguments, request, policy=policy, owner=owner)
         return await self.attach(request, job, root_path(request))
@@ -326,7 +331,7 @@ class Streams:
         if position is None:  # An EventSource stops reconnecting at a 204.
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
         url = None if root is None else run_url(root, position.log.info.run)
-        return RunResponse(self.runs, position, policy, EventStream(policy.retry), url)
+        return RunResponse(self._lifetime, position, policy, EventStream(policy.retry), url)
 
     async def _run(self, request: Request) -> Response:
         log = await self.runs.find(request.path_params["run"], identity(request.scope))
@@ -334,10 +339,10 @@ class Streams:
             await self.runs.cancel(log)
             return Response(status_code=204)
         if not accepts(request, EVENT_STREAM) and accepts(request, JSON):
-            return json_response(_state(log))
+            return json_response(self.runs.state(log))
         check_accepts(request, EVENT_STREAM)
         if request.method == "HEAD":
-            return _head(run_url(root_path(request), log.info.run))
+            return head_response(run_url(root_path(request), log.info.run))
         source = self.sources.get(log.info.source) if log.info.route is None else None
         policy = self.policy if source is None else self._policies[source]
         position = self.runs.position(log, last_event_id(request))
@@ -387,22 +392,3 @@ def _page_routes() -> list[Route]:
     from streams.page import routes  # Optional: the core does not need it.
 
     return routes
-
-
-def _head(location: str | None = None) -> Response:
-    response = Response(headers=stream_headers(location), media_type=EVENT_STREAM)
-    del response.headers["content-length"]
-    return response
-
-
-def _state(log: RunLog) -> dict[str, Any]:
-    return {
-        "run": log.info.run,
-        "source": log.info.source,
-        "status": log.status,
-        "started": log.info.started,
-        "producer": log.producer,
-        "first_event": log.first,
-        "last_event": log.last,
-        "readers": log.readers,
-    }

@@ -12,7 +12,6 @@ Invariants:
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from typing import Any, NoReturn, Self, cast
 
@@ -26,9 +25,10 @@ from starlette.types import Receive, Scope, Send
 
 from streams.errors import LostHistory, StoreFull, StreamError, problem
 from streams.event import EventId, encode_json
+from streams.lifetime import Lifetime
 from streams.log import Reader
 from streams.request import EVENT_STREAM, is_event_source
-from streams.run import Position, Runs
+from streams.run import Position
 from streams.source import Policy
 from streams.wires import Wire
 
@@ -36,6 +36,9 @@ logger = logging.getLogger("streams")
 
 # How long a reader may take at shutdown to end its body; it needs one turn of the event loop.
 SHUTDOWN_SECONDS = 1.0
+
+# What is sent before the first event and, by sse-starlette, after the last one.
+HEAD, TAIL = object(), object()
 
 # anyio does not cancel a task that has been woken and has not run yet. A reader of a source that
 # never waits is in that state whenever anyio looks, so it checks for a cancellation this often.
@@ -57,6 +60,13 @@ def stream_headers(location: str | None) -> dict[str, str]:
     return headers
 
 
+def head_response(location: str | None = None) -> Response:
+    """The headers of a stream, which the request does not start."""
+    response = Response(headers=stream_headers(location), media_type=EVENT_STREAM)
+    del response.headers["content-length"]
+    return response
+
+
 def refusal(error: StreamError, request: Request) -> Response:
     """A problem response, except for an EventSource that meets a limit.
 
@@ -69,61 +79,6 @@ def refusal(error: StreamError, request: Request) -> Response:
     return Response(body, media_type=EVENT_STREAM, headers=stream_headers(None))
 
 
-class _Shutdown:
-    """Replaces sse-starlette's shutdown event: setting it stops the reader."""
-
-    def __init__(self) -> None:
-        self.reader: Reader | None = None
-        self._is_set = False
-
-    def set(self) -> None:
-        self._is_set = True
-        if self.reader is not None:
-            self.reader.stop()
-
-    def stops(self, reader: Reader) -> None:
-        self.reader = reader
-        if self._is_set:
-            reader.stop()
-
-
-class _Watchdog:
-    """A context that ends with SendTimeoutError when one send takes longer than `timeout` seconds.
-
-    `since` is the time at which the current send began, in seconds; 0 between two sends. One timer
-    looks at it: a timer for each send would be too expensive.
-    """
-
-    __slots__ = ("_loop", "_task", "_timed_out", "_timeout", "_timer", "since")
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._timed_out = False
-
-    def __enter__(self) -> None:
-        self.since = time.monotonic()  # The head of the response is sent first.
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task(self._loop)
-        self._timer = self._loop.call_later(self._timeout, self._look)
-
-    def _look(self) -> None:
-        since, now = self.since, time.monotonic()
-        left = (since or now) + self._timeout - now
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
-        elif self._task is not None:
-            self._timed_out = True
-            self._task.cancel()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._timer.cancel()
-        if not self._timed_out or self._task is None:
-            return
-        # If somebody else has cancelled the task too, it stays cancelled.
-        if not self._task.uncancel() and kind is asyncio.CancelledError:
-            raise SendTimeoutError
-
-
 class RunResponse(EventSourceResponse):
     """Sends a run's events through a wire, from a position to the end of the run.
 
@@ -132,23 +87,31 @@ class RunResponse(EventSourceResponse):
     """
 
     def __init__(
-        self, runs: Runs, position: Position, policy: Policy, wire: Wire, location: str | None
+        self,
+        lifetime: Lifetime,
+        position: Position,
+        policy: Policy,
+        wire: Wire,
+        location: str | None,
     ) -> None:
-        self._runs = runs
+        self.sending: object | None = HEAD
+        self._lifetime = lifetime
         self._position = position
         self._policy = policy
         self._wire = wire
         self._location = location
-        self._shutdown = _Shutdown()
-        self._watchdog = _Watchdog(policy.send_timeout)
+        self._reader: Reader | None = None
+        self._stopped = False
+        self._timed_out = False
         self._send: Send
+        self._task: asyncio.Task[Any] | None
         super().__init__(
             self,
             media_type=wire.media_type,
             ping=policy.heartbeat,
             ping_message_factory=lambda: cast(ServerSentEvent, wire.heartbeat),
             send_timeout=policy.send_timeout,
-            shutdown_event=cast(anyio.Event, self._shutdown),
+            shutdown_event=cast(anyio.Event, self),
             shutdown_grace_period=SHUTDOWN_SECONDS,
         )
 
@@ -156,33 +119,55 @@ class RunResponse(EventSourceResponse):
         """Replaces sse-starlette's headers: HTTP/2 forbids their Connection (RFC 9113, 8.2.2)."""
         super().init_headers({**stream_headers(self._location), **self._wire.headers()})
 
+    def stop(self) -> None:
+        """Ends the stream, without an `end` event if the run has not ended."""
+        self._stopped = True
+        if self._reader is not None:
+            self._reader.stop()
+
+    set = stop  # This is the event that sse-starlette sets when the server shuts down.
+
+    def time_out(self) -> None:
+        """Cancels the send that does not finish, and with it the response."""
+        if self._task is not None:
+            self._timed_out = True
+            self._task.cancel()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
-        watchdog = self._watchdog
-        stop, runs = self._shutdown.set, self._runs
-        runs.responses.add(stop)
-        if runs.stopping:
-            stop()
+        self._task = task = asyncio.current_task()
+        lifetime = self._lifetime
+        responses = lifetime.responses(self._policy.send_timeout)
+        responses.add(self)
+        if lifetime.stopping:
+            self.stop()
         try:
-            with watchdog:
-                await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send)
         except SendTimeoutError:
-            logger.warning(
-                "run %s: a client accepted no data for %g s and is disconnected",
-                self._position.log.info.run,
-                self._policy.send_timeout,
-            )
+            self._log_timeout()
         except asyncio.CancelledError:
+            # If somebody else has cancelled the task too, it stays cancelled.
+            if self._timed_out and task is not None and not task.uncancel():
+                self._log_timeout()
+                return
             # The server cancels this when it shuts down (hypercorn: 3 s after SIGTERM), while the
             # client is still connected.
-            if self._shutdown.reader is not None:
+            if self._reader is not None:
                 with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
             raise
         finally:
-            runs.responses.discard(stop)
-        if runs.closing is not None:  # Every server waits for an open response, for a time.
-            await asyncio.wait([runs.closing])
+            responses.discard(self)
+            self._task = None
+        if lifetime.closing is not None:  # Every server waits for an open response, for a time.
+            await asyncio.wait([lifetime.closing])
+
+    def _log_timeout(self) -> None:
+        logger.warning(
+            "run %s: a client accepted no data for %g s and is disconnected",
+            self._position.log.info.run,
+            self._policy.send_timeout,
+        )
 
     def __aiter__(self) -> Self:
         return self
@@ -194,40 +179,42 @@ class RunResponse(EventSourceResponse):
         function, or one more function inside it, would cost a fifth of an event.
         """
         send, wire, wire_feed = self._send, self._wire, self._wire.feed
-        watchdog, clock = self._watchdog, time.monotonic
-        watchdog.since = 0
+        self.sending = None
         head, after = self._beginning()
-        while True:
+        while not wire.done:
             try:
                 with self._position.log.read(after) as reader:
-                    self._shutdown.stops(reader)
+                    self._reader = reader
+                    if self._stopped:
+                        reader.stop()
                     feed = self._start if after < 0 else wire_feed
                     if not reader.ready:
-                        watchdog.since = clock()
+                        self.sending = head
                         await send({"type": "http.response.body", "body": head, "more_body": True})
-                        watchdog.since = 0
+                        self.sending = None
                         head = b""
                     pieces = 0
                     async for frames in reader:
                         body, head, feed = head + feed(frames), b"", wire_feed
                         if body:
-                            watchdog.since = clock()
+                            self.sending = body
                             await send(
                                 {"type": "http.response.body", "body": body, "more_body": True}
                             )
-                            watchdog.since = 0
+                            self.sending = None
                         if wire.done:
                             break
                         pieces += 1
                         if pieces % CANCELLABLE_PIECES == 0:
                             await anyio.lowlevel.checkpoint_if_cancelled()
-                watchdog.since = clock()  # The last send is that of sse-starlette.
-                if body := head + wire.finish():
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-                raise StopAsyncIteration
+                break
             except LostHistory as lost:  # The log did not know this when the reader began.
                 after = lost.first - 1
                 head += self._gap(after - lost.missed, after)
+        self.sending = TAIL
+        if body := head + wire.finish():
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        raise StopAsyncIteration
 
     def _beginning(self) -> tuple[bytes, int]:
         """What is sent before the first event, and after which event the reader begins."""
@@ -247,7 +234,7 @@ class RunResponse(EventSourceResponse):
         info = self._position.log.info
         # `start` is not an event of the source: a reader that missed it gets it, uncounted.
         start = self._start(info.start_frame) if after < 0 else b""
-        self._runs.gaps += 1
+        self._lifetime.runs.gaps += 1
         return start + self._wire.gap(last - max(after, 0), EventId(info.run, last))
 
     def _start(self, frames: bytes) -> bytes:

@@ -7,42 +7,32 @@ Invariants:
 
 1. A reader that disconnects ends itself, never the run.
 2. No client gets a position in a run before the run has opened.
-3. At the server's shutdown the responses end first, without an `end` event, and then the runs.
-4. All that runs belongs to one event loop. What a loop that is over has left running is forgotten.
 """
 
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from streams.errors import (
     InvalidEventId,
     ProducerLost,
     RunExists,
     RunGone,
-    ShuttingDown,
     StreamError,
     UnknownRun,
 )
 from streams.event import Encoder, End, EventId
 from streams.log import EventLog, Limits, RunInfo, RunLog
 from streams.producer import CLEANUP_SECONDS, Run
-from streams.shutdown import tell
 from streams.source import Job, Policy, Source
 from streams.thread import Threads
 
 logger = logging.getLogger("streams")
-
-NO_LIFESPAN = (
-    "this Streams runs without its lifespan, so the server may end before its sources are closed; "
-    "pass lifespan=streams.lifespan to the app that mounts it, or put `async with streams:` into "
-    "the lifespan of that app"
-)
 
 
 class Position(NamedTuple):
@@ -57,10 +47,7 @@ class Position(NamedTuple):
 
 
 class Runs:
-    """All runs over one log, which is open inside `async with`, or from the first run on.
-
-    `sources` are those whose runs can be taken over, by name. `closers` are awaited at the end.
-    """
+    """All runs over one log. `sources` are those whose runs can be taken over, by name."""
 
     def __init__(
         self,
@@ -68,7 +55,6 @@ class Runs:
         sources: Mapping[str, tuple[Source[..., Any], Policy]],
         encoder: Encoder | None = None,
         max_threads: int = 1000,
-        closers: Iterable[Callable[[], Awaitable[None]]] = (),
     ) -> None:
         self.since = datetime.now(UTC)
         self.restarts = 0
@@ -78,72 +64,11 @@ class Runs:
         self._encoder = encoder or Encoder()
         self._threads = Threads(max_threads)
         self._producing: dict[str, Run] = {}
-        self._closers = list(closers)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._entered = 0
-        self._warned = False
-        self._told = False  # or will be, when the server shuts down
-        self.stopping = False
-        self.responses: set[Callable[[], None]] = set()
-        """What ends each open response. Once `stopping` is set, a new one has to end itself."""
-        self.closing: asyncio.Task[None] | None = None
         log.register(self)
 
     @property
     def readers(self) -> int:
         return self._log.readers
-
-    async def __aenter__(self) -> Self:
-        await self._move_to_this_loop()
-        if not self._entered:
-            self._expect_server()
-            await self._log.open()
-        self._entered += 1
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self._entered -= 1
-        if not self._entered:
-            await self.aclose()
-
-    async def _serve(self) -> None:
-        """Prepares for a request. Raises StreamError if this cannot serve it."""
-        await self._move_to_this_loop()
-        if not self._told:
-            self._told = True
-            tell(self)
-        if self.stopping:
-            raise ShuttingDown
-
-    async def _move_to_this_loop(self) -> None:
-        """Raises StreamError without asyncio, and RuntimeError if another event loop runs, too."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise StreamError(
-                "streams needs asyncio; start the server with it, for instance: hypercorn -k "
-                "asyncio or -k uvloop"
-            ) from None
-        if loop is self._loop:
-            return
-        if self._loop is not None:
-            if self._loop.is_running():
-                raise RuntimeError(
-                    "this Streams is used in two event loops at once; make one for each of them"
-                )
-            self._entered = 0
-            self.responses.clear()
-            while self._producing:
-                run, lost = self._producing.popitem()
-                lost.abandon()
-                await self._log.discard(run)
-        self._loop = loop
-        self._expect_server()
-
-    def _expect_server(self) -> None:
-        """Prepares for a server, perhaps after another one in the same event loop."""
-        self._told = self.stopping = False
-        self.closing = None
 
     async def attach(self, job: Job, last: EventId | None) -> Position | None:
         """Where the reader of a new, shared or resumed run begins. `last` is its last event.
@@ -151,7 +76,6 @@ class Runs:
         Returns None if the reader has had the `end` event. Raises RunGone if the run of `last`
         cannot be resumed, and what `start` raises.
         """
-        await self._serve()
         if job.key is not None and not (last and await self._knows(last.run)):
             position = await self._join(job)
             if last is None:
@@ -176,7 +100,6 @@ class Runs:
         `restart_after` restarts a lost run under its old id, after that event. Raises StoreFull,
         RunExists, and what the source raises in its first step.
         """
-        await self._serve()
         log, _ = await self._start(job, restart_after)
         return log
 
@@ -191,9 +114,6 @@ class Runs:
             key=job.key,
             arguments=job.arguments if self._log.shared else None,
         )
-        if not self._entered and not self._warned:
-            self._warned = True
-            logger.warning(NO_LIFESPAN)
         policy = job.policy
         limits = Limits(policy.window, policy.retain, drops_oldest=policy.linger is None)
         after = restart_after.number if restart_after else -1
@@ -316,7 +236,6 @@ class Runs:
 
     async def find(self, run: str, owner: str | None) -> RunLog:
         """The log of a run. Raises UnknownRun, also for a run of another owner."""
-        await self._serve()
         log = await self._log.find(run)
         if log.info.owner not in (None, owner):
             raise UnknownRun(f"there is no run {run!r}, or it is no longer retained")
@@ -341,26 +260,18 @@ class Runs:
         """Stops a run, on whichever worker it is produced. Does nothing if it has ended."""
         await log.cancel(End.cancelled(reason))
 
-    def stop(self) -> asyncio.Task[None] | None:
-        """The server shuts down: ends the responses and the openings, for which it would wait.
-
-        In a lifespan, the rest is closed at its end; without one, by the task that this returns.
-        """
-        self.stopping = True
-        for stop in self.responses:
-            stop()
+    def cancel_openings(self) -> None:
+        """Ends the runs that have not opened: the server shuts down, and their clients wait."""
         for run in self._producing.values():
             if not run.opened.is_set():
                 run.cancel("shutdown")
-        if not self._entered and self.closing is None:
-            self.closing = asyncio.create_task(self.aclose())
-        return self.closing
 
-    async def stopped(self) -> None:
-        """Returns when the server may end: without a lifespan, when all sources are closed."""
-        if self.closing is not None:
-            await self.closing
-        self._expect_server()
+    async def abandon(self) -> None:
+        """Forgets the runs of an event loop that is over."""
+        while self._producing:
+            name, run = self._producing.popitem()
+            run.abandon()
+            await self._log.discard(name)
 
     async def aclose(self) -> None:
         """Ends the runs that no other worker can continue, and waits until sources are closed."""
@@ -374,8 +285,19 @@ class Runs:
         if runs:
             await asyncio.wait([run.task for run in runs], timeout=CLEANUP_SECONDS)
         await self._log.aclose()
-        for close in self._closers:
-            await close()
+
+    def state(self, log: RunLog) -> dict[str, Any]:
+        """What a client may know about a run."""
+        return {
+            "run": log.info.run,
+            "source": log.info.source,
+            "status": log.status,
+            "started": log.info.started,
+            "producer": log.producer,
+            "first_event": log.first,
+            "last_event": log.last,
+            "readers": log.readers,
+        }
 
     def health(self) -> dict[str, Any]:
         return {

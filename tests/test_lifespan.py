@@ -15,7 +15,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from streams import StreamError, Streams, run, source
+from streams import Source, StreamError, Streams, lifetime, source
 from streams.log import RunLog
 from streams.sources import counter
 from tests.support.servers import (
@@ -303,10 +303,17 @@ async def test_one_warning_says_that_the_lifespan_is_not_run(
     async with client_of(Streams([counter])) as client:
         for _ in range(3):
             await every_event(client, "/streams/counter?count=1")
-    assert caplog.messages == [run.NO_LIFESPAN]
+    assert caplog.messages == [lifetime.NO_LIFESPAN]
 
 
 # Several event loops
+
+
+async def started(streams: Streams, source: Source[..., Any]) -> RunLog:
+    """Starts a run as a request does."""
+    await streams._lifetime.serve()
+    policy = streams._policies[source]
+    return await streams.runs.start(source.job({}, None, policy=policy))
 
 
 class Left:
@@ -335,7 +342,7 @@ class Left:
 
     async def start(self) -> RunLog:
         news = self.streams.sources["news"]
-        return await self.streams.runs.start(news.job({}, None, policy=self.streams.policy))
+        return await started(self.streams, news)
 
     async def view(self, log: RunLog) -> None:
         with log.read(-1) as reader:
@@ -368,14 +375,13 @@ def test_a_shared_source_that_waits_for_a_reader_starts_again_after_its_event_lo
             yield "x" * 50
 
     async def start() -> None:
-        log = await streams.runs.start(flood.job({}, None, policy=flood_policy))
+        log = await started(streams, flood)
         logs.append(log)
         readers.append(log.read(-1))
         readers[-1].__enter__()
-        await until(lambda: log.full, "the source waits")
+        await until(lambda: log.is_full(), "the source waits")
 
     streams = Streams([flood])
-    flood_policy = streams._policies[flood]
     logs: list[RunLog] = []
     readers: list[Any] = []
     loop = asyncio.new_event_loop()
@@ -405,8 +411,7 @@ def test_an_opening_that_a_closed_event_loop_has_left_is_closed_as_far_as_that_i
         raise AssertionError
 
     async def start() -> None:
-        job = slow.job({}, None, policy=streams.policy)
-        tasks.append(asyncio.create_task(streams.runs.start(job)))
+        tasks.append(asyncio.create_task(started(streams, slow)))
         await until(lambda: streams.runs.health()["running"], "the run opens")
         await asyncio.sleep(0)
 
@@ -429,17 +434,14 @@ def test_readers_of_a_closed_event_loop_are_not_counted() -> None:
 
 def test_a_streams_in_two_event_loops_at_once_is_a_runtime_error() -> None:
     async def use() -> None:
-        await client_side(streams)
+        async with client_of(streams) as client:
+            await every_event(client, "/streams/counter?count=1")
 
     async def main() -> None:
-        await client_side(streams)
+        await use()
         with pytest.raises(RuntimeError, match="make one for each"):
-            await asyncio.to_thread(asyncio.run, use())
-        await client_side(streams)
-
-    async def client_side(streams: Streams) -> None:
-        job = counter.job({"count": 1}, None, policy=streams.policy)
-        await streams.runs.start(job)
+            await asyncio.to_thread(asyncio.run, streams._lifetime.serve())
+        await use()
 
     streams = Streams([counter])
     asyncio.run(main())

@@ -24,6 +24,7 @@ CORE = [
     "endpoint",
     "response",
     "request",
+    "lifetime",
     "run",
     "producer",
     "log.memory",

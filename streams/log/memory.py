@@ -200,8 +200,7 @@ class MemoryRun:
         """Adds the next event's frame, uncommitted. Raises LogClosed."""
         if self.status != "running":
             raise LogClosed(f"run {self.info.run} is {self.status}; nothing can be appended")
-        log = self._log
-        buffer = self.buffer
+        log, buffer = self._log, self.buffer
         buffer.append(frame)
         log.bytes += len(frame)
         if buffer.held > self.limits.window or log.bytes >= log.max_bytes:
@@ -284,9 +283,8 @@ class MemoryRun:
         self.forgotten = True
         if not self.closed:
             self.status = "cancelled"
-        for reader in list(self._readers):
-            if reader.loop.is_closed():  # It cannot be woken, and will not detach itself.
-                self.detach(reader)
+        for reader in [r for r in self._readers if r.loop.is_closed()]:  # Nothing can wake them.
+            self.detach(reader)
         self._log.account(-self.buffer.discard_uncommitted() - self.buffer.held)
         self._wake()
         self.resume_producer()

@@ -1,0 +1,187 @@
+"""The time in which a Streams serves: in one event loop, until its server shuts down.
+
+Invariants:
+
+1. All that a Streams runs belongs to one event loop. What a closed one left running is forgotten.
+2. At the server's shutdown the responses end first, without an `end` event, and then the runs.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import Context
+from typing import Protocol, Self
+
+from streams.errors import ShuttingDown, StreamError
+from streams.log import EventLog
+from streams.run import Runs
+from streams.shutdown import tell
+
+logger = logging.getLogger("streams")
+
+NO_LIFESPAN = (
+    "this Streams runs without its lifespan, so the server may end before its sources are closed; "
+    "pass lifespan=streams.lifespan to the app that mounts it, or put `async with streams:` into "
+    "the lifespan of that app"
+)
+
+# A send is looked at this often during its timeout; a timer for each send would cost far more.
+LOOKS = 4
+
+
+class OpenResponse(Protocol):
+    """A response that is being sent."""
+
+    sending: object | None
+    """What its current send sends; None between two sends."""
+
+    def stop(self) -> None:
+        """Ends it: the server shuts down."""
+
+    def time_out(self) -> None:
+        """Ends it: the client accepts no data."""
+
+
+class OpenResponses:
+    """The open responses with the same send timeout, in seconds.
+
+    One timer looks at all. A send that lasts longer than the timeout ends its response, before it
+    lasts a quarter longer.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._interval = timeout / LOOKS
+        self._seen: dict[OpenResponse, tuple[object | None, int]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, response: OpenResponse) -> None:
+        self._seen[response] = None, 0
+        if self._timer is None:
+            self._look_later()
+
+    def discard(self, response: OpenResponse) -> None:
+        self._seen.pop(response, None)
+
+    def stop(self) -> None:
+        for response in list(self._seen):
+            response.stop()
+
+    def _look_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._interval, self._look, context=Context())
+
+    def _look(self) -> None:
+        self._timer = None
+        for response, (seen, times) in list(self._seen.items()):
+            if response.sending is None or response.sending is not seen:
+                self._seen[response] = response.sending, 0
+            elif times + 1 < LOOKS:
+                self._seen[response] = seen, times + 1
+            else:
+                response.time_out()
+        if self._seen:
+            self._look_later()
+
+
+class Lifetime:
+    """Opens and closes the log, the runs and (by `closers`) the sources of a Streams.
+
+    That is done by `async with`; without it, by the first request and the server's shutdown.
+    """
+
+    def __init__(
+        self, log: EventLog, runs: Runs, closers: Iterable[Callable[[], Awaitable[None]]]
+    ) -> None:
+        self.runs = runs
+        self.stopping = False
+        self.closing: asyncio.Task[None] | None = None
+        """The task that closes everything at the server's shutdown if there is no lifespan."""
+        self._log = log
+        self._closers = list(closers)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._entered = 0
+        self._responses: dict[float, OpenResponses] = {}
+        self._told = False  # or will be, when the server shuts down
+        self._warned = False
+
+    async def __aenter__(self) -> Self:
+        await self._move_to_this_loop()
+        if not self._entered:
+            self._expect_server()
+            await self._log.open()
+        self._entered += 1
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._entered -= 1
+        if not self._entered:
+            await self._close()
+
+    async def serve(self) -> None:
+        """Prepares for a request. Raises StreamError if it cannot be served."""
+        if not self._told or asyncio.get_running_loop() is not self._loop:
+            await self._move_to_this_loop()
+            self._told = True
+            tell(self)
+            if not self._entered and not self._warned:
+                self._warned = True
+                logger.warning(NO_LIFESPAN)
+        if self.stopping:
+            raise ShuttingDown
+
+    async def _move_to_this_loop(self) -> None:
+        """Raises StreamError without asyncio, and RuntimeError if another event loop runs, too."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise StreamError(
+                "streams needs asyncio; start the server with it, for instance: hypercorn -k "
+                "asyncio or -k uvloop"
+            ) from None
+        if loop is self._loop:
+            return
+        if self._loop is not None:
+            if self._loop.is_running():
+                raise RuntimeError(
+                    "this Streams is used in two event loops at once; make one for each of them"
+                )
+            self._entered = 0
+            self._responses.clear()
+            await self.runs.abandon()
+        self._loop = loop
+        self._expect_server()
+
+    def _expect_server(self) -> None:
+        """Prepares for a server, perhaps after another one in the same event loop."""
+        self._told = self.stopping = False
+        self.closing = None
+
+    def responses(self, timeout: float) -> OpenResponses:
+        """The open responses with a send timeout."""
+        if timeout not in self._responses:
+            self._responses[timeout] = OpenResponses(timeout)
+        return self._responses[timeout]
+
+    def stop(self) -> asyncio.Task[None] | None:
+        """The server shuts down: ends the responses and the openings, for which it would wait.
+
+        In a lifespan, the rest is closed at its end; without one, by the task that this returns.
+        """
+        self.stopping = True
+        for responses in self._responses.values():
+            responses.stop()
+        self.runs.cancel_openings()
+        if not self._entered and self.closing is None:
+            self.closing = asyncio.create_task(self._close())
+        return self.closing
+
+    async def stopped(self) -> None:
+        """Returns when the server may end: without a lifespan, when all sources are closed."""
+        if self.closing is not None:
+            await self.closing
+        self._expect_server()
+
+    async def _close(self) -> None:
+        await self.runs.aclose()
+        for close in self._closers:
+            await close()
