@@ -8,18 +8,21 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import anyio
+import h2.connection
+import h2.events
 import httpx
 import pytest
 
 from tests.compat.processes import BIN, Process, listening, program, running, versions
-from tests.support.servers import every_event, free_port
+from tests.support.servers import connection, every_event, free_port, until
 
 
 class Server(NamedTuple):
     """A command that serves app:app on {port}.
 
     The server stops within `stops_in` seconds; then curl, with a stream open, exits with `curl`.
-    `cuts` says whether the server cuts a connection whose app returns in mid-response.
+    `cuts` says whether the server cuts a connection whose app returns in mid-response, `waits`
+    whether its `send` waits for a client that does not read.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Server(NamedTuple):
     stops_in: float = 2
     curl: int = 0
     cuts: bool = True
+    waits: bool = True
 
 
 HYPERCORN = versions("hypercorn")
@@ -50,15 +54,23 @@ SERVERS = [
     ),
     Server("hypercorn", HYPERCORN, "hypercorn app:app -b 127.0.0.1:{port}", stops_in=5),
     Server(
-        "hypercorn, HTTP/2", HYPERCORN, "hypercorn app:app -b 127.0.0.1:{port}", True, 5, 18, False
+        "hypercorn, HTTP/2",
+        HYPERCORN,
+        "hypercorn app:app -b 127.0.0.1:{port}",
+        True,
+        5,
+        18,
+        cuts=False,
+        waits=False,
     ),
     Server("hypercorn --workers 0", HYPERCORN, "hypercorn app:app -b 127.0.0.1:{port} -w 0"),
     Server("granian", GRANIAN, "granian app:app --interface asgi --port {port}"),
     Server("granian, HTTP/2", GRANIAN, "granian app:app --interface asgi --port {port}", True),
-    Server("daphne", versions("daphne"), "daphne app:app -p {port}", cuts=False),
+    Server("daphne", versions("daphne"), "daphne app:app -p {port}", cuts=False, waits=False),
 ]
 LATE = "after 3 s, because its worker processes learn of the stop only then; no body is cut"
 CUT = "after 3 s, and bodies are cut, because it cancels its own sender together with the app"
+BUFFERS = "it buffers without limit all that the source yields"
 ENDED = "as a body that ends without the `end` event: an app cannot cut the connection here"
 
 every_server = pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
@@ -71,11 +83,13 @@ BUSY = "/streams/counter?interval=0.01&count=100000"
 
 
 @asynccontextmanager
-async def serving(server: Server) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
+async def serving(
+    server: Server, **environ: str
+) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
     port = free_port()
     command, *arguments = server.command.format(port=port).split()
     async with (
-        running(BIN / command, *arguments, ready=listening(port)) as process,
+        running(BIN / command, *arguments, ready=listening(port), **environ) as process,
         httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
             http1=not server.http2,
@@ -146,13 +160,82 @@ async def test_a_disconnect_is_noticed_before_the_next_heartbeat(server: Server)
 
 
 async def readers(client: httpx.AsyncClient, run: str) -> int:
-    """The number of readers of a run. It asks on new connections until the run's worker answers."""
+    """The number of readers of a run."""
+    return int((await state(client, run))["readers"])
+
+
+async def state(client: httpx.AsyncClient, run: str) -> dict[str, Any]:
+    """The state of a run. It asks on new connections until the run's worker answers."""
     for _ in range(100):
         async with httpx.AsyncClient(base_url=client.base_url) as fresh:
             response = await fresh.get(f"/runs/{run}", headers={"Accept": "application/json"})
         if response.status_code == 200:
-            return int(response.json()["readers"])
+            found: dict[str, Any] = response.json()
+            return found
     raise AssertionError(f"no worker has run {run}")
+
+
+class Buffered(Exception):
+    """A run has completed although its client has not read it."""
+
+
+@every_server
+@pytest.mark.column("waits for a client that does not read")
+async def test_a_source_waits_for_a_client_that_does_not_read(
+    server: Server, request: pytest.FixtureRequest
+) -> None:
+    if not server.waits:
+        request.applymarker(pytest.mark.xfail(reason=BUFFERS, raises=Buffered))
+    stalled = stalled_over_http2 if server.http2 else stalled_over_http1
+    async with (
+        serving(server, STREAMS_WINDOW="65536") as (_, client),
+        stalled(str(client.base_url), "/streams/counter?count=100000&interval=0") as run,
+    ):
+        last, seen = -1, await state(client, run)
+        with anyio.fail_after(40):
+            while seen["status"] == "running" and last != seen["last_event"]:
+                last = seen["last_event"]
+                await asyncio.sleep(0.5)
+                seen = await state(client, run)
+        if seen["status"] != "running":
+            raise Buffered
+
+
+@asynccontextmanager
+async def stalled_over_http1(url: str, path: str) -> AsyncIterator[str]:
+    """Starts a run and stops reading; gives the run's id."""
+    async with connection(url, path, receive_buffer=4096) as viewer:
+        await viewer.until(lambda viewer: b"/runs/" in viewer.received, "the run has an id")
+        yield viewer.run
+
+
+@asynccontextmanager
+async def stalled_over_http2(url: str, path: str) -> AsyncIterator[str]:
+    """Starts a run and leaves the window of its HTTP/2 stream closed; gives the run's id."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    http2 = h2.connection.H2Connection()
+    http2.initiate_connection()
+    headers = {":method": "GET", ":path": path, ":scheme": "http", ":authority": host}
+    http2.send_headers(1, headers.items(), end_stream=True)
+    received = b""
+
+    async def read() -> None:
+        nonlocal received
+        while data := await reader.read(65536):
+            for event in http2.receive_data(data):
+                if isinstance(event, h2.events.DataReceived):
+                    received += event.data
+            writer.write(http2.data_to_send())
+
+    writer.write(http2.data_to_send())
+    task = asyncio.create_task(read())
+    try:
+        await until(lambda: b"/runs/" in received, "the run has an id")
+        yield re.findall(rb"/runs/([\w-]+)", received)[0].decode()
+    finally:
+        task.cancel()
+        writer.close()
 
 
 @every_server
