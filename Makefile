@@ -68,11 +68,11 @@ compat: .venv/installed-compat tests/compat/node_modules ## test with real serve
 	@sed -n '/^<!-- tables/,/^<!-- end/p' docs/compat.md
 
 programs: ## install the proxies, browsers and Node that compat needs, with apt
-	@for program in nginx haproxy chromium firefox-esr curl node npm; do \
+	@for program in nginx haproxy apache2 lighttpd varnishd caddy chromium firefox-esr curl node npm; do \
 	    PATH=$$PATH:/usr/sbin command -v $$program > /dev/null || missing="$$missing $$program"; \
 	done; \
 	test -z "$$missing" || { apt-get update -qq && \
-	    apt-get install -y -qq $$(echo "$$missing" | sed 's/ node\b/ nodejs/'); }
+	    apt-get install -y -qq $$(echo "$$missing" | sed 's/ node\b/ nodejs/; s/varnishd/varnish/'); }
 
 bench: .venv/installed-bench ## measure this project and its peers, draw bench/scaling.svg (30 minutes)
 	$(BIN)/python -m bench.run

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,11 +90,15 @@ def listening(port: int) -> Callable[[], bool]:
 
     It asks the kernel, because a connection of its own could disturb the server.
     """
-    needle = f":{port:04X} "
+    end = f":{port:04X}"
 
     def ready() -> bool:
-        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-        return any(needle in line[:30] and line.split()[3] == "0A" for line in lines)
+        lines = [
+            line.split()
+            for table in ("tcp", "tcp6")
+            for line in Path("/proc/net", table).read_text().splitlines()[1:]
+        ]
+        return any(address.endswith(end) and state == "0A" for _, address, _, state, *_ in lines)
 
     return ready
 
@@ -115,5 +120,6 @@ def first_number(command: str, *arguments: str) -> str:
     ran = subprocess.run(
         [program(command), *arguments], capture_output=True, text=True, check=True, timeout=30
     )
-    words = (ran.stdout + ran.stderr).replace("/", " ").split()
-    return next(word for word in words if word[0].isdigit() and "." in word).partition("-")[0]
+    found = re.search(r"\d+(\.\d+)+\w*", ran.stdout + ran.stderr)
+    assert found, f"{command} prints no version: {ran.stdout}{ran.stderr}"
+    return found[0]

@@ -200,3 +200,5 @@ async def test_every_python_block_of_the_documentation_runs(
         response = await client.get("/live/streams/counter?count=1")
         assert response.headers["content-location"].startswith("/live/runs/")
         assert (await client.get("/nowhere")).status_code == 404
+        for path in re.findall(r"^# curl -N 127\.0\.0\.1:8000(\S*)", BLOCKS[number], re.MULTILINE):
+            assert (await every_event(client, path))[-1].json() == {"status": "completed"}
