@@ -135,7 +135,7 @@ class Proxy(NamedTuple):
         return self.program.version
 
 
-LATE = "at the third heartbeat after it at the latest"
+LATE = "only at the first or second heartbeat after it"
 ENDED = "the body ends properly; only the missing `end` event says that it is incomplete"
 SOMETIMES = "but now and then the body ends properly, without the `end` event"
 
