@@ -48,7 +48,8 @@ class Run:
 
     `opened` is set when the source has taken its first step, to its first event or to where it
     waits. If it failed in it, `refusal` is the error for its clients, and `discard`, which forgets
-    the log, has been awaited. Without `discard` the run ends as failed instead.
+    the log, has been awaited. Without `discard` the run ends as failed instead. `ended` is called
+    after the task has ended.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Run:
         policy: Policy,
         encoder: Encoder,
         *,
+        ended: Callable[["Run"], None],
         discard: Callable[[], Awaitable[None]] | None = None,
         context: contextvars.Context | None = None,
     ) -> None:
@@ -65,6 +67,7 @@ class Run:
         self._encoder = encoder
         self.opened = asyncio.Event()
         self.refusal: StreamError | None = None
+        self._ended = ended
         self._discard = discard
         self._linger = policy.linger
         self._events: AsyncIterator[Any] | None = None
@@ -274,6 +277,7 @@ class Run:
         self.opened.set()
         self._events = None
         self.log.watch(_ignore)
+        self._ended(self)
         if not task.cancelled():
             task.exception()  # It has been logged.
 

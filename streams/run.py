@@ -159,12 +159,18 @@ class Runs:
             name = f"run {log.info.run} of source {log.info.source}"
             return self._threads.iterate(await open_source(), name)
 
-        run = Run(log, iterate_source, policy, self._encoder, discard=discard, context=context)
-        self._producing[log.info.run] = run
-        run.task.add_done_callback(lambda _: self._done(run))
+        run = self._producing[log.info.run] = Run(
+            log,
+            iterate_source,
+            policy,
+            self._encoder,
+            ended=self._ended,
+            discard=discard,
+            context=context,
+        )
         return run
 
-    def _done(self, run: Run) -> None:
+    def _ended(self, run: Run) -> None:
         if self._producing.get(run.log.info.run) is run:
             del self._producing[run.log.info.run]
 
