@@ -162,12 +162,14 @@ class ThreadIterator:
     def _resolve(
         self, future: asyncio.Future[Any], value: Any, error: BaseException | None
     ) -> None:
-        if future.done():  # The run was stopped during the step, or waits no longer.
-            if isinstance(error, Exception):
-                logger.error("%s failed after it was stopped", self._name, exc_info=error)
-        elif isinstance(error, StopIteration | StopAsyncIteration):
+        if isinstance(error, StopIteration | StopAsyncIteration | KeyboardInterrupt):
+            # The first two would end the iteration. Ctrl-C reaches only the main thread, so the
+            # third is not one, and must not end the event loop.
             message = f"a plain generator raised {type(error).__name__}"
-            future.set_exception(RuntimeError(message).with_traceback(error.__traceback__))
+            error = RuntimeError(message).with_traceback(error.__traceback__)
+        if future.done():  # The run was stopped during the step, or waits no longer.
+            if error is not None and not isinstance(error, asyncio.CancelledError):
+                logger.error("%s failed after it was stopped", self._name, exc_info=error)
         elif error is not None:
             future.set_exception(error)
         elif value is END:

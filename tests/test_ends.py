@@ -20,7 +20,17 @@ from starlette.types import Receive, Scope, Send
 
 from streams import StreamError, Streams, source
 from streams.source import Job, Policy
-from tests.support.servers import Connection, client_of, connection, every_event, serving, until
+from tests.support.servers import (
+    Connection,
+    client_of,
+    connection,
+    every_event,
+    exit_of,
+    free_port,
+    server_process,
+    serving,
+    until,
+)
 
 
 class Panic(BaseException):
@@ -124,6 +134,27 @@ def test_a_run_whose_event_loop_ends_is_cancelled_by_the_shutdown() -> None:
 
     asyncio.run(main())
     assert logs[0].status == "cancelled"
+
+
+@pytest.mark.parametrize("library", ["anyio", "asyncio"])
+async def test_a_system_exit_in_a_child_task_ends_the_process_but_completes_all_responses(
+    library: str,
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with server_process(port, app="tests.support.exits:app") as process:
+        async with (
+            connection(url, f"/streams/group?library={library}") as stream,
+            connection(url, "/streams/other") as other,
+            httpx.AsyncClient(base_url=url) as client,
+        ):
+            for each in (stream, other):
+                await each.until(lambda each: b"data: 1" in each.body, "event 1 has arrived", 20)
+            with suppress(httpx.HTTPError):
+                await client.get("/streams/go?of=group")
+            for each in (stream, other):
+                await each.until(lambda each: each.terminated, "the response is complete", 20)
+        assert await exit_of(process, 20) == 3
 
 
 # Task groups and cancel scopes around a `yield`

@@ -460,8 +460,9 @@ async def test_two_streams_count_their_threads_separately(gate: Gate) -> None:
         await until(lambda: not threads(one) + threads(other), "the threads have ended")
 
 
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
 async def test_an_exception_in_a_step_after_the_stop_is_logged(
-    caplog: pytest.LogCaptureFixture,
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     waiting, gate = threading.Event(), threading.Event()
 
@@ -470,7 +471,7 @@ async def test_an_exception_in_a_step_after_the_stop_is_logged(
         yield 1
         waiting.set()
         assert gate.wait(30), "the test opens the gate"
-        raise ValueError("the device is gone")
+        raise kind("the device is gone")
 
     streams = Streams([breaks])
     async with serving(streams) as url, connection(url, "/streams/breaks") as stream:
@@ -481,7 +482,8 @@ async def test_an_exception_in_a_step_after_the_stop_is_logged(
         await until(lambda: not threads(streams), "the thread has ended")
         await until(lambda: caplog.messages, "the exception is logged")
     assert caplog.messages == [f"run {stream.run} of source breaks failed after it was stopped"]
-    assert "ValueError: the device is gone" in caplog.text
+    assert kind.__name__ in caplog.text
+    assert 'raise kind("the device is gone")' in caplog.text
 
 
 async def test_an_exception_in_the_finally_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -517,6 +519,37 @@ async def test_a_stop_iteration_raised_by_a_generator_fails_its_run(
     assert events[-1].json()["status"] == "failed"
     assert events[-1].json()["error"]["type"] == "RuntimeError"
     assert kind.__name__ in caplog.text
+
+
+async def test_what_would_end_the_process_fails_only_the_run_of_a_plain_generator() -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        with server_process(port, app="tests.support.exits:app") as process:
+            async with connection(url, "/streams/other") as other:
+                await other.until(has_event_1, "event 1 has arrived")
+                for how in ("exit", "interrupt"):
+                    path = f"/streams/plain?how={how}&when="
+                    for when in ("first", "later", "finally"):
+                        assert "failed" in (await client.get(f"{path}{when}")).text
+                    async with connection(url, f"{path}stop") as stream:
+                        await stream.until(has_event_1, "event 1 has arrived")
+                        await delete(url, stream.run)
+                        await stream.until(ended, "the stream has ended")
+                        assert b'"cancelled"' in stream.body
+                await client.get("/streams/go")
+                await other.until(ended, "the other stream has ended")
+                assert b"\ndata: 2\n\n" in other.body
+            with anyio.fail_after(20):  # until all threads have ended
+                while (await client.get("/health")).json()["threads"]:
+                    await anyio.sleep(0.01)
+            process.terminate()
+            await exit_of(process, 20)
+            assert process.stderr
+            log = process.stderr.read()
+    assert log.count("of source plain failed: 3") == 3
+    assert log.count("of source plain failed: a plain generator raised KeyboardInterrupt") == 3
+    assert log.count("closing its source failed") == 2
 
 
 async def test_an_iterator_that_is_closed_before_its_first_step_is_not_started() -> None:
