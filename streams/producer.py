@@ -252,6 +252,8 @@ class Run:
         except asyncio.CancelledError:
             pass  # The cleanup took too long; that has been logged.
         except BaseException as error:
+            if all(isinstance(leaf, GeneratorExit) for leaf in leaves(error)):
+                return  # `aclosing` closed an inner generator, whose task group put it in a group.
             logger.exception("run %s: closing its source failed", self.log.info.run)
             if isinstance(error, KeyboardInterrupt):
                 raise

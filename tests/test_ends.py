@@ -7,9 +7,9 @@ import gc
 import logging
 import sys
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -220,8 +220,26 @@ async def waiting(closed: list[str]) -> AsyncIterator[str]:
         closed.append("waiting")
 
 
-SCOPED = [in_anyio_group, in_asyncio_group, in_scopes, nested, waiting]
 Scoped = Callable[[list[str]], AsyncIterator[str]]
+
+
+def delegating_to(inner: Scoped) -> Scoped:
+    async def delegating(closed: list[str]) -> AsyncIterator[str]:
+        async with aclosing(innermost(closed)) as values:
+            async for value in values:
+                yield value
+
+    async def innermost(closed: list[str]) -> AsyncGenerator[str]:
+        async with aclosing(cast(AsyncGenerator[str], inner(closed))) as values:
+            async for value in values:
+                yield value
+
+    delegating.__name__ = f"delegating_to_{inner.__name__}"
+    return delegating
+
+
+DIRECT = [in_anyio_group, in_asyncio_group, in_scopes, nested, waiting]
+SCOPED = [*DIRECT, *map(delegating_to, DIRECT)]
 
 
 async def stop(client: httpx.AsyncClient, stream: Connection, streams: Streams) -> None:
@@ -237,7 +255,7 @@ async def shut_down(client: httpx.AsyncClient, stream: Connection, streams: Stre
 
 
 @pytest.mark.parametrize("end", [stop, leave, shut_down])
-@pytest.mark.parametrize("scoped", SCOPED)
+@pytest.mark.parametrize("scoped", SCOPED, ids=lambda scoped: scoped.__name__)
 async def test_a_source_in_a_task_group_or_scope_is_closed_without_an_error(
     scoped: Scoped, end: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
