@@ -490,15 +490,16 @@ def gc_disabled() -> Iterator[None]:
 # Shared runs
 
 
-async def test_the_viewer_who_starts_a_shared_run_begins_at_event_0() -> None:
+@pytest.mark.parametrize("events", [[{"final": True}], [0, 1, 2]])
+async def test_the_viewer_who_starts_a_shared_run_gets_all_its_events(events: list[Any]) -> None:
     @source(shared=True)
-    async def three() -> AsyncIterator[int]:
-        for number in range(3):
-            yield number
+    async def short() -> AsyncIterator[Any]:
+        for event in events:
+            yield event
 
-    async with client_of(Streams([three])) as client:
-        events = await every_event(client, "/streams/three")
-    assert [event.data for event in events[1:-1]] == ["0", "1", "2"]
+    async with client_of(Streams([short])) as client:
+        received = await every_event(client, "/streams/short")
+    assert [event.json() for event in received[1:-1]] == events
 
 
 async def test_all_who_wait_for_a_shared_run_to_open_get_its_failure() -> None:

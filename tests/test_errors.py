@@ -42,7 +42,13 @@ async def failure_of(error: Callable[[], BaseException]) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("status", "title"),
-    [(402, "Payment Required"), (499, "Error 499"), (529, "Error 529"), (599, "Error 599")],
+    [
+        (402, "Payment Required"),
+        (499, "Error 499"),
+        (520, "Error 520"),
+        (529, "Error 529"),
+        (599, "Error 599"),
+    ],
 )
 async def test_any_status_from_400_to_599_is_the_status_of_the_problem(
     status: int, title: str
@@ -87,6 +93,11 @@ async def test_what_a_problem_cannot_represent_is_replaced() -> None:
         "nested": {"?": ["<Unknown>", [1]]},
         "?": 1,
     }
+
+
+async def test_what_the_end_event_cannot_represent_is_replaced() -> None:
+    error = await failure_of(odd_error)
+    assert error == {"type": "StreamError", "message": "out of ? paper"}
 
 
 @pytest.mark.parametrize("after", [0, 1])
