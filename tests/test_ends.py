@@ -519,7 +519,7 @@ async def test_all_who_wait_for_a_shared_run_to_open_get_its_failure() -> None:
         requests += 1
         await streams(scope, receive, send)
 
-    async with client_of(app) as client, asyncio.TaskGroup() as group:
+    async with client_of(app, lifespan="off") as client, asyncio.TaskGroup() as group:
         paths = ["/streams/refusing"] * 3
         responses = [group.create_task(client.get(path, timeout=20)) for path in paths]
         await until(lambda: requests == 3, "three viewers wait")

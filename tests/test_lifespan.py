@@ -1,6 +1,7 @@
 """The lifespan of a Streams, and what a server that stops does with one and without one."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -175,9 +176,15 @@ async def test_a_server_in_a_thread_ends_its_streams_and_stops() -> None:
 
 async def test_a_server_that_stops_leaves_the_streams_of_another_one_alone() -> None:
     one, two = Answers(), Answers()
-    async with serving(two.streams) as url, connection(url, "/streams/answer") as theirs:
+    async with (
+        serving(two.streams, lifespan="off") as url,
+        connection(url, "/streams/answer") as theirs,
+    ):
         await theirs.until(has_half, "half an answer has arrived")
-        async with serving(one.streams) as url, connection(url, "/streams/answer") as ours:
+        async with (
+            serving(one.streams, lifespan="off") as url,
+            connection(url, "/streams/answer") as ours,
+        ):
             await ours.until(has_half, "half an answer has arrived")
         assert one.saved == [HALF]
         assert two.saved == []
@@ -231,7 +238,10 @@ async def test_a_request_that_reaches_a_server_late_is_refused_while_that_stops(
 async def test_two_servers_one_after_another_serve_the_same_streams() -> None:
     answers = Answers()
     for n in (1, 2):
-        async with serving(answers.streams) as url, connection(url, "/streams/answer") as stream:
+        async with (
+            serving(answers.streams, lifespan="off") as url,
+            connection(url, "/streams/answer") as stream,
+        ):
             await stream.until(has_half, "half an answer has arrived")
         assert answers.saved == [HALF] * n
     async with answers.streams:
@@ -297,10 +307,10 @@ def test_a_host_with_the_lifespan_can_be_started_again_in_another_event_loop() -
 async def test_one_warning_says_that_the_lifespan_is_not_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with client_of(Streams([counter]), lifespan="on") as client:
+    async with client_of(Streams([counter])) as client:
         await every_event(client, "/streams/counter?count=1")
     assert caplog.messages == []
-    async with client_of(Streams([counter])) as client:
+    async with client_of(Streams([counter]), lifespan="off") as client:
         for _ in range(3):
             await every_event(client, "/streams/counter?count=1")
     assert caplog.messages == [lifetime.NO_LIFESPAN]
@@ -429,6 +439,8 @@ def test_an_opening_that_a_closed_event_loop_has_left_is_closed_as_far_as_that_i
 def test_readers_of_a_closed_event_loop_are_not_counted() -> None:
     left = Left()
     asyncio.run(left.start())
+    del left.viewer
+    gc.collect()
     assert left.streams.runs.readers == 0
 
 

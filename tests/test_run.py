@@ -249,7 +249,7 @@ async def test_100_viewers_of_a_shared_source_that_is_still_opening_start_one_ru
         requests += 1
         await streams(scope, receive, send)
 
-    async with serving(app) as url, anyio.create_task_group() as group:
+    async with serving(app, lifespan="off") as url, anyio.create_task_group() as group:
         runs = []
 
         async def view() -> None:
@@ -630,7 +630,7 @@ async def test_with_lifespan_sources_are_closed_before_the_server_ends() -> None
     assert (await streams.log.find(stream.run)).status == "cancelled"
 
 
-def test_without_lifespan_sources_are_closed_when_the_event_loop_ends() -> None:
+def test_without_lifespan_sources_are_closed_before_the_event_loop_ends() -> None:
     closed = []
 
     @source(linger=None)
@@ -642,7 +642,10 @@ def test_without_lifespan_sources_are_closed_when_the_event_loop_ends() -> None:
             closed.append(True)
 
     async def main() -> None:
-        async with serving(streams) as url, connection(url, "/streams/endless") as stream:
+        async with (
+            serving(streams, lifespan="off") as url,
+            connection(url, "/streams/endless") as stream,
+        ):
             await stream.until(has_event_1, "event 1 has arrived")
 
     streams = Streams([endless])

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 @asynccontextmanager
 async def serving(app: Any, **options: Any) -> AsyncIterator[str]:
-    """Serves an app with uvicorn on this event loop and yields its URL."""
-    options = {"http": "httptools", "log_level": "warning", "lifespan": "off", **options}
+    """Serves an app with uvicorn on this event loop and yields its URL. Runs its lifespan."""
+    options = {"http": "httptools", "log_level": "warning", "lifespan": "auto", **options}
     server = uvicorn.Server(uvicorn.Config(app, port=0, **options))
     task = asyncio.create_task(server.serve())
     await until(lambda: server.started or task.done(), "the server has started")
