@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
@@ -84,10 +85,10 @@ BUSY = "/streams/counter?interval=0.01&count=100000"
 
 @asynccontextmanager
 async def serving(
-    server: Server, **environ: str
+    server: Server, app: str = "app:app", **environ: str
 ) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
     port = free_port()
-    command, *arguments = server.command.format(port=port).split()
+    command, *arguments = server.command.replace("app:app", app).format(port=port).split()
     async with (
         running(BIN / command, *arguments, ready=listening(port), **environ) as process,
         httpx.AsyncClient(
@@ -270,14 +271,57 @@ async def ends(
         record_property("remark", CUT if server.curl else LATE)
 
 
-async def curl(server: Server, url: str) -> asyncio.subprocess.Process:
-    """Starts curl, which has received the first number. Its exit code says if the body is cut."""
+@every_server
+@pytest.mark.column("closes sources")
+async def test_a_mounted_source_is_closed_at_sigterm(server: Server, tmp_path: Path) -> None:
+    """Its `finally` waits for something. daphne runs no lifespan, and takes no less time."""
+    saved = tmp_path / "saved"
+    app = "tests.support.stopping:with_lifespan"
+    async with serving(server, app, SAVED=str(saved)) as (process, client):
+        viewer = await curl(server, f"{client.base_url}/ask", b"half an answer")
+        process.terminate()
+        await process.exits(server.stops_in + 2)
+        await exit_code(viewer)
+    assert saved.read_text() == "half an answer"
+
+
+async def test_gunicorn_restarts_a_worker_after_max_requests_while_a_stream_is_open() -> None:
+    command = (
+        "gunicorn app:app -b 127.0.0.1:{port} -w 1 -k uvicorn_worker.UvicornWorker"
+        " --no-control-socket --max-requests 2"
+    )
+    server = Server("gunicorn", "", command)
+    async with serving(server) as (process, client):
+        worker = (await client.get("/health")).json()["worker"]
+        viewer = await curl(server, f"{client.base_url}{IDLE}")
+        assert (await client.get("/health")).json()["worker"] == worker
+        with anyio.fail_after(20):
+            assert await exit_code(viewer) == 0
+            async with httpx.AsyncClient(base_url=client.base_url, timeout=20) as fresh:
+                assert (await fresh.get("/health")).json()["worker"] != worker
+        assert "Traceback" not in process.log
+
+
+async def test_hypercorn_with_trio_gets_a_problem_that_says_what_to_do() -> None:
+    server = Server("hypercorn", "", "hypercorn app:app -b 127.0.0.1:{port} -k trio")
+    async with serving(server, "tests.support.stopping:mounted") as (process, client):
+        for _ in range(2):
+            response = await client.get("/live/streams/answer")
+            assert response.status_code == 500
+            assert "hypercorn -k asyncio" in response.json()["detail"]
+        assert "Traceback" not in process.log
+
+
+async def curl(
+    server: Server, url: str, first: bytes = b'{"number":0}'
+) -> asyncio.subprocess.Process:
+    """Starts curl, which has received the first event. Its exit code says if the body is cut."""
     http = "--http2-prior-knowledge" if server.http2 else "--http1.1"
     viewer = await asyncio.create_subprocess_exec(
         program("curl"), "-sSfN", http, "--max-time", "20", url, stdout=asyncio.subprocess.PIPE
     )
     assert viewer.stdout is not None
-    await asyncio.wait_for(viewer.stdout.readuntil(b'{"number":0}\n\n'), 10)
+    await asyncio.wait_for(viewer.stdout.readuntil(first), 10)
     return viewer
 
 
