@@ -8,6 +8,7 @@ Invariants:
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from typing import Protocol, Self
@@ -24,6 +25,9 @@ NO_LIFESPAN = (
     "pass lifespan=streams.lifespan to the app that mounts it, or put `async with streams:` into "
     "the lifespan of that app"
 )
+
+SEARCH_SECONDS = 1.0
+"""How often a request searches for its server after no server was found: it may start later."""
 
 # A send is looked at this often during its timeout; a timer for each send would cost far more.
 LOOKS = 4
@@ -101,13 +105,12 @@ class Lifetime:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._entered = 0
         self._responses: dict[float, OpenResponses] = {}
-        self._told = False  # or will be, when the server shuts down
+        self._next_search = 0.0  # in the event loop's time
         self._warned = False
 
     async def __aenter__(self) -> Self:
         await self._move_to_this_loop()
         if not self._entered:
-            self._expect_server()
             await self._log.open()
         self._entered += 1
         return self
@@ -116,20 +119,20 @@ class Lifetime:
         self._entered -= 1
         if not self._entered:
             await self._close()
+            self._expect_server()
 
     async def serve(self) -> None:
         """Prepares for a request. Raises StreamError if it cannot be served."""
-        if not self._told or asyncio.get_running_loop() is not self._loop:
-            await self._move_to_this_loop()
-            self._told = True
-            tell(self)
+        loop = await self._move_to_this_loop()
+        if (now := loop.time()) >= self._next_search:
+            self._next_search = math.inf if tell(self) else now + SEARCH_SECONDS
             if not self._entered and not self._warned:
                 self._warned = True
                 logger.warning(NO_LIFESPAN)
         if self.stopping:
             raise ShuttingDown
 
-    async def _move_to_this_loop(self) -> None:
+    async def _move_to_this_loop(self) -> asyncio.AbstractEventLoop:
         """Raises StreamError without asyncio, and RuntimeError if another event loop runs, too."""
         try:
             loop = asyncio.get_running_loop()
@@ -139,7 +142,7 @@ class Lifetime:
                 "asyncio or -k uvloop"
             ) from None
         if loop is self._loop:
-            return
+            return loop
         if self._loop is not None:
             if self._loop.is_running():
                 raise RuntimeError(
@@ -150,10 +153,12 @@ class Lifetime:
             await self.runs.abandon()
         self._loop = loop
         self._expect_server()
+        return loop
 
     def _expect_server(self) -> None:
         """Prepares for a server, perhaps after another one in the same event loop."""
-        self._told = self.stopping = False
+        self._next_search = 0.0
+        self.stopping = False
         self.closing = None
 
     def responses(self, timeout: float) -> OpenResponses:

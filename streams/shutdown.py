@@ -38,16 +38,16 @@ _told_by_signal: WeakKeyDictionary[Served, asyncio.AbstractEventLoop] = WeakKeyD
 _handlers: dict[int, Any] = {}
 
 
-def tell(served: Served) -> None:
-    """Tells `served` when the server of the current request shuts down."""
+def tell(served: Served) -> bool:
+    """Tells `served` when the server of the current request shuts down, if one is found."""
     if servers := _uvicorn_servers():
         for server in servers:
             if not isinstance(server.shutdown, _Shutdown):
                 server.shutdown = _Shutdown(server)
             server.shutdown.served.add(served)
-    else:
-        _wrap_handlers()
-        _told_by_signal[served] = asyncio.get_running_loop()
+        return True
+    _told_by_signal[served] = asyncio.get_running_loop()
+    return _wrap_handlers()
 
 
 class _Shutdown:
@@ -86,17 +86,20 @@ def _uvicorn_servers() -> list[Any]:
     return [server for server in servers if current in server.server_state.tasks] or servers
 
 
-def _wrap_handlers() -> None:
-    if _handlers or threading.current_thread() is not threading.main_thread():
-        return  # Only the main thread may set handlers.
+def _wrap_handlers() -> bool:
+    if _handlers:
+        return True
+    if threading.current_thread() is not threading.main_thread():
+        return False  # Only the main thread may set handlers.
     handler = signal.getsignal(signal.SIGTERM)
     if not callable(handler) or hasattr(getattr(handler, "__self__", None), "should_exit"):
-        return  # There is no server, or it is uvicorn, of which sse-starlette knows.
+        return False  # There is no server, or it is uvicorn, of which sse-starlette knows.
     for number in (signal.SIGTERM, signal.SIGINT):
         handler = signal.getsignal(number)
         if callable(handler):
             _handlers[number] = handler
             signal.signal(number, _on_signal)
+    return True
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

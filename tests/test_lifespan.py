@@ -235,6 +235,20 @@ async def test_a_request_that_reaches_a_server_late_is_refused_while_that_stops(
     assert answers.saved == [HALF]
 
 
+async def test_a_server_that_starts_after_the_first_run_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lifetime, "SEARCH_SECONDS", 0)
+    answers = Answers()
+    await started(answers.streams, answers.streams.sources["answer"])
+    async with (
+        serving(answers.streams, lifespan="off") as url,
+        connection(url, "/streams/answer") as stream,
+    ):
+        await stream.until(has_half, "half an answer has arrived")
+    assert answers.saved == [HALF] * 2
+
+
 async def test_two_servers_one_after_another_serve_the_same_streams() -> None:
     answers = Answers()
     for n in (1, 2):
