@@ -133,7 +133,9 @@ class Runs:
             return log, True
         was_open = run.opened.is_set()
         try:
-            await run.opened.wait()
+            await asyncio.sleep(0)  # Most sources take their first step at once.
+            if not run.opened.is_set():
+                await run.opened.wait()
         except asyncio.CancelledError:
             if job.key is None:
                 run.hand_over()
