@@ -104,7 +104,7 @@ def _wrap_handlers() -> bool:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     """Stops what is served, then calls the server's handler. A second signal does not wait."""
-    told = [(served, loop) for served, loop in _told_by_signal.items() if not loop.is_closed()]
+    told = [(served, loop) for served, loop in _told_by_signal.items() if loop.is_running()]
     _told_by_signal.clear()
     stopping = {asyncio.run_coroutine_threadsafe(_stop(served), loop) for served, loop in told}
 

@@ -134,8 +134,9 @@ async def test_a_second_signal_reaches_the_server_at_once(handled: list[int]) ->
     assert handled == [signal.SIGINT]
 
 
-async def test_a_signal_reaches_the_server_if_an_event_loop_that_served_is_closed(
-    handled: list[int],
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "stopped"])
+async def test_a_signal_reaches_the_server_if_an_event_loop_that_served_is_over(
+    closed: bool, handled: list[int]
 ) -> None:
     async def tell() -> None:
         shutdown.tell(served)
@@ -143,11 +144,13 @@ async def test_a_signal_reaches_the_server_if_an_event_loop_that_served_is_close
     served = Served()
     loop = asyncio.new_event_loop()
     await asyncio.to_thread(loop.run_until_complete, tell())
-    loop.close()
+    if closed:
+        loop.close()
     shutdown._wrap_handlers()
     signal.raise_signal(signal.SIGTERM)
     assert handled == [signal.SIGTERM]
     assert not served.begun
+    loop.close()
 
 
 async def test_default_handlers_and_those_of_uvicorn_are_not_replaced(handled: list[int]) -> None:
