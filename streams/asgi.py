@@ -228,7 +228,7 @@ class Streams:
             if (last := last_event_id(request)) is None:
                 return False
             info = (log := await self.runs.find(last.run, identity(request.scope))).info
-            self.runs.position(log, last)
+            await self.runs.position(log, last)
         except StoreFull:
             raise
         except StreamError:
@@ -345,7 +345,7 @@ class Streams:
             return head_response(run_url(root_path(request), log.info.run))
         source = self.sources.get(log.info.source) if log.info.route is None else None
         policy = self.policy if source is None else self._policies[source]
-        position = self.runs.position(log, last_event_id(request))
+        position = await self.runs.position(log, last_event_id(request))
         return self._read(position, policy, root_path(request))
 
 

@@ -161,8 +161,8 @@ class Run:
 
     async def _fail(self, error: BaseException) -> None:
         self._log_failure(error)
-        is_opening = not self.opened.is_set() and self.log.last in (self._start, -1)
-        if self._discard is None or self._over or not is_opening:
+        has_events = self._start is not None and self.log.last > self._start
+        if self._discard is None or self._over or self.opened.is_set() or has_events:
             self._end(End.failed(error))
             return
         self._over = True

@@ -119,7 +119,7 @@ class Runs:
         after = restart_after.number if restart_after else -1
         log = await self._log.create(info, limits, after=after)
         if log.info.run == info.run:
-            run = self._produce(
+            run: Run | None = self._produce(
                 log,
                 partial(job.open, max(after, 0)),
                 policy,
@@ -127,26 +127,21 @@ class Runs:
                 # Nothing of the client that happens to start a shared run may be visible in it.
                 context=None if job.key is None else Context(),
             )
-        elif (running := self._producing.get(log.info.run)) is not None:
-            run = running
-        else:  # Another worker produces it.
+        else:
+            run = self._producing.get(log.info.run)
+        if run is None:  # Another worker produces it.
             return log, True
         was_open = run.opened.is_set()
         try:
-            await asyncio.sleep(0)  # Most sources take their first step at once.
-            if not run.opened.is_set():
-                await run.opened.wait()
+            await _has_opened(run)
         except asyncio.CancelledError:
-            if job.key is None:
+            if job.key is None and restart_after is None:  # Nobody else can wait for it.
                 run.hand_over()
                 await self._log.discard(info.run)
             raise
-        if (refusal := run.refusal) is None:
-            return log, was_open
-        try:
-            raise refusal
         finally:
-            del run, refusal  # They would be part of a reference cycle.
+            del run  # It would be part of a reference cycle with what was raised.
+        return log, was_open
 
     def _produce(
         self,
@@ -233,7 +228,7 @@ class Runs:
         same_source = (log.info.source, log.info.route) == (job.source, job.route)
         if not same_source or log.info.owner not in (None, job.owner):
             raise RunGone(f"run {last.run} is not a run of source {job.source}; start a new one")
-        return self.position(log, last)
+        return await self.position(log, last)
 
     async def _knows(self, run: str) -> bool:
         try:
@@ -249,11 +244,17 @@ class Runs:
             raise UnknownRun(f"there is no run {run!r}, or it is no longer retained")
         return log
 
-    def position(self, log: RunLog, last: EventId | None) -> Position | None:
+    async def position(self, log: RunLog, last: EventId | None) -> Position | None:
         """Where a reader of a run begins whose last event is `last`; None: it has had the end.
 
-        Raises InvalidEventId for an event of another run, RunGone for one that does not exist.
+        Waits for a run that is opening. Raises InvalidEventId for an event of another run, RunGone
+        for one that does not exist, and what the source raises in its first step.
         """
+        if (run := self._producing.get(log.info.run)) is not None and not run.opened.is_set():
+            try:
+                await _has_opened(run)
+            finally:
+                del run
         if last is None:
             return Position(log, -1)
         if last.run != log.info.run:
@@ -320,3 +321,15 @@ class Runs:
             "gaps": self.gaps,
             "since": self.since,
         }
+
+
+async def _has_opened(run: Run) -> None:
+    """Waits until a run has opened. Raises what its source raised in its first step."""
+    await asyncio.sleep(0)  # Most sources take their first step at once.
+    if not run.opened.is_set():
+        await run.opened.wait()
+    if (refusal := run.refusal) is not None:
+        try:
+            raise refusal
+        finally:
+            del run, refusal  # They would be part of a reference cycle.

@@ -698,6 +698,59 @@ async def test_an_exception_at_a_restart_becomes_the_status_of_the_response(
         assert response.status_code == 409
 
 
+async def test_all_who_wait_for_a_restarted_run_to_open_get_its_failure() -> None:
+    gate, requests, opened = asyncio.Event(), 0, 0
+
+    @source
+    async def refusing(*, after: int = 0) -> AsyncIterator[int]:
+        nonlocal opened
+        opened += 1
+        await gate.wait()
+        raise StreamError("cannot restart", status=409)
+
+    streams = Streams([refusing])
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal requests
+        requests += 1
+        await streams(scope, receive, send)
+
+    async with client_of(app, lifespan="off") as client, asyncio.TaskGroup() as group:
+        responses = []
+        for path in ("/streams/refusing", "/streams/refusing", f"/runs/{UNKNOWN}"):
+            get = client.get(path, headers={"Last-Event-ID": f"{UNKNOWN}.3"}, timeout=20)
+            responses.append(group.create_task(get))
+            await until(lambda: requests == len(responses), "the client waits")
+        gate.set()
+    assert [(await response).status_code for response in responses] == [409] * 3
+    assert opened == 1
+    assert not len(streams.log)
+
+
+async def test_a_viewer_who_leaves_while_a_restarted_run_opens_does_not_cancel_it() -> None:
+    gate = asyncio.Event()
+
+    @source
+    async def slow(*, after: int = 0) -> AsyncIterator[int]:
+        await gate.wait()
+        return three()
+
+    async def three() -> AsyncIterator[int]:
+        yield 3
+
+    streams = Streams()
+    job, last = slow.job({}, None, policy=streams.policy), EventId(UNKNOWN, 2)
+    first = asyncio.ensure_future(streams.runs.attach(job, last))
+    await until(lambda: len(streams.log), "the run opens")
+    second = asyncio.ensure_future(streams.runs.attach(job, last))
+    await asyncio.sleep(0)
+    first.cancel()
+    gate.set()
+    position = await asyncio.wait_for(second, 5)
+    assert position is not None
+    assert position.after == 2
+
+
 async def test_a_client_resumes_a_run_while_its_source_waits() -> None:
     gate = asyncio.Event()
     async with serving(Streams([gated(gate)])) as url:
