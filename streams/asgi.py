@@ -253,7 +253,9 @@ class Streams:
     async def read_json(self, request: Request) -> bytes:
         """The JSON body of a request. Raises StreamError if that is refused."""
         check_site(request, self._origins)
-        return await read_json(request, self._max_body)
+        body = await read_json(request, self._max_body)
+        await self._lifetime.serve()  # The server may have begun to shut down meanwhile.
+        return body
 
     async def start(
         self,

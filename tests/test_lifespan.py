@@ -139,6 +139,35 @@ async def test_an_opening_is_cancelled_at_sigterm_and_its_client_gets_a_503(
     assert saved.read_text() == "the opening was cancelled"
 
 
+async def test_a_request_whose_body_ends_while_the_server_stops_is_refused() -> None:
+    """Its source would open for as long as it likes, and the server would wait."""
+    opened = 0
+
+    @source
+    async def slow() -> AsyncIterator[int]:
+        nonlocal opened
+        opened += 1
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    streams = Streams([slow])
+    server = uvicorn.Server(uvicorn.Config(streams, port=0, log_level="warning"))
+    task = asyncio.create_task(server.serve())
+    await until(lambda: server.started, "the server has started")
+    reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+    head = "POST /streams/slow HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: 2\r\n\r\n{{".encode())
+    await until(lambda: server.server_state.tasks, "the request has arrived")
+    await asyncio.sleep(0)
+    server.should_exit = True
+    await until(lambda: streams._lifetime.stopping, "the server stops")
+    writer.write(b"}")
+    assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 503")
+    await asyncio.wait_for(task, 5)
+    writer.close()
+    assert not opened
+
+
 class Answers:
     """A source that saves half an answer when it is closed, after a moment."""
 
