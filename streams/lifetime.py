@@ -118,8 +118,10 @@ class Lifetime:
     async def __aexit__(self, *error: object) -> None:
         self._entered -= 1
         if not self._entered:
-            await self._close()
-            self._expect_server()
+            try:
+                await self._close()
+            finally:
+                self._expect_server()
 
     async def serve(self) -> None:
         """Prepares for a request. Raises StreamError if it cannot be served."""
@@ -182,11 +184,16 @@ class Lifetime:
 
     async def stopped(self) -> None:
         """Returns when the server may end: without a lifespan, when all sources are closed."""
-        if self.closing is not None:
-            await self.closing
-        self._expect_server()
+        try:
+            if self.closing is not None:
+                await self.closing
+        finally:
+            self._expect_server()
 
     async def _close(self) -> None:
         await self.runs.aclose()
         for close in self._closers:
-            await close()
+            try:
+                await close()
+            except Exception:
+                logger.exception("the `aclose` of a source failed")

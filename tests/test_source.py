@@ -250,3 +250,31 @@ async def test_an_app_calls_the_aclose_of_a_source_once_at_shutdown() -> None:
         assert events[1].data == "0"
         assert closed == 0
     assert closed == 1
+
+
+@pytest.mark.parametrize("lifespan", ["on", "off"])
+async def test_the_aclose_of_a_source_that_fails_is_logged_and_stops_nothing_else(
+    lifespan: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[str] = []
+
+    async def fails() -> None:
+        raise ValueError("cannot be closed")
+
+    async def works() -> None:
+        closed.append("other")
+
+    @source(aclose=fails)
+    async def broken() -> AsyncIterator[Any]:
+        yield 1
+
+    @source(aclose=works)
+    async def other() -> AsyncIterator[Any]:
+        yield 2
+
+    streams = Streams([broken, other])
+    for servers in (1, 2):  # The second one, in the same event loop, serves as the first did.
+        async with client_of(streams, lifespan=lifespan) as client:
+            assert len(await every_event(client, "/streams/broken")) == 3
+        assert closed == ["other"] * servers
+    assert caplog.text.count("ValueError: cannot be closed") == 2
