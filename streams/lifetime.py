@@ -82,6 +82,7 @@ class OpenResponses:
             elif times + 1 < LOOKS:
                 self._seen[response] = seen, times + 1
             else:
+                self.discard(response)
                 response.time_out()
         if self._seen:
             self._look_later()

@@ -363,6 +363,29 @@ async def test_a_send_that_does_not_finish_is_ended_by_send_timeout_without_a_he
     assert not streams.runs.readers
 
 
+async def test_a_send_timeout_ends_a_response_once_however_long_that_takes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A server's `send` may take longer to end than the time after which it is looked at again."""
+
+    class SlowToEnd(Stalled):
+        async def send(self, message: Message) -> None:
+            try:
+                await super().send(message)
+            except asyncio.CancelledError:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.2)
+                raise
+
+    streams = Streams([gated(asyncio.Event())], heartbeat=3600, send_timeout=0.05)
+    client = SlowToEnd(0)
+    response = asyncio.ensure_future(
+        streams(scope_of("/streams/gated"), client.receive, client.send)
+    )
+    await asyncio.wait_for(response, 10)
+    assert caplog.text.count("accepted no data for 0.05 s") == 1
+
+
 async def test_a_response_that_the_server_cancels_while_a_send_stalls_stays_cancelled() -> None:
     streams = Streams([gated(asyncio.Event())], heartbeat=3600, send_timeout=3600)
     client = Stalled(0)
