@@ -90,11 +90,12 @@ async function read({ url, options, abortAt, stopAt, leaveAt, readAgainAt, ...re
     }
   }
 
+  const acts = []; // The loop can end before what it does at a state is over.
   stream.addEventListener("statechange", () => {
     print({ state: stream.state });
     if (stream.reason) print({ reason: stream.reason });
     isPauseNext = stream.state === "waiting";
-    act(stream.state);
+    acts.push(act(stream.state));
   });
   await act("before the loop");
   try {
@@ -107,6 +108,7 @@ async function read({ url, options, abortAt, stopAt, leaveAt, readAgainAt, ...re
   } catch ({ name, message, problem }) {
     print({ error: { name, message, problem } });
   }
+  await Promise.all(acts);
   if (stopAfterwards) await stop();
   print({ run: stream.run, status: stream.status });
   if (pauses.size) print({ timersLeft: pauses.size });
