@@ -2,7 +2,7 @@
 
 Invariants:
 
-1. All that a Streams runs belongs to one event loop. What a closed one left running is forgotten.
+1. All that a Streams runs belongs to one event loop. What a closed loop left running is forgotten.
 2. At the server's shutdown the responses end first, without an `end` event, and then the runs.
 """
 
@@ -89,9 +89,10 @@ class OpenResponses:
 
 
 class Lifetime:
-    """Opens and closes the log, the runs and (by `closers`) the sources of a Streams.
+    """Opens and closes the log, the runs and the sources of a Streams.
 
-    That is done by `async with`; without it, by the first request and the server's shutdown.
+    `async with` does that; without it, the first request and the server's shutdown do. `closers`
+    are what the sources have as `aclose`.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class Lifetime:
         """Returns when the server may end: without a lifespan, when all sources are closed."""
         try:
             if self.closing is not None:
-                await self.closing
+                await asyncio.wait([self.closing])
         finally:
             self._expect_server()
 

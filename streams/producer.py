@@ -264,11 +264,13 @@ class Run:
             self._set_timer(CLEANUP_SECONDS, self._interrupt_cleanup)
 
     def _interrupt_cleanup(self) -> None:
+        is_thread = isinstance(self._events, ThreadIterator)
         logger.error(
-            "run %s: source %s did not stop within %g s; its cleanup is interrupted",
+            "run %s: source %s did not stop within %g s; %s",
             self.log.info.run,
             self.log.info.source,
             CLEANUP_SECONDS,
+            "its thread is left running" if is_thread else "its cleanup is interrupted",
         )
         self.task.cancel()
         self._set_timer(CLEANUP_SECONDS, self._interrupt_cleanup)

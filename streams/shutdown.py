@@ -23,6 +23,9 @@ from types import FrameType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+FORCE_EXIT_SECONDS = 0.1
+"""How often uvicorn itself looks whether a second Ctrl-C asks it not to wait."""
+
 
 class Served(Protocol):
     """What is told of the server's shutdown."""
@@ -62,8 +65,14 @@ class _Shutdown:
         for served in self.served:
             served.stop()
         await self._original(*args, **kwargs)
-        while self.served and not self._server.force_exit:  # A second Ctrl-C sets force_exit.
-            await self.served.pop().stopped()
+        waiting = {asyncio.create_task(served.stopped()) for served in self.served}
+        self.served.clear()
+        while waiting and not self._server.force_exit:  # A second Ctrl-C sets it without a signal.
+            _, waiting = await asyncio.wait(waiting, timeout=FORCE_EXIT_SECONDS)
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
 
 
 def _uvicorn_servers() -> list[Any]:
@@ -93,7 +102,7 @@ def _wrap_handlers() -> bool:
         return False  # Only the main thread may set handlers.
     handler = signal.getsignal(signal.SIGTERM)
     if not callable(handler) or hasattr(getattr(handler, "__self__", None), "should_exit"):
-        return False  # There is no server, or it is uvicorn, of which sse-starlette knows.
+        return False  # There is no server, or it is uvicorn, whose `shutdown` is wrapped instead.
     for number in (signal.SIGTERM, signal.SIGINT):
         handler = signal.getsignal(number)
         if callable(handler):

@@ -16,7 +16,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from streams import Source, StreamError, Streams, lifetime, source
+from streams import Source, StreamError, Streams, lifetime, run, source
 from streams.log import RunLog
 from streams.sources import counter
 from tests.support.servers import (
@@ -201,6 +201,42 @@ async def test_a_server_in_a_thread_ends_its_streams_and_stops() -> None:
         assert stream.terminated
     await until(lambda: not thread.is_alive(), "the thread has ended", 20)
     assert answers.saved == [HALF]
+
+
+async def test_a_second_ctrl_c_does_not_wait_until_sources_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def stopped(self: lifetime.Lifetime) -> None:
+        waits.set()
+        await original(self)
+
+    original, waits = lifetime.Lifetime.stopped, asyncio.Event()
+    monkeypatch.setattr(lifetime.Lifetime, "stopped", stopped)
+    monkeypatch.setattr(run, "CLEANUP_SECONDS", 3600)
+    gate, ended = asyncio.Event(), asyncio.Event()
+
+    @source(linger=None)
+    async def slow() -> AsyncIterator[str]:
+        try:
+            yield HALF
+            await asyncio.sleep(3600)
+        finally:
+            await gate.wait()
+            ended.set()
+
+    config = uvicorn.Config(Streams([slow]), port=0, log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    await until(lambda: server.started, "the server has started")
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with connection(f"http://127.0.0.1:{port}", "/streams/slow") as stream:
+        await stream.until(has_half, "half an answer has arrived")
+    server.should_exit = True  # Ctrl-C sets this, and a second one force_exit.
+    await asyncio.wait_for(waits.wait(), 20)
+    server.force_exit = True
+    await asyncio.wait_for(task, 20)
+    gate.set()
+    await asyncio.wait_for(ended.wait(), 20)
 
 
 async def test_a_server_that_stops_leaves_the_streams_of_another_one_alone() -> None:

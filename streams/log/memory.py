@@ -241,7 +241,7 @@ class MemoryRun:
 
     @property
     def slowest(self) -> int:
-        """The newest event that every reader has read, and that may be dropped therefore."""
+        """The newest event that every reader has read, and and that may therefore be dropped."""
         cursors = [reader.after for reader in self._readers]
         if self.backing is not None:
             cursors += self.backing.cursors()
