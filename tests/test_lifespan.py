@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -242,14 +243,16 @@ async def test_a_second_ctrl_c_does_not_wait_until_sources_are_closed(
 async def test_a_server_that_stops_leaves_the_streams_of_another_one_alone() -> None:
     one, two = Answers(), Answers()
     async with (
-        serving(two.streams, lifespan="off") as url,
-        connection(url, "/streams/answer") as theirs,
+        serving(two.streams, lifespan="off") as their_url,
+        AsyncExitStack() as their_viewer,
     ):
-        await theirs.until(has_half, "half an answer has arrived")
         async with (
-            serving(one.streams, lifespan="off") as url,
-            connection(url, "/streams/answer") as ours,
+            serving(one.streams, lifespan="off") as our_url,
+            connection(our_url, "/streams/answer") as ours,
         ):
+            theirs = connection(their_url, "/streams/answer")
+            stream = await their_viewer.enter_async_context(theirs)
+            await stream.until(has_half, "half an answer has arrived")
             await ours.until(has_half, "half an answer has arrived")
         assert one.saved == [HALF]
         assert two.saved == []

@@ -363,6 +363,21 @@ async def test_a_send_that_does_not_finish_is_ended_by_send_timeout_without_a_he
     assert not streams.runs.readers
 
 
+async def test_nothing_watches_a_response_that_has_ended() -> None:
+    async def receive() -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        watched.append(len(responses._seen))
+
+    streams, watched = Streams([counter]), list[int]()
+    responses = streams._lifetime.responses(streams.policy.send_timeout)
+    await streams({**scope_of("/streams/counter"), "query_string": b"count=1"}, receive, send)
+    assert set(watched) == {1}
+    assert not responses._seen
+
+
 async def test_a_send_timeout_ends_a_response_once_however_long_that_takes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 
+import anyio
 import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -41,16 +42,18 @@ class Lines(Wire):
 
 
 @source
-async def numbers(count: int = 3) -> AsyncIterator[int]:
+async def numbers(count: int = 3, stay: bool = False) -> AsyncIterator[int]:
     for number in range(count):
         yield number
+    if stay:
+        await anyio.sleep_forever()
 
 
 def lines(streams: Streams, wire: Wire) -> Starlette:
     """An app with the route /lines, which reads a new run of `numbers` through a wire."""
 
     async def read(request: Request) -> Response:
-        arguments = {"count": int(request.query_params.get("count", 3))}
+        arguments = numbers.from_query(request.query_params)
         log = await streams.start(request, numbers, arguments)
         return streams.read(request, log, numbers, wire)
 
@@ -88,6 +91,27 @@ async def test_a_wire_that_is_done_ends_the_response_before_the_run_ends() -> No
         response = await client.get("/lines?count=100000")
         assert response.text.splitlines()[-2:] == ["2 message 1", "finish"]
         await until(lambda: not streams.runs.readers, "the reader has detached")
+
+
+async def test_a_wire_that_is_done_at_a_gap_does_not_wait_for_the_next_event() -> None:
+    streams = Streams([numbers])
+
+    class Late(Lines):
+        """Lets the log drop all events between the start of the run and its reading."""
+
+        def begin(self) -> bytes:
+            [log] = streams.log._runs.values()  # type: ignore[attr-defined]
+            log.buffer.trim(0, log.last)
+            return super().begin()
+
+        def gap(self, missed: int | None, last: EventId | None) -> bytes:
+            self.done = True
+            return super().gap(missed, last)
+
+    async with client_of(lines(streams, Late())) as client:
+        body = (await client.get("/lines?stay=true")).text.splitlines()
+    assert body[-2].startswith("missed 3")
+    assert body[-1] == "finish"
 
 
 async def test_a_wire_is_told_of_lost_history_before_what_follows() -> None:
