@@ -16,7 +16,7 @@ import pytest
 from tests.compat.browsers import pages, report_of
 from tests.compat.processes import BIN, first_number, listening, program, running
 from tests.compat.test_servers import IDLE, cut_body, readers, stream
-from tests.page.test_event_stream import read as read_by_event_stream_js
+from tests.page.test_event_stream import reading
 from tests.support.servers import ROOT, every_event, free_port
 
 # The configurations around the documented ones that let a proxy run from its own folder.
@@ -305,7 +305,8 @@ async def test_a_client_resumes_although_caddy_ends_a_cut_stream_properly(
             assert [events[0]["type"], events[-1]["type"]] == ["start", "end"]
             texts = [json.loads(event["data"]) for event in events[1:-1]]
         else:
-            texts = (await anyio.to_thread.run_sync(read_by_event_stream_js, url)).data
+            with reading() as read:
+                texts = (await anyio.to_thread.run_sync(read, url)).data
     assert "".join(text["message"]["content"] for text in texts) == "1 2 3 4 5 6"
 
 

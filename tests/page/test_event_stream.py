@@ -251,8 +251,8 @@ def output_of(script: str, argument: str) -> str:
 Read = Callable[..., Output]
 
 
-@pytest.fixture(scope="module")
-def read() -> Iterator[Read]:
+@contextmanager
+def reading() -> Iterator[Read]:
     """Reads a stream with read.js, whose first comment explains the description."""
     with running_node("read.js") as node:
 
@@ -261,6 +261,12 @@ def read() -> Iterator[Read]:
             assert not lines.of("unfinished") + lines.of("timersLeft"), lines
             return lines
 
+        yield read
+
+
+@pytest.fixture(scope="module")
+def read() -> Iterator[Read]:
+    with reading() as read:
         yield read
 
 
