@@ -49,7 +49,7 @@ check: lint test ## run lint and test, as CI does
 chaos: .venv/installed-dev ## kill workers and Valkey at random for a minute while 200 clients read (SEED=...)
 	$(BIN)/python -m tests.log.redis.chaos $(if $(SEED),--seed $(SEED))
 
-lowest: ## run the tests with the lowest dependency versions that pyproject.toml allows
+lowest: .venv/browser .venv/node_modules ## run the tests with the lowest dependency versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
 	sed -n '/^dependencies\|^server = \|^llm = \|^redis = /,/^]/s/^ *"\([a-z-]*\)[^">]*>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
 	    > .venv-lowest/constraints.txt
