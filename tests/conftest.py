@@ -1,7 +1,8 @@
 """Fixtures for all tests: uvloop as the event loop, as in production, and a Valkey server."""
 
+import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,12 @@ from tests.support.valkey import Valkey, running_valkey
 # A busy machine may be slow, and no test measures time: examples have no deadline.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Replaces lone surrogates in reports: pytest-xdist sends them as UTF-8, which has none."""
+    return json.loads(json.dumps((yield), ensure_ascii=False).encode(errors="replace"))
 
 
 @pytest.fixture
