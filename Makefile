@@ -48,8 +48,8 @@ screenshot: .venv/installed-dev .venv/browser ## take the README's screenshot ag
 
 check: lint test ## run lint and test, as CI does
 
-chaos: .venv/installed-dev ## kill workers and Valkey at random for a minute while 200 clients read (SEED=...)
-	$(BIN)/python -m tests.log.redis.chaos $(if $(SEED),--seed $(SEED))
+chaos: .venv/installed-dev ## kill workers and Valkey at random for a minute while 200 clients read (LOG=redis SEED=...)
+	$(BIN)/python -m tests.log.shared.chaos $(if $(LOG),--log $(LOG)) $(if $(SEED),--seed $(SEED))
 
 lowest: .venv/browser .venv/node_modules ## run the tests with the lowest dependency versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest

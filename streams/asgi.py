@@ -376,11 +376,12 @@ def _check_source(source: Any) -> None:
 
 
 def _log_at(url: str, limits: Mapping[str, int]) -> EventLog:
-    from streams.log.redis import RedisLog  # The extra may not be installed.
+    from streams.log.redis import RedisStore  # The extra may not be installed.
+    from streams.log.shared import SharedLog
 
-    log = RedisLog(url, **limits)
-    log.check()
-    return log
+    store = RedisStore(url)
+    store.check()
+    return SharedLog(store, **limits)
 
 
 def _completions(streams: Streams) -> list[Route]:

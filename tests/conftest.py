@@ -36,3 +36,9 @@ def shared_valkey() -> Iterator[Valkey]:
 def redis_url(shared_valkey: Valkey) -> str:
     """A Redis URL with a key prefix that no other test uses."""
     return f"{shared_valkey.url}?prefix=test-{secrets.token_hex(4)}"
+
+
+@pytest.fixture(params=["redis"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a store that no other test uses; the test runs on each kind of store."""
+    return str(request.getfixturevalue(f"{request.param}_url"))

@@ -42,7 +42,12 @@ CORE = [
 ]
 
 # What `asgi` imports only when it is asked for; the rest of the core knows none of it.
-OPTIONAL = {"streams.log.redis", "streams.page", "streams.wires.openai"}
+OPTIONAL = {
+    "streams.log.redis",
+    "streams.log.shared",
+    "streams.page",
+    "streams.wires.openai",
+}
 
 # The modules whose names are public: all that a source, a wire or a log needs.
 PUBLIC = {"streams", "streams.errors", "streams.event", "streams.log", "streams.wires"}
@@ -51,7 +56,9 @@ PLUGINS = {
     "sources": PUBLIC,
     "wires/openai": PUBLIC | {"streams.response"},
     "page": PUBLIC,
-    "log/redis": PUBLIC | {"streams.log.backing", "streams.log.memory"},
+    "log/store": PUBLIC,
+    "log/shared": PUBLIC | {"streams.log.backing", "streams.log.memory", "streams.log.store"},
+    "log/redis": PUBLIC | {"streams.log.store"},
 }
 
 
@@ -81,17 +88,22 @@ def test_a_module_of_the_core_imports_only_modules_below_it(module: str) -> None
     assert ever - at_import == (OPTIONAL if module == "asgi" else set())
 
 
-@pytest.mark.parametrize("folder", PLUGINS)
-def test_an_optional_part_imports_only_public_names_and_its_own(folder: str) -> None:
-    own = f"streams.{folder.replace('/', '.')}"
-    for path in (ROOT / "streams" / folder).rglob("*.py"):
+def files_of(part: str) -> list[Path]:
+    path = ROOT / "streams" / part
+    return list(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+@pytest.mark.parametrize("part", PLUGINS)
+def test_an_optional_part_imports_only_public_names_and_its_own(part: str) -> None:
+    own = f"streams.{part.replace('/', '.')}"
+    for path in files_of(part):
         foreign = {name for name in imports(path) if name != own and not name.startswith(f"{own}.")}
-        assert foreign <= PLUGINS[folder], path
+        assert foreign <= PLUGINS[part], path
 
 
 def test_every_module_is_part_of_the_core_or_optional() -> None:
     core = {path_of(module) for module in CORE}
-    optional = {path for folder in PLUGINS for path in (ROOT / "streams" / folder).rglob("*.py")}
+    optional = {path for part in PLUGINS for path in files_of(part)}
     rest = {path.name for path in set((ROOT / "streams").rglob("*.py")) - core - optional}
     assert rest == {"__init__.py", "settings.py"}
 

@@ -1,6 +1,6 @@
 """The event log: it keeps what runs produce, and lets readers read it from any position.
 
-This file defines the protocols. `memory` implements them for one process, `redis` for many
+This file defines the protocols. `memory` implements them for one process, `shared` for many
 workers. `run.py` appends to a log, `response.py` reads from it.
 
 Invariants of every log:

@@ -10,24 +10,26 @@ from streams import EventLog, MemoryLog
 from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, UnknownRun
 from streams.event import COMPLETED, End, frame
 from streams.log import Limits
-from streams.log.redis import RedisLog
+from streams.log.shared import SharedLog
 from tests.support.event_logs import DATA, SIZE, drained, info, new, read_all
 from tests.support.list_log import ListLog
 from tests.support.servers import until
+from tests.support.stores import shared_log
 
 MakeLog = Callable[..., EventLog]
 
 CANCELLED = End.cancelled("stopped")
 
 
-@pytest.fixture(params=[MemoryLog, ListLog, RedisLog])
+@pytest.fixture(params=[MemoryLog, ListLog, "redis"])
 async def make_log(request: pytest.FixtureRequest) -> AsyncIterator[MakeLog]:
     made: list[EventLog] = []
 
     def make(**options: Any) -> EventLog:
-        if request.param is RedisLog:
-            options["url"] = request.getfixturevalue("redis_url")
-        made.append(request.param(**options))
+        if isinstance(request.param, str):
+            made.append(shared_log(request.getfixturevalue(f"{request.param}_url"), **options))
+        else:
+            made.append(request.param(**options))
         return made[-1]
 
     yield make
@@ -37,7 +39,7 @@ async def make_log(request: pytest.FixtureRequest) -> AsyncIterator[MakeLog]:
 
 async def settled(store: EventLog) -> None:
     """Waits until readers see what has been appended, where that takes a while."""
-    if isinstance(store, RedisLog):
+    if isinstance(store, SharedLog):
         await store.written()
 
 

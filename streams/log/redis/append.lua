@@ -5,7 +5,7 @@
 -- With a status, the last frame is the `end` event, and the script closes the run.
 -- Returns
 --   {'committed', last, first}  the newest and the oldest event that the run has now
---   {'gap', last}               events between `last` and the first frame are missing: send them
+--   {'missing', last}           events between `last` and the first frame are missing: send them
 --   {'fenced'}                  the run is closed, or another worker is its producer
 --   {'forgotten'}               there is no such run
 --
@@ -18,7 +18,7 @@ local fields = redis.call('HMGET', key('run', run), 'producer', 'status', 'last'
 if not fields[1] then return {'forgotten'} end
 if fields[1] ~= me or fields[2] ~= 'running' then return {'fenced'} end
 local last, first = tonumber(fields[3]), tonumber(fields[4])
-if number > last + 1 then return {'gap', text(last)} end
+if number > last + 1 then return {'missing', text(last)} end
 for i = 6, #ARGV do
   if number > last then
     local id = text(number + 1) .. '-0'

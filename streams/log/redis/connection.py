@@ -2,8 +2,9 @@
 
 Invariants:
 
-1. Every failure between this worker and Redis is a StoreDown. After it, the caller can repeat the
-   call: the scripts allow that (see scripts.py).
+1. Every failure between this worker and Redis is a StoreDown, whose message is meant for clients:
+   the server's log has the details. The caller can repeat the call: the scripts allow that (see
+   scripts.py).
 2. The number of connections does not depend on the number of runs and readers: one connection
    waits for new stream entries, and CONNECTIONS carry all other calls.
 """
@@ -11,7 +12,6 @@ Invariants:
 import asyncio
 import logging
 import math
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -38,21 +38,6 @@ CONNECTIONS = 4
 
 BLOCK_SECONDS = 10.0
 """An XREAD waits at most this long. A connection that stays silent for longer is broken."""
-
-MAX_PAUSE_SECONDS = 0.5
-"""Less than a third of the default lease: after an outage of Redis, every worker renews its lease
-before another worker counts it as dead."""
-
-
-class Backoff:
-    """Growing pauses with jitter between the attempts of one call."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.025
-
-    async def wait(self) -> None:
-        self._seconds = min(2 * self._seconds, MAX_PAUSE_SECONDS)
-        await asyncio.sleep(self._seconds * random.uniform(0.5, 1))
 
 
 class RedisLink:
@@ -96,6 +81,7 @@ class RedisLink:
         self._pool = pool
         self._client = Redis(connection_pool=pool)
         self._reading: AbstractConnection | None = None
+        self._works = True
 
     def seconds(self, name: str) -> float:
         """The value of one of `parameters` that is a positive number. Raises ValueError."""
@@ -129,11 +115,19 @@ class RedisLink:
         if tuple(map(int, version.split(".")[:2])) < (6, 2):
             raise StoreDown(f"Redis at {self.address} is version {version}: use 6.2 or newer")
 
+    def failure(self, error: Exception) -> StoreDown:
+        """What to raise for an error of Redis. Logs the first error, until Redis works again."""
+        if self._works:
+            self._works = False
+            what = f"{type(error).__name__}: {error}"
+            logger.warning("Redis at %s cannot be used now: %s", self.address, what)
+        return StoreDown(f"Redis cannot be used now; try again in {StoreDown.retry_after} s")
+
     async def call(self, script: Script, *arguments: Any) -> Any:
         """Runs a script and returns its reply. Raises StoreDown."""
         (reply,) = await self.call_all([(script, arguments)])
         if isinstance(reply, Exception):
-            raise StoreDown(f"Redis reports an error: {reply}") from reply
+            raise self.failure(reply)
         return reply
 
     async def call_all(self, calls: Sequence[tuple[Script, Sequence[Any]]]) -> list[Any]:
@@ -149,7 +143,9 @@ class RedisLink:
                         await self._client.script_load(script.text)
                     replies = await self._pipelined(calls)
         except FAILURES as error:
-            raise StoreDown(f"Redis does not answer: {error!r}") from error
+            raise self.failure(error) from error
+        if not any(isinstance(reply, Exception) for reply in replies):
+            self._works = True
         if any(isinstance(reply, redis.ReadOnlyError) for reply in replies):
             # The server was the primary and is a replica now. New connections resolve the address
             # again, and may reach the new primary.
@@ -161,16 +157,6 @@ class RedisLink:
             for script, arguments in calls:
                 pipeline.evalsha(script.sha, 1, self.prefix, *arguments)
             return list(await pipeline.execute(raise_on_error=False))
-
-    async def call_until_answered(self, script: Script, *arguments: Any) -> Any:
-        """Runs a script and returns its reply; repeats the call until Redis answers."""
-        backoff = Backoff()
-        while True:
-            try:
-                return await self.call(script, *arguments)
-            except StoreDown as error:
-                logger.debug("%s", error)
-                await backoff.wait()
 
     async def read(self, cursors: Mapping[str, str]) -> list[Any]:
         """Waits for entries after the given ids, and returns them as XREAD does.
@@ -195,7 +181,7 @@ class RedisLink:
                 return await self._reading.read_response() or []
         except FAILURES as error:
             await self._stop_reading()
-            raise StoreDown(f"Redis does not answer: {error!r}") from error
+            raise self.failure(error) from error
         except asyncio.CancelledError:
             await self._stop_reading()
             raise

@@ -1,14 +1,12 @@
--- Sets or removes the cursor of a worker that has readers of a run, and notifies the producer.
+-- Sets or removes the cursor of a worker that has readers of a run. Notifies the producer, and
+-- wakes the caller: its blocking XREAD returns, and it can read from another set of runs.
 --
 -- ARGV: worker, run, the worker whose cursor it is, number of the event that all its readers have
---       had ('': remove the cursor), number of its readers, '1' to wake the caller
+--       had ('': remove the cursor), number of its readers
 -- Returns the run's status, or 'forgotten' if there is no such run.
---
--- To wake the caller is to send it a notification: its blocking XREAD returns, and it can read
--- from another set of runs.
 
-local run, worker, after, readers, wake = unpack(ARGV, 2)
-if wake == '1' then notify(me, 'kind', 'wake') end
+local run, worker, after, readers = unpack(ARGV, 2)
+notify(me, 'kind', 'wake')
 local fields = redis.call('HMGET', key('run', run), 'producer', 'status')
 if not fields[1] then return 'forgotten' end
 if fields[2] ~= 'running' then return fields[2] end

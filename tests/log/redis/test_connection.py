@@ -1,4 +1,4 @@
-"""The URL of a RedisLog, and its connections: authentication, TLS, cancellation."""
+"""The URL of a RedisStore, and its connections: authentication, TLS, cancellation."""
 
 import asyncio
 import ssl
@@ -13,10 +13,11 @@ import trustme
 from streams import Streams
 from streams.errors import StoreDown
 from streams.event import COMPLETED, frame
-from streams.log.redis import RedisLog
+from streams.log.redis import RedisStore
 from streams.log.redis.connection import RedisLink
 from streams.log.redis.scripts import LOAD_STATE
 from tests.support.event_logs import new, read_all
+from tests.support.stores import shared_log
 from tests.support.valkey import Valkey
 
 
@@ -34,18 +35,18 @@ def test_a_redis_before_6_2_is_refused(redis_url: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("lease", ["soon", "0", "-1", "nan", "inf"])
 def test_an_invalid_lease_is_refused(lease: str) -> None:
     with pytest.raises(ValueError, match=f"lease='{lease}'.*lease=2.5"):
-        RedisLog(f"redis://127.0.0.1?lease={lease}")
+        RedisStore(f"redis://127.0.0.1?lease={lease}")
 
 
 def test_the_error_for_a_password_that_is_not_encoded_does_not_show_it() -> None:
     with pytest.raises(ValueError, match="%-encoded") as refused:
-        RedisLog("redis://:hush#hush@127.0.0.1:6379")
+        RedisStore("redis://:hush#hush@127.0.0.1:6379")
     assert "hush" not in str(refused.value)
 
 
 @pytest.mark.parametrize("scheme", ["unix", "redis+unix"])
 def test_a_url_of_a_socket_needs_no_host(shared_valkey: Valkey, scheme: str) -> None:
-    RedisLog(f"{scheme}://{shared_valkey.directory}/socket?prefix=mine").check()
+    RedisStore(f"{scheme}://{shared_valkey.directory}/socket?prefix=mine").check()
 
 
 async def test_a_url_can_have_a_socket_a_password_and_a_prefix(shared_valkey: Valkey) -> None:
@@ -57,8 +58,8 @@ async def test_a_url_can_have_a_socket_a_password_and_a_prefix(shared_valkey: Va
             Streams(log=f"redis://:wrong@{address}")
         assert "wrong" not in str(refused.value), "the error does not show the password"
         for url in (f"redis://:secret@{address}/0", f"redis+unix://:secret@{path}"):
-            log = RedisLog(f"{url}?prefix=mine")
-            log.check()
+            log = shared_log(f"{url}?prefix=mine")
+            log.store.check()
             (await new(log)).append(None, b"0")
             await log.written()
             assert shared_valkey.client.exists("mine:run:r")
@@ -90,15 +91,15 @@ async def test_rediss_encrypts_and_refuses_a_server_with_an_untrusted_certificat
     server = await asyncio.start_server(relay, "localhost", 0, ssl=context)
     url = f"rediss://localhost:{server.sockets[0].getsockname()[1]}?prefix=tls"
     async with server:
-        log = RedisLog(f"{url}&ssl_ca_certs={tmp_path}/ca.pem")
-        await asyncio.to_thread(log.check)
+        log = shared_log(f"{url}&ssl_ca_certs={tmp_path}/ca.pem")
+        await asyncio.to_thread(log.store.check)
         (await new(log)).close(COMPLETED)
         await log.written()
         assert await read_all(await log.find("r")) == frame(b"r", 0, b"end", COMPLETED.encode())
         await log.discard("r")
         await log.aclose()
         with pytest.raises(StoreDown, match="certificate verify failed"):
-            await asyncio.to_thread(RedisLog(url).check)
+            await asyncio.to_thread(RedisStore(url).check)
 
 
 async def test_a_call_can_be_cancelled_at_any_moment_without_losing_a_connection(

@@ -12,14 +12,10 @@ import httpx
 import pytest
 
 from streams import Streams, source
-from streams.errors import StoreDown
-from streams.event import End, frame
-from streams.log.redis import RedisLog
-from streams.log.redis.connection import RedisLink
 from streams.sources import counter
-from tests.log.redis.workers import NUMBER_19, TERMINATED, health_of, numbers, workers
-from tests.support.event_logs import new
+from tests.log.shared.workers import NUMBER_19, TERMINATED, health_of, numbers, workers
 from tests.support.servers import ROOT, connection, serving, until
+from tests.support.stores import shared_log
 from tests.support.valkey import Valkey, running_valkey
 
 EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
@@ -82,50 +78,6 @@ def counting(gate: asyncio.Event) -> Any:
             yield {"number": number}
 
     return counting
-
-
-async def test_readers_see_only_events_that_redis_has(valkey: Valkey) -> None:
-    log = RedisLog(valkey.url)
-    run = await new(log)
-    with run.read(-1) as reader:
-        reading = asyncio.ensure_future(anext(reader))
-        valkey.pause()
-        run.append(None, b"0")
-        with anyio.move_on_after(0.2) as waited:
-            await log.written()
-        assert waited.cancelled_caught
-        assert not reader.ready
-        assert not reading.done()
-        valkey.unpause()
-        await asyncio.wait_for(log.written(), 5)
-        assert await asyncio.wait_for(reading, 5) == frame(b"r", 0, None, b"0")
-    await log.aclose()
-
-
-async def test_a_stop_on_another_worker_reaches_a_producer_whose_connection_fails(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other = RedisLog(valkey.url), RedisLog(valkey.url)
-    run = await new(one)
-    run.append(None, b"0")
-    await one.written()
-    found = await other.find("r")
-    failures = 3
-    call_all = RedisLink.call_all
-
-    async def failing(self: RedisLink, *arguments: Any) -> Any:
-        nonlocal failures
-        if self is one._link and failures:
-            failures -= 1
-            raise StoreDown("no reply")
-        return await call_all(self, *arguments)
-
-    monkeypatch.setattr(RedisLink, "call_all", failing)
-    await found.cancel(End.cancelled("stopped"))
-    await until(lambda: not run.producing, "the producer stops")
-    assert not failures
-    for log in (one, other):
-        await log.aclose()
 
 
 async def test_a_server_that_does_not_reach_redis_exits_with_a_one_line_message(
@@ -205,6 +157,33 @@ async def test_streams_pause_while_redis_refuses_to_write(
     await continues(valkey, refuse)
 
 
+@pytest.mark.parametrize(
+    ("trouble", "detail"),
+    [
+        (lambda valkey: valkey.command("CONFIG SET maxmemory 1"), "maxmemory"),
+        (lambda valkey: valkey.client.set(f"streams:run:{'A' * 22}", "x"), "WRONGTYPE"),
+        (lambda valkey: valkey.kill(), "ConnectionError"),
+    ],
+    ids=["full", "wrong type", "killed"],
+)
+async def test_the_details_of_an_error_of_redis_are_in_the_log_and_reach_no_client(
+    valkey: Valkey,
+    trouble: Callable[[Valkey], None],
+    detail: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with workers(1, valkey.url, [counter]) as (url,), httpx.AsyncClient() as client:
+        trouble(valkey)
+        refused = await client.get(f"{url}/streams/counter")
+        if detail == "WRONGTYPE":
+            refused = await client.get(f"{url}/runs/{'A' * 22}")
+        assert refused.status_code == 503
+        assert refused.json()["detail"] == "Redis cannot be used now; try again in 3 s"
+        logged = [record.getMessage() for record in caplog.records if record.name == "streams"]
+        assert f"Redis at {valkey.url} cannot be used now" in logged[0]
+        assert detail in logged[0]
+
+
 async def test_streams_continue_when_redis_has_lost_the_scripts(valkey: Valkey) -> None:
     async def flush(url: str, twenty_more: Callable[[], Awaitable[None]]) -> None:
         valkey.command("SCRIPT FLUSH")
@@ -257,7 +236,7 @@ async def test_without_a_lifespan_a_request_is_refused_while_redis_is_down_and_a
     valkey: Valkey,
 ) -> None:
     valkey.kill()
-    log = RedisLog(valkey.url)
+    log = shared_log(valkey.url)
     async with serving(Streams([counter], log=log)) as url, httpx.AsyncClient() as client:
         assert (await client.get(f"{url}/streams/counter")).status_code == 503
         valkey.start()
@@ -269,7 +248,7 @@ async def test_without_a_lifespan_a_request_is_refused_while_redis_is_down_and_a
 async def test_a_worker_shuts_down_while_redis_is_down(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.log.redis.LAST_WRITE_SECONDS", 0.1)
+    monkeypatch.setattr("streams.log.shared.LAST_WRITE_SECONDS", 0.1)
     with anyio.fail_after(30):
         async with workers(1, valkey.url, [counter]) as (url,):
             async with connection(url, "/streams/counter?count=1000") as stream:

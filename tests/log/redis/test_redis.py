@@ -1,33 +1,18 @@
-"""RedisLog on the side of the producer: writing, notifications, expiry and errors.
-
-All workers are in this process.
-"""
+"""RedisStore: keys that are gone or wrong, expiry, connections. All workers are in this process."""
 
 import asyncio
-from typing import Any
 
+import anyio
 import pytest
 
-from streams.errors import StoreDown, UnknownRun
+from streams.errors import UnknownRun
 from streams.event import COMPLETED
-from streams.log.redis import APPEND_RUNS, RedisLog
-from streams.log.redis.connection import RedisLink
-from tests.log.redis.conftest import NewWorker
-from tests.log.redis.workers import until_async
+from streams.sources import counter
+from tests.log.conftest import NewWorker
+from tests.log.shared.workers import until_async, workers
 from tests.support.event_logs import DATA, SIZE, new, read_all
-from tests.support.servers import until
+from tests.support.servers import Connection, connection, until
 from tests.support.valkey import Valkey
-
-
-async def test_more_runs_than_one_round_trip_takes_are_all_written(new_worker: NewWorker) -> None:
-    one, other = new_worker(), new_worker()
-    logs = [await new(one, f"run{number}") for number in range(APPEND_RUNS + 8)]
-    await one.written()
-    for log in logs:
-        log.append(None, b"0")
-    await asyncio.wait_for(one.written(), 5)
-    for log in logs:
-        assert (await other.find(log.info.run)).last == log.last
 
 
 async def test_an_error_of_redis_for_one_run_does_not_affect_another_run(
@@ -47,69 +32,6 @@ async def test_an_error_of_redis_for_one_run_does_not_affect_another_run(
     shared_valkey.client.delete(key)
     await asyncio.wait_for(one.written(), 5)
     assert (await other.find("a")).last == 0
-
-
-async def test_an_unexpected_error_is_logged_and_writing_continues(
-    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(self: RedisLog, run: Any) -> Any:
-        monkeypatch.undo()
-        raise ZeroDivisionError
-
-    one = new_worker()
-    log = await new(one)
-    monkeypatch.setattr(RedisLog, "_append_call", broken)
-    log.append(None, b"0")
-    await until(lambda: "unexpected error" in caplog.text, "the error is logged")
-    log.append(None, b"1")
-    log.close(COMPLETED)
-    assert (await read_all(log)).count(b"id: ") == 3
-
-
-async def test_a_late_notification_does_not_end_a_run_that_was_created_again(
-    new_worker: NewWorker,
-) -> None:
-    one, other = new_worker(), new_worker()
-    log = await new(one)
-    one._on_notification("forgotten", "r")
-    log.append(None, b"0")
-    log.close(COMPLETED)
-    await one.written()
-    assert (await other.find("r")).status == "completed"
-    assert await read_all(await other.find("r")) == await read_all(log)
-
-
-async def test_a_discard_without_a_reply_is_repeated(
-    new_worker: NewWorker, shared_valkey: Valkey, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = new_worker()
-    await new(one)
-
-    async def no_reply(self: RedisLink, *arguments: Any) -> Any:
-        monkeypatch.undo()
-        raise StoreDown("no reply")
-
-    monkeypatch.setattr(RedisLink, "call", no_reply)
-    await one.discard("r")
-    await until(lambda: not shared_valkey.client.exists(f"{prefix}:run:r"), "Redis has no run r")
-
-
-async def test_a_run_whose_creation_got_no_reply_is_discarded(
-    new_worker: NewWorker, shared_valkey: Valkey, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = new_worker()
-    await one.open()
-    call = RedisLink.call
-
-    async def no_reply(self: RedisLink, *arguments: Any) -> Any:
-        await call(self, *arguments)
-        monkeypatch.undo()
-        raise StoreDown("no reply")
-
-    monkeypatch.setattr(RedisLink, "call", no_reply)
-    with pytest.raises(StoreDown):
-        await new(one)
-    await until(lambda: not shared_valkey.client.exists(f"{prefix}:run:r"), "Redis has no run r")
 
 
 async def test_a_producer_stops_when_redis_does_not_have_its_run_any_more(
@@ -135,15 +57,6 @@ async def test_a_producer_stops_when_lost_events_are_not_in_its_memory_either(
     await until(lambda: not log.producing, "the producer stops")
 
 
-async def test_a_full_worker_discards_finished_runs_in_redis_too(new_worker: NewWorker) -> None:
-    one, other = new_worker(max_runs=1), new_worker()
-    (await new(one, "a")).close(COMPLETED)
-    await one.written()
-    await new(one, "b")
-    with pytest.raises(UnknownRun):
-        await other.find("a")
-
-
 async def test_an_unfinished_run_does_not_expire_while_it_has_a_producer(
     new_worker: NewWorker, shared_valkey: Valkey, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,3 +65,50 @@ async def test_an_unfinished_run_does_not_expire_while_it_has_a_producer(
     key = f"{prefix}:run:r"
     shared_valkey.client.pexpire(key, 60_000)
     await until(lambda: shared_valkey.client.ttl(key) > 80_000, "the producer extends the run")
+
+
+async def test_a_reader_ends_when_the_run_expires(
+    new_worker: NewWorker, shared_valkey: Valkey, prefix: str
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one)
+    log.append(None, b"0")
+    log.close(COMPLETED)
+    await one.written()
+    found = await other.find("r")
+    shared_valkey.client.delete(f"{prefix}:log:r")
+    assert await read_all(found) == b""
+    shared_valkey.client.delete(f"{prefix}:run:r")
+    with pytest.raises(UnknownRun):
+        await one.find("r")
+
+
+async def test_500_readers_on_2_workers_need_at_most_10_connections_to_redis(
+    shared_valkey: Valkey, redis_url: str
+) -> None:
+    before = len(shared_valkey.client.client_list())
+    opening = anyio.CapacityLimiter(20)  # A busy machine refuses some of 250 that come at once.
+    async with workers(2, redis_url, [counter]) as (one, other), anyio.create_task_group() as group:
+        reading = 0
+
+        async def has_1(stream: Connection) -> None:
+            await stream.until(lambda stream: b".1\n" in stream.body, "event 1 is there", 30)
+
+        async def view(number: int) -> None:
+            nonlocal reading
+            path = "/streams/counter?interval=30&count=2"
+            async with AsyncExitStack() as stack:
+                async with opening:
+                    stream = await stack.enter_async_context(connection(one, path))
+                    await has_1(stream)
+                    again = connection(other, f"/runs/{stream.run}")
+                    await has_1(await stack.enter_async_context(again))
+                reading += 2
+                await anyio.sleep_forever()
+
+        for number in range(250):
+            group.start_soon(view, number)
+        await until(lambda: reading == 500, "500 readers are attached", seconds=40)
+        connections = len(shared_valkey.client.client_list()) - before
+        group.cancel_scope.cancel()
+    assert connections <= 2 * 5

@@ -1,124 +1,71 @@
-"""RedisRun: one run in Redis, as this worker knows it, be it the producer or not.
+"""SharedRun: one run in a store, as this worker knows it, be it the producer or not.
 
 Invariants:
 
-1. Readers see only committed events: those that Redis has.
-2. What Redis refuses is discarded here.
+1. Readers see only committed events: those that the store has.
+2. What the store refuses is discarded here.
 3. A MemoryRun holds the frames that are in this process. On the producer these are the appended
    frames, and readers see the committed ones. On another worker these are the events that came in
-   since its first reader attached. A reader that needs an older event loads it from Redis.
+   since its first reader attached. A reader that needs an older event loads it from the store.
 
-RedisLog owns the loops that exchange events and notifications with Redis.
+SharedLog owns the loops that exchange events and notices with the store.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any
-
-import msgspec
+from functools import partial
 
 from streams.errors import LogClosed, LostHistory
 from streams.event import End, frame
-from streams.log import Limits, RunInfo, Status
+from streams.log import Status
 from streams.log.memory import CHUNK, MemoryLog, MemoryReader, MemoryRun
-from streams.log.redis.connection import RedisLink
-from streams.log.redis.scripts import CLOSE, LOAD_EVICTED
+from streams.log.shared.repeat import until_answered
+from streams.log.store import Append, Cursor, Entry, State, Store
 
 APPEND_BYTES = 256 * 1024
 APPEND_EVENTS = 512
-"""One call appends about this many bytes and events of a run at most."""
+"""One operation appends about this many bytes and events of a run at most."""
 
 CLOCK_SECONDS = 0.1
-"""This worker keeps a finished run for this much longer than Redis does: their clocks differ."""
-
-
-class State(msgspec.Struct, frozen=True):
-    """A run as Redis has it."""
-
-    info: RunInfo
-    status: Status
-    producer: str
-    after: int
-    """The run began after this event: -1, or what an earlier process had reached."""
-    last: int
-    first: int
-    limits: Limits
-    cursors: dict[str, tuple[int, int]]
-    """For each worker with readers: the event that all its readers have had, and their number."""
-
-    @classmethod
-    def of(cls, reply: list[Any]) -> "State | None":
-        """Decodes what state() in common.lua returns; None if there is no such run."""
-        if reply[0] is None:
-            return None
-        info, status, producer, *numbers = reply[:9]
-        after, last, first, window, retain, drops_oldest = map(int, numbers)
-        cursors = {}
-        for worker, cursor in zip(reply[9][::2], reply[9][1::2], strict=True):
-            had, readers = cursor.split()
-            cursors[worker.decode()] = (int(had), int(readers))
-        return cls(
-            msgspec.json.decode(info, type=RunInfo),
-            status.decode(),
-            producer.decode(),
-            after,
-            last,
-            first,
-            Limits(window, retain / 1000, bool(drops_oldest)),
-            cursors,
-        )
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """One event as Redis has it. The `end` event has a status."""
-
-    number: int
-    frame: bytes
-    status: Status | None
-
-    @classmethod
-    def of(cls, reply: Any) -> "Entry":
-        entry_id, fields = reply
-        status = fields[3].decode() if len(fields) > 2 else None
-        return cls(int(entry_id.partition(b"-")[0]) - 1, fields[1], status)
+"""This worker keeps a finished run for this much longer than the store: their clocks differ."""
 
 
 class Work:
-    """What all runs of one worker share: the link, the local log, and the queues of the loops.
+    """What all runs of one worker share: the store, the local log, and the queues of the loops.
 
-    `appending` are the runs with frames that Redis does not have yet, `moved` those whose cursor
-    has changed, `followed` those of other workers that have readers here.
+    `appending` are the runs with frames that the store does not have yet. `moved` are those whose
+    cursor has changed, `followed` those of other workers that have readers here.
     """
 
-    def __init__(self, link: RedisLink, local: MemoryLog) -> None:
-        self.link = link
+    def __init__(self, store: Store, local: MemoryLog) -> None:
+        self.store = store
         self.local = local
-        self.appending: dict[RedisRun, None] = {}
-        self.moved: dict[RedisRun, None] = {}
-        self.followed: dict[str, RedisRun] = {}
+        self.appending: dict[SharedRun, None] = {}
+        self.moved: dict[SharedRun, None] = {}
+        self.followed: dict[str, SharedRun] = {}
         self.queued = asyncio.Event()
         self.done = asyncio.Event()
         self.done.set()
 
-    def queue_append(self, run: "RedisRun") -> None:
-        """Has the uncommitted frames of a run sent to Redis."""
+    def queue_append(self, run: "SharedRun") -> None:
+        """Has the uncommitted frames of a run sent to the store."""
         self.appending[run] = None
         self.done.clear()
         self.queued.set()
 
-    def queue_cursor(self, run: "RedisRun") -> None:
-        """Has the cursor of a run sent to Redis."""
+    def queue_cursor(self, run: "SharedRun") -> None:
+        """Has the cursor of a run sent to the store."""
         self.moved[run] = None
         self.done.clear()
         self.queued.set()
 
 
-class RedisRun:
+class SharedRun:
     """A RunLog, and the Backing of the MemoryRun that holds its frames in this process.
 
-    `is_producer`: as far as this worker knows, it is the run's producer in Redis. `committed`: on
-    the producer, the newest event that Redis has. `backlogged`: the readers here are so far from
-    the newest event that this worker has paused reading the run from Redis.
+    `is_producer`: as far as this worker knows, it is the run's producer. `committed`: on the
+    producer, the newest event that the store has. `backlogged`: the readers here are so far from
+    the newest event that this worker has stopped following the run for a while.
     """
 
     def __init__(self, work: Work, state: State, is_producer: bool) -> None:
@@ -201,23 +148,25 @@ class RedisRun:
         if self.producing:
             self.close(end)
         elif self.status == "running":
-            head = b"id: %b." % self._id
-            tail = frame(self._id, 0, b"end", end.encode()).removeprefix(head + b"0")
-            await self._work.link.call(
-                CLOSE, self._work.local.worker, self.info.run, end.status, head, tail
-            )
+            await self._work.store.close(self.info.run, end)
 
-    def uncommitted(self) -> tuple[list[bytes], int, Status | None]:
-        """What to send to Redis next: frames, the newest event that Redis may evict (-2: none), and
-        the status if the `end` event is among the frames."""
+    def uncommitted(self) -> Append:
+        """What to send to the store next."""
         memory = self.memory
         frames = memory.buffer.frames(self.committed, APPEND_BYTES, APPEND_EVENTS)
-        evict = memory.first - 1 if memory.first > self._begin else -2
+        evict = memory.first - 1 if memory.first > self._begin else None
         ends = memory.closed and self.committed + len(frames) == memory.last
-        return frames, evict, memory.status if ends else None
+        status = memory.status if ends else None
+        return Append(self.info.run, self.committed + 1, frames, evict, status)
+
+    def cursor(self) -> Cursor:
+        """The cursor of the readers here."""
+        memory, worker = self.memory, self._work.local.worker
+        after = memory.slowest if memory.readers and not self.is_producer else None
+        return Cursor(self.info.run, worker, after, memory.readers)
 
     def on_committed(self, last: int, first: int) -> None:
-        """Redis has all events from `first` to `last`."""
+        """The store has all events from `first` to `last`."""
         if not self.is_producer:
             return
         self.committed, self.first = last, first
@@ -228,8 +177,8 @@ class RedisRun:
         elif last < memory.last:
             self._work.queue_append(self)
 
-    def on_gap(self, last: int) -> None:
-        """Redis has lost all events after `last`. This worker sends them again if it has them."""
+    def on_missing(self, last: int) -> None:
+        """The store has lost all events after `last`. They are sent again if they are here."""
         self.committed = last
         if last < self.memory.first - 1:
             self.on_forgotten()
@@ -271,7 +220,7 @@ class RedisRun:
         self._set_remote_cursors(state)
 
     def on_forgotten(self) -> None:
-        """Redis does not have the run any more. The streams of its readers break off."""
+        """The store does not have the run any more. The streams of its readers break off."""
         self._unfollow()
         self._work.appending.pop(self, None)
         self._work.moved.pop(self, None)
@@ -288,7 +237,7 @@ class RedisRun:
         return self.memory.read(after)
 
     def on_state(self, state: State) -> None:
-        """Takes over a state that Redis has just reported."""
+        """Takes over a state that the store has just reported."""
         self.first, self._last, self._status = state.first, state.last, state.status
         self._set_remote_readers(state)
         self.producer = state.producer
@@ -303,7 +252,7 @@ class RedisRun:
         for entry in entries:
             if entry.number <= memory.last or memory.closed:
                 continue
-            if entry.number > memory.last + 1:  # Redis has evicted the events between
+            if entry.number > memory.last + 1:  # the store has evicted those between
                 memory.reset(entry.number - 1)
             memory.add(entry.frame)
             if entry.status is not None:
@@ -362,7 +311,7 @@ class RedisRun:
             self._send_cursor()
 
     def send_cursor_again(self, force: bool) -> None:
-        """Sends the cursor if it has moved; with `force` always, because Redis may have lost it."""
+        """Sends the cursor if it has moved; with `force` always, as the store may have lost it."""
         if force or self._sent_cursor < self.memory.slowest:
             self._send_cursor()
 
@@ -372,10 +321,8 @@ class RedisRun:
         self._work.queue_cursor(self)
 
     async def load_evicted(self, after: int) -> tuple[bytes, int]:
-        reply = await self._work.link.call_until_answered(
-            LOAD_EVICTED, self._work.local.worker, self.info.run, after, self._piece_events
-        )
-        entries = [Entry.of(entry) for entry in reply]
+        read = partial(self._work.store.read, self.info.run, after, self._piece_events)
+        entries = await until_answered(read)
         if not entries:
             self.on_forgotten()
             raise StopAsyncIteration

@@ -11,12 +11,11 @@ from streams import Policy, source
 from streams.errors import LogClosed, UnknownRun
 from streams.event import COMPLETED, EventId, frame
 from streams.log import Limits
-from streams.log.redis.connection import RedisLink
-from streams.log.redis.scripts import LOAD_STATE
+from streams.log.store import State
 from streams.run import Runs
 from streams.sources import counter
-from tests.log.redis.conftest import NewWorker
-from tests.log.redis.workers import claimed, kill, until_async
+from tests.log.conftest import NewWorker
+from tests.log.shared.workers import claimed, kill, until_async
 from tests.support.event_logs import drained, info, new, read_all
 from tests.support.servers import until
 
@@ -164,21 +163,20 @@ async def test_two_workers_that_restart_the_same_run_at_once_share_it(
 async def test_an_outdated_reply_does_not_end_a_run_that_this_worker_has_claimed_since(
     new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Replies arrive on several connections, so a worker can read them in another order."""
+    """Replies can arrive on several connections, and be read in another order."""
     one, other = new_worker(), new_worker()
     log = await new(one)
     log.append(None, b"0")
     await one.written()
     await other.find("r")
-    call = RedisLink.call
-    outdated = [await call(other._link, LOAD_STATE, other.worker, run) for run in ("r", "unknown")]
+    outdated = [await other.store.load([run]) for run in ("r", "unknown")]
     adopted = await claimed(other, one)
     created = await new(other, "unknown")
 
-    async def outdated_reply(self: RedisLink, *_: Any) -> Any:
+    async def outdated_reply(runs: list[str]) -> list[State | None]:
         return outdated.pop(0)
 
-    monkeypatch.setattr(RedisLink, "call", outdated_reply)
+    monkeypatch.setattr(other.store, "load", outdated_reply)
     assert await other.find("r") is adopted
     with pytest.raises(UnknownRun):
         await other.find("unknown")

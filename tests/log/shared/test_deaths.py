@@ -11,18 +11,17 @@ import anyio
 import httpx
 import pytest
 
-from tests.log.redis.workers import (
+from tests.log.shared.workers import (
     NUMBER_19,
     TERMINATED,
     health_of,
-    keys_of_runs,
     last_id,
     numbers,
     until_async,
     worker_processes,
 )
 from tests.support.servers import connection, exit_of, until
-from tests.support.valkey import Valkey
+from tests.support.stores import remains, shared_log, with_lease
 
 
 @pytest.fixture
@@ -38,10 +37,10 @@ async def until_restarted(url: str) -> None:
 
 
 async def test_another_worker_continues_a_restartable_run_when_its_worker_is_killed(
-    redis_url: str, gate: anyio.Path
+    store_url: str, gate: anyio.Path
 ) -> None:
     path = f"/streams/gated?gate={gate}"
-    with worker_processes(3, redis_url) as ((one, process), (other, _), (third, _)):
+    with worker_processes(3, store_url) as ((one, process), (other, _), (third, _)):
         async with connection(one, path) as stream:
             await stream.until(*NUMBER_19)
             async with connection(other, f"/runs/{stream.run}") as view:
@@ -58,8 +57,8 @@ async def test_another_worker_continues_a_restartable_run_when_its_worker_is_kil
         assert sum(restarts) == 1
 
 
-async def test_a_run_that_cannot_restart_fails_with_producer_lost(redis_url: str) -> None:
-    with worker_processes(2, redis_url) as ((one, process), (other, _)):
+async def test_a_run_that_cannot_restart_fails_with_producer_lost(store_url: str) -> None:
+    with worker_processes(2, store_url) as ((one, process), (other, _)):
         async with connection(one, "/streams/mortal") as stream:
             await stream.until(*NUMBER_19)
             async with connection(other, f"/runs/{stream.run}") as view:
@@ -72,9 +71,9 @@ async def test_a_run_that_cannot_restart_fails_with_producer_lost(redis_url: str
 
 
 async def test_a_stopped_producer_that_continues_after_the_takeover_is_fenced(
-    redis_url: str, gate: anyio.Path
+    store_url: str, gate: anyio.Path
 ) -> None:
-    with worker_processes(2, f"{redis_url}&lease=1.5") as ((one, process), (other, _)):
+    with worker_processes(2, with_lease(store_url, 1.5)) as ((one, process), (other, _)):
         async with connection(one, f"/streams/gated?gate={gate}") as stream:
             await stream.until(*NUMBER_19)
             async with connection(other, f"/runs/{stream.run}") as view:
@@ -92,10 +91,10 @@ async def test_a_stopped_producer_that_continues_after_the_takeover_is_fenced(
 
 
 async def test_a_worker_that_shuts_down_hands_its_runs_over_before_its_lease_expires(
-    redis_url: str, gate: anyio.Path
+    store_url: str, gate: anyio.Path
 ) -> None:
     path = f"/streams/gated?gate={gate}"
-    with worker_processes(2, f"{redis_url}&lease=3600") as ((one, process), (other, _)):
+    with worker_processes(2, with_lease(store_url, 3600)) as ((one, process), (other, _)):
         async with connection(one, path) as stream:
             await stream.until(*NUMBER_19)
             async with connection(other, f"/runs/{stream.run}") as view:
@@ -114,23 +113,23 @@ async def test_a_worker_that_shuts_down_hands_its_runs_over_before_its_lease_exp
 
 
 async def test_a_new_worker_continues_the_runs_when_all_workers_have_shut_down(
-    redis_url: str, prefix: str, shared_valkey: Valkey, gate: anyio.Path
+    store_url: str, gate: anyio.Path
 ) -> None:
     path = f"/streams/gated?gate={gate}"
-    with worker_processes(1, redis_url, retain=1) as ((one, process),):
+    with worker_processes(1, store_url, retain=1) as ((one, process),):
         async with connection(one, path) as stream:
             await stream.until(*NUMBER_19)
             process.send_signal(signal.SIGTERM)
             await stream.to_the_end(15)
         await exit_of(process, 15)
-    assert shared_valkey.client.hget(f"{prefix}:run:{stream.run}", "status") == "running"
-    with worker_processes(1, redis_url) as ((other, _),):
+    log = shared_log(store_url)
+    assert (await log.find(stream.run)).status == "running"
+    await log.aclose()
+    with worker_processes(1, store_url) as ((other, _),):
         await until_restarted(other)
         headers = f"Last-Event-ID: {last_id(stream.body)}\r\n"
         async with connection(other, path, headers=headers) as again:
             await gate.touch()
             await again.until(*TERMINATED)
         assert numbers(stream.body) + numbers(again.body) == list(range(40))
-        await until(
-            lambda: not keys_of_runs(shared_valkey, prefix), "Redis has no key of a run", 20
-        )
+        await until(lambda: not remains(store_url), "the store holds nothing of a run", 20)

@@ -1,4 +1,4 @@
-"""Several workers with servers, in this process, that know each other only through Redis."""
+"""Several workers with servers, in this process, that know each other only through a store."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,11 +9,10 @@ import anyio
 import httpx
 
 from streams import Streams, source
-from streams.log.redis import RedisLog
 from streams.sources import clock, counter
-from tests.log.redis.workers import health_of, state_of, workers
+from tests.log.shared.workers import health_of, state_of, workers
 from tests.support.servers import Connection, connection, every_event, serving, until
-from tests.support.valkey import Valkey
+from tests.support.stores import shared_log
 
 
 def has(data: bytes) -> tuple[Callable[[Connection], bool], str]:
@@ -21,8 +20,8 @@ def has(data: bytes) -> tuple[Callable[[Connection], bool], str]:
     return lambda stream: stream.body.endswith(b"data: %b\n\n" % data), f"event {data!r} is there"
 
 
-async def test_another_worker_sends_a_run_from_any_event(redis_url: str) -> None:
-    async with workers(2, redis_url, [counter]) as (one, other):
+async def test_another_worker_sends_a_run_from_any_event(store_url: str) -> None:
+    async with workers(2, store_url, [counter]) as (one, other):
         async with httpx.AsyncClient() as client:
             events = await every_event(client, f"{one}/streams/counter?count=50&interval=0")
             run = events[0].json()["run"]
@@ -41,7 +40,7 @@ async def test_another_worker_sends_a_run_from_any_event(redis_url: str) -> None
 
 
 async def test_a_viewer_on_another_worker_gets_each_event_before_the_next_one_is_produced(
-    redis_url: str,
+    store_url: str,
 ) -> None:
     viewer_has_it = asyncio.Event()
 
@@ -52,7 +51,7 @@ async def test_a_viewer_on_another_worker_gets_each_event_before_the_next_one_is
             await viewer_has_it.wait()
             viewer_has_it.clear()
 
-    async with workers(2, redis_url, [in_step]) as (one, other):
+    async with workers(2, store_url, [in_step]) as (one, other):
         async with connection(one, "/streams/in_step") as stream:
             await stream.until(*has(b"0"))
             async with connection(other, f"/runs/{stream.run}") as view:
@@ -63,7 +62,7 @@ async def test_a_viewer_on_another_worker_gets_each_event_before_the_next_one_is
 
 
 async def test_a_stop_on_a_third_worker_reaches_the_producer_and_every_viewer(
-    redis_url: str,
+    store_url: str,
 ) -> None:
     closed = asyncio.Event()
 
@@ -75,7 +74,7 @@ async def test_a_stop_on_a_third_worker_reaches_the_producer_and_every_viewer(
         finally:
             closed.set()
 
-    async with workers(3, redis_url, [endless]) as (one, other, third):
+    async with workers(3, store_url, [endless]) as (one, other, third):
         async with (
             connection(one, "/streams/endless") as stream,
             httpx.AsyncClient() as client,
@@ -95,7 +94,7 @@ async def test_a_stop_on_a_third_worker_reaches_the_producer_and_every_viewer(
         assert (await state_of(one, stream.run))["status"] == "cancelled"
 
 
-async def test_the_first_100_viewers_on_4_workers_start_one_shared_run(redis_url: str) -> None:
+async def test_the_first_100_viewers_on_4_workers_start_one_shared_run(store_url: str) -> None:
     opened = 0
 
     @source(shared=True)
@@ -106,7 +105,7 @@ async def test_the_first_100_viewers_on_4_workers_start_one_shared_run(redis_url
         return clock(0.05)
 
     runs = []
-    async with workers(4, redis_url, [slow]) as urls, anyio.create_task_group() as group:
+    async with workers(4, store_url, [slow]) as urls, anyio.create_task_group() as group:
 
         async def view(url: str) -> None:
             async with connection(url, "/streams/slow") as stream:
@@ -122,7 +121,7 @@ async def test_the_first_100_viewers_on_4_workers_start_one_shared_run(redis_url
     assert len(set(runs)) == 1
 
 
-async def test_a_run_continues_while_it_has_a_reader_on_any_worker(redis_url: str) -> None:
+async def test_a_run_continues_while_it_has_a_reader_on_any_worker(store_url: str) -> None:
     closed = asyncio.Event()
     produced = 0
 
@@ -137,10 +136,10 @@ async def test_a_run_continues_while_it_has_a_reader_on_any_worker(redis_url: st
         finally:
             closed.set()
 
-    log = RedisLog(redis_url)
+    log = shared_log(store_url)
     async with (
         serving(Streams([endless], log=log), lifespan="on") as one,
-        workers(1, redis_url, [endless]) as (other,),
+        workers(1, store_url, [endless]) as (other,),
         AsyncExitStack() as stack,
     ):
         async with connection(one, "/streams/endless") as stream:
@@ -158,7 +157,7 @@ async def test_a_run_continues_while_it_has_a_reader_on_any_worker(redis_url: st
     await log.aclose()
 
 
-async def test_a_slow_reader_on_another_worker_pauses_the_producer(redis_url: str) -> None:
+async def test_a_slow_reader_on_another_worker_pauses_the_producer(store_url: str) -> None:
     both_are_there = asyncio.Event()
 
     @source(window=50_000)
@@ -168,10 +167,10 @@ async def test_a_slow_reader_on_another_worker_pauses_the_producer(redis_url: st
         for _ in range(600):
             yield "x" * 10_000
 
-    log = RedisLog(redis_url)
+    log = shared_log(store_url)
     async with (
         serving(Streams([flood], log=log), lifespan="on") as one,
-        workers(1, redis_url, [flood]) as (other,),
+        workers(1, store_url, [flood]) as (other,),
         connection(one, "/streams/flood") as quick,
     ):
         await quick.until(*has(b'"first"'))
@@ -200,34 +199,3 @@ async def test_a_slow_reader_on_another_worker_pauses_the_producer(redis_url: st
         await task
         assert quick.body.count(b"\ndata: ") == 603
     await log.aclose()
-
-
-async def test_500_readers_on_2_workers_need_at_most_10_connections_to_redis(
-    shared_valkey: Valkey, redis_url: str
-) -> None:
-    before = len(shared_valkey.client.client_list())
-    opening = anyio.CapacityLimiter(20)  # A busy machine refuses some of 250 that come at once.
-    async with workers(2, redis_url, [counter]) as (one, other), anyio.create_task_group() as group:
-        reading = 0
-
-        async def has_1(stream: Connection) -> None:
-            await stream.until(lambda stream: b".1\n" in stream.body, "event 1 is there", 30)
-
-        async def view(number: int) -> None:
-            nonlocal reading
-            path = "/streams/counter?interval=30&count=2"
-            async with AsyncExitStack() as stack:
-                async with opening:
-                    stream = await stack.enter_async_context(connection(one, path))
-                    await has_1(stream)
-                    again = connection(other, f"/runs/{stream.run}")
-                    await has_1(await stack.enter_async_context(again))
-                reading += 2
-                await anyio.sleep_forever()
-
-        for number in range(250):
-            group.start_soon(view, number)
-        await until(lambda: reading == 500, "500 readers are attached", seconds=40)
-        connections = len(shared_valkey.client.client_list()) - before
-        group.cancel_scope.cancel()
-    assert connections <= 2 * 5

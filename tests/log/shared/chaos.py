@@ -1,7 +1,7 @@
 """A simulation of many failures at once, all from one random seed.
 
-Viewers connect, disconnect and stop runs; workers are killed and paused; Valkey is paused, killed
-and restarted. At the end it checks that each viewer got each event once and in order.
+Viewers connect, disconnect and stop runs; workers are killed and paused; the store has faults of
+its own. At the end it checks that each viewer got each event once and in order.
 `make chaos` runs it for a minute, test_chaos.py for some seconds.
 """
 
@@ -15,7 +15,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,15 +24,41 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from tests.log.redis.workers import MORTAL, keys_of_runs
+from tests.log.shared.workers import MORTAL
 from tests.support.servers import ROOT, listening, until
-from tests.support.valkey import Valkey, running_valkey
+from tests.support.stores import remains
+from tests.support.valkey import running_valkey
 
 SOURCES = f"streams.sources:counter,streams.sources:clock,{MORTAL}"
-FAULTS = ("kill", "kill", "pause", "pause valkey", "restart valkey")
+FAULTS = ("kill", "kill", "pause")
 RETAIN = 2
 SILENCE_SECONDS = 15.0
 """A viewer closes a connection that is silent for this long, and connects again."""
+
+StoreFaults = dict[str, Callable[[Random], Awaitable[None]]]
+
+
+@contextmanager
+def redis_store() -> Iterator[tuple[str, StoreFaults]]:
+    """Runs Valkey. Yields its URL and the faults that it can have."""
+    with running_valkey() as valkey:
+
+        async def pause(random: Random) -> None:
+            valkey.pause()
+            await asyncio.sleep(random.uniform(0.2, 3))
+            valkey.unpause()
+
+        async def restart(random: Random) -> None:
+            valkey.kill()
+            await asyncio.sleep(random.uniform(0, 1))
+            await to_thread.run_sync(valkey.start)
+
+        yield valkey.url, {"pause valkey": pause, "restart valkey": restart}
+
+
+STORES: dict[str, Callable[[], AbstractContextManager[tuple[str, StoreFaults]]]] = {
+    "redis": redis_store
+}
 
 
 class Worker:
@@ -159,23 +186,24 @@ class Viewer:
 class Chaos:
     """The simulation. It lasts `seconds`, and longer until every kind of fault has happened."""
 
-    def __init__(self, seed: int, seconds: float, viewers: int, workers: int) -> None:
+    def __init__(self, store: str, seed: int, seconds: float, viewers: int, workers: int) -> None:
+        self.store = store
         self.random = Random(seed)
         self.seconds = seconds
         self.viewer_count = viewers
         self.viewers: list[Viewer] = []
         self.workers: list[Worker] = []
         self.worker_count = workers
+        self.store_faults: StoreFaults = {}
         self.faults: dict[str, int] = {}
         self.over = asyncio.Event()
 
     async def run(self) -> str:
         sock, _ = listening()
-        with sock, tempfile.TemporaryDirectory() as directory, running_valkey() as valkey:
+        with sock, tempfile.TemporaryDirectory() as directory, STORES[self.store]() as store:
             address = sock.getsockname()
-            self.workers = [
-                Worker(n, sock, valkey.url, directory) for n in range(self.worker_count)
-            ]
+            url, self.store_faults = store
+            self.workers = [Worker(n, sock, url, directory) for n in range(self.worker_count)]
             try:
                 async with asyncio.TaskGroup() as group:
                     for worker in self.workers:
@@ -184,16 +212,14 @@ class Chaos:
                     async with asyncio.timeout(self.seconds + 90), asyncio.TaskGroup() as group:
                         for _ in range(self.viewer_count):
                             group.create_task(self._view(address))
-                        group.create_task(self._cause_faults(valkey))
+                        group.create_task(self._cause_faults())
                 except TimeoutError:
                     raise AssertionError(
                         f"not reached in {self.seconds + 90:g} s: every fault has happened and "
                         f"every viewer is done; {self._report()}"
                     ) from None
                 self._check()
-                await until(
-                    lambda: not keys_of_runs(valkey, "streams"), "Valkey has no key of a run", 60
-                )
+                await until(lambda: not remains(url), "the store holds nothing of a run", 60)
             finally:
                 for worker in self.workers:
                     worker.send(signal.SIGKILL)
@@ -237,27 +263,28 @@ class Chaos:
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass
 
-    async def _cause_faults(self, valkey: Valkey) -> None:
+    async def _cause_faults(self) -> None:
         random = Random(self.random.random())
         deadline = anyio.current_time() + self.seconds
         faults: list[str] = []
         while anyio.current_time() < deadline or not self._complete:
             await asyncio.sleep(random.uniform(0.1, 1.5))
             if not faults:
-                faults = list(FAULTS)
+                faults = [*FAULTS, *self.store_faults]
                 random.shuffle(faults)
             fault = faults.pop()
             self._count(fault)
-            await self._cause(fault, random, valkey)
+            await self._cause(fault, random)
         self.over.set()
 
     @property
     def _complete(self) -> bool:
         """Whether every kind of fault has happened, and viewers have seen both kinds of end."""
         ends = {viewer.end["status"] for viewer in self.viewers if viewer.end}
-        return self.faults.keys() >= {*FAULTS, "stop"} and ends >= {"completed", "cancelled"}
+        every = {*FAULTS, *self.store_faults, "stop"}
+        return self.faults.keys() >= every and ends >= {"completed", "cancelled"}
 
-    async def _cause(self, fault: str, random: Random, valkey: Valkey) -> None:
+    async def _cause(self, fault: str, random: Random) -> None:
         worker = random.choice(self.workers)
         match fault:
             case "kill":
@@ -267,14 +294,8 @@ class Chaos:
                 worker.send(signal.SIGSTOP)
                 await asyncio.sleep(random.uniform(0.5, 5))
                 worker.send(signal.SIGCONT)
-            case "pause valkey":
-                valkey.pause()
-                await asyncio.sleep(random.uniform(0.2, 3))
-                valkey.unpause()
             case _:
-                valkey.kill()
-                await asyncio.sleep(random.uniform(0, 1))
-                await to_thread.run_sync(valkey.start)
+                await self.store_faults[fault](random)
 
     def _count(self, fault: str) -> None:
         self.faults[fault] = self.faults.get(fault, 0) + 1
@@ -314,13 +335,15 @@ class Chaos:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--log", choices=STORES, default="redis")
     parser.add_argument("--seed", type=int, default=Random().randint(0, 10**6))
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--viewers", type=int, default=200)
     parser.add_argument("--workers", type=int, default=4)
     given = parser.parse_args(arguments)
     sys.stdout.write(f"seed {given.seed}\n")
-    report = asyncio.run(Chaos(given.seed, given.seconds, given.viewers, given.workers).run())
+    chaos = Chaos(given.log, given.seed, given.seconds, given.viewers, given.workers)
+    report = asyncio.run(chaos.run())
     sys.stdout.write(f"{report}\n")
 
 

@@ -1,4 +1,4 @@
-"""Workers that share a Redis, in this process or in processes of their own, and what they hold."""
+"""Workers that share a store, in this process or in processes of their own, and what they hold."""
 
 import asyncio
 import re
@@ -12,11 +12,10 @@ import httpx
 
 from streams import Streams, source
 from streams.log import RunLog
-from streams.log.redis import RedisLog
+from streams.log.shared import SharedLog
 from tests.support.servers import Connection, free_port, server_process, serving
-from tests.support.valkey import Valkey
 
-MORTAL, GATED = "tests.log.redis.workers:mortal", "tests.log.redis.workers:gated"
+MORTAL, GATED = "tests.log.shared.workers:mortal", "tests.log.shared.workers:gated"
 
 Condition = tuple[Callable[[Connection], bool], str, float]
 
@@ -55,7 +54,7 @@ async def workers(count: int, url: str, sources: Any, **options: Any) -> AsyncIt
 
 @contextmanager
 def worker_processes(
-    count: int, redis_url: str, retain: float = 60
+    count: int, url: str, retain: float = 60
 ) -> Iterator[list[tuple[str, subprocess.Popen[str]]]]:
     """Runs several workers, each in a process and on a port of its own; yields URL and process."""
     with ExitStack() as stack:
@@ -65,7 +64,7 @@ def worker_processes(
             process = server_process(
                 port,
                 *("--timeout-graceful-shutdown", "2"),
-                STREAMS_LOG=redis_url,
+                STREAMS_LOG=url,
                 STREAMS_SOURCES=f"{MORTAL},{GATED}",
                 STREAMS_RETAIN=str(retain),
             )
@@ -73,8 +72,8 @@ def worker_processes(
         yield workers
 
 
-async def kill(log: RedisLog) -> None:
-    """Cancels the tasks of a RedisLog. Other workers see the same as when a process is killed.
+async def kill(log: SharedLog) -> None:
+    """Cancels the tasks of a SharedLog. Other workers see the same as when a process is killed.
 
     open() wakes it up again, like a process that was stopped and continues.
     """
@@ -90,7 +89,7 @@ class AdoptNothing:
     async def adopt(self, log: RunLog) -> None: ...
 
 
-async def claimed(survivor: RedisLog, dying: RedisLog) -> RunLog:
+async def claimed(survivor: SharedLog, dying: SharedLog) -> RunLog:
     """Kills a worker, and returns its only run when the survivor has claimed it."""
     claimed: asyncio.Future[RunLog] = asyncio.get_running_loop().create_future()
 
@@ -133,9 +132,3 @@ def numbers(body: bytes) -> list[int]:
 def last_id(body: bytes) -> str:
     """The id of the last complete event."""
     return str(re.findall(rb"id: (\S+)\n", body[: body.rfind(b"\n\n")])[-1].decode())
-
-
-def keys_of_runs(valkey: Valkey, prefix: str) -> list[Any]:
-    """All keys that belong to a run, or to a worker because of its runs."""
-    keys: Any = valkey.client.keys(f"{prefix}:*")
-    return [key for key in keys if key.split(":")[1] in ("run", "log", "cursors", "shared", "runs")]

@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
-from streams.errors import LostHistory, UnknownRun
+from streams.errors import LostHistory, StoreDown, UnknownRun
 from streams.event import COMPLETED, End, frame
-from tests.log.redis.conftest import NewWorker
-from tests.log.redis.workers import AdoptNothing, kill
+from streams.log.store import Cursor
+from tests.log.conftest import NewWorker
+from tests.log.shared.workers import AdoptNothing, kill, until_async
 from tests.support.event_logs import DATA, SIZE, drained, new, read_all
 from tests.support.servers import until
-from tests.support.valkey import Valkey
 
 
 async def test_the_cursor_of_a_dead_worker_does_not_pause_the_producer(
@@ -35,6 +35,33 @@ async def test_the_cursor_of_a_dead_worker_does_not_pause_the_producer(
             assert log.readers == 1
             log.close(COMPLETED)
             await asyncio.wait_for(reading, 5)
+
+
+async def test_the_cursor_of_a_dead_worker_leaves_the_store_even_if_that_fails_at_first(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = new_worker(), new_worker()
+    one.register(AdoptNothing())
+    log = await new(one)
+    with (await other.find("r")).read(-1):
+        await until(lambda: log.readers == 1, "the producer knows the reader")
+        refused = asyncio.Event()
+
+        async def no_reply(cursors: list[Cursor]) -> list[bool]:
+            monkeypatch.undo()
+            refused.set()
+            raise StoreDown("no reply")
+
+        monkeypatch.setattr(one.store, "set_cursors", no_reply)
+        await kill(other)
+        await asyncio.wait_for(refused.wait(), 10)
+
+        async def gone() -> bool:
+            (state,) = await one.store.load(["r"])
+            return state is not None and not state.cursors
+
+        await until_async(gone, "the store has no cursor of the dead worker")
+        await until(lambda: log.readers == 0, "the producer has forgotten the dead worker")
 
 
 async def test_a_worker_with_a_slow_reader_loads_no_more_than_its_window(
@@ -142,22 +169,6 @@ async def test_a_discarded_run_that_is_created_again_can_be_read_from_where_it_w
     log.append(None, b"1")
     assert await asyncio.wait_for(waiting, 5) == frame(b"r", 1, None, b"1")
     reading.__exit__(None, None, None)
-
-
-async def test_a_reader_ends_when_the_run_expires(
-    new_worker: NewWorker, shared_valkey: Valkey, prefix: str
-) -> None:
-    one, other = new_worker(), new_worker()
-    log = await new(one)
-    log.append(None, b"0")
-    log.close(COMPLETED)
-    await one.written()
-    found = await other.find("r")
-    shared_valkey.client.delete(f"{prefix}:log:r")
-    assert await read_all(found) == b""
-    shared_valkey.client.delete(f"{prefix}:run:r")
-    with pytest.raises(UnknownRun):
-        await one.find("r")
 
 
 async def test_a_reader_ends_when_the_run_was_discarded_before_it_attached(

@@ -1,4 +1,4 @@
--- Loads events that a worker has evicted from its memory, or never had there.
+-- Loads events of a run.
 --
 -- ARGV: worker, run, number of the event after which to begin, maximum number of events
 -- Returns stream entries, as XRANGE does.

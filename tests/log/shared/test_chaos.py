@@ -2,14 +2,16 @@
 
 import pytest
 
-from tests.log.redis import chaos
+from tests.log.shared import chaos
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("store", chaos.STORES)
 def test_in_chaos_every_viewer_gets_each_number_once_and_in_order(
-    capsys: pytest.CaptureFixture[str],
+    store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chaos.main(["--seed", "148", "--seconds", "6", "--viewers", "40", "--workers", "3"])
+    size = ["--seconds", "6", "--viewers", "40", "--workers", "3"]
+    chaos.main(["--log", store, "--seed", "148", *size])
     report = capsys.readouterr().out
     for what in (*chaos.FAULTS, "stop", "completed", "cancelled"):
         assert f"'{what}': " in report

@@ -1,0 +1,351 @@
+"""SharedLog: runs in a store that any number of workers share.
+
+Invariants, whichever worker dies, pauses or loses the store for a while:
+
+1. A running run has one producer, or another worker claims it soon.
+2. A reader sees an event only when the store has it, and never twice.
+
+Three tasks do the work of one SharedLog: one sends to the store what the runs here have appended,
+one follows the runs that have readers here, and one renews this worker's lease and finds workers
+that are dead.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+from weakref import WeakValueDictionary
+
+from streams.errors import StoreFull, UnknownRun
+from streams.log import Adopter, Limits, RunInfo, RunLog
+from streams.log.memory import MemoryLog
+from streams.log.shared.repeat import Backoff, until_answered
+from streams.log.shared.run import SharedRun, Work
+from streams.log.store import Committed, Cursor, Fenced, Missing, Notice, Outcome, State, Store
+
+logger = logging.getLogger("streams")
+
+RENEWALS_PER_REFRESH = 10
+
+APPEND_RUNS = 32
+"""One operation appends to this many runs at most. More events of the other runs gather meanwhile,
+and one operation appends them together."""
+
+LAST_WRITE_SECONDS = 5.0
+"""aclose() waits this long for the store to take what the runs here have appended."""
+
+
+class SharedLog:
+    """Runs in a store. `max_runs` and `max_bytes` limit the runs that this worker has started and
+    the bytes that it holds, as in MemoryLog.
+
+    While the store does not answer, new runs and new readers get StoreDown; running ones wait.
+    """
+
+    shared = True
+
+    def __init__(
+        self, store: Store, *, max_runs: int = 10_000, max_bytes: int = 256 * 2**20
+    ) -> None:
+        self.store = store
+        self._adopter: Adopter | None = None
+        self._local = MemoryLog(max_runs=max_runs, max_bytes=max_bytes)
+        self._work = Work(store, self._local)
+        self._runs: WeakValueDictionary[str, SharedRun] = WeakValueDictionary()
+        self._produced: dict[str, SharedRun] = {}
+        self._opening = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[None]] = set()
+        self._next_append = 0.0
+        self._renewals = 0
+
+    @property
+    def readers(self) -> int:
+        return self._local.readers
+
+    @property
+    def worker(self) -> str:
+        return self._local.worker
+
+    @property
+    def events(self) -> int:
+        return self._local.events
+
+    @property
+    def bytes(self) -> int:
+        return self._local.bytes
+
+    def __len__(self) -> int:
+        return len(self._local)
+
+    def register(self, adopter: Adopter) -> None:
+        self._adopter = adopter
+
+    async def open(self) -> None:
+        async with self._opening:
+            if not self._tasks:
+                await self.store.open(self.worker)
+                loops = (self._write, self._follow, self._keep_lease)
+                self._tasks = [asyncio.create_task(self._repeat(loop)) for loop in loops]
+
+    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> RunLog:
+        await self.open()
+        await self._discard_all(self._local.make_room())
+        try:
+            run = await self.store.create(info, limits, after=after)
+        except (StoreFull, asyncio.CancelledError):
+            # The store may have created the run although it did not answer. Nobody would end it.
+            self._in_background(until_answered(partial(self.store.discard, info.run)))
+            raise
+        if run != info.run:
+            return await self.find(run)
+        state = State(info, "running", self.worker, after, after, after + 1, limits, {})
+        created = self._runs[run] = SharedRun(self._work, state, is_producer=True)
+        self._keep(created)
+        return created
+
+    def _keep(self, run: SharedRun) -> None:
+        self._local.hold(run.memory)
+        self._produced[run.info.run] = run
+
+    async def find(self, run: str) -> RunLog:
+        await self.open()
+        (state,) = await self.store.load([run])
+        if state is None:
+            if (known := self._runs.get(run)) is not None:
+                self._update(known, None)
+            raise UnknownRun(f"there is no run {run!r}, or it is no longer retained")
+        return self._run_of(state)
+
+    def _run_of(self, state: State) -> SharedRun:
+        known = self._runs.get(state.info.run)
+        if known is None or known.memory.forgotten:
+            known = self._runs[state.info.run] = SharedRun(self._work, state, is_producer=False)
+        else:
+            self._update(known, state)
+        return known
+
+    def _update(self, run: SharedRun, state: State | None) -> None:
+        """Takes over a loaded state, which can be older than what this worker knows."""
+        running_here = state and (state.producer, state.status) == (self.worker, "running")
+        if self._produced.get(run.info.run) is run and not running_here:
+            # An append settles it: the store refuses the append unless the state is outdated.
+            self._work.queue_append(run)
+        elif state is None and self._runs.get(run.info.run) is run:
+            self._forget(run.info.run)
+        if state is not None:
+            run.on_state(state)
+
+    async def discard(self, run: str) -> None:
+        await self.open()
+        await self._discard_all([run])
+
+    async def _discard_all(self, runs: Iterable[str]) -> None:
+        for run in runs:
+            self._forget(run)
+            try:
+                await self.store.discard(run)
+            except (StoreFull, asyncio.CancelledError) as error:
+                self._in_background(until_answered(partial(self.store.discard, run)))
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+
+    def _forget(self, run: str) -> None:
+        self._produced.pop(run, None)
+        if (known := self._runs.get(run)) is not None:
+            self._local.release(run)
+            known.on_forgotten()
+
+    async def written(self) -> None:
+        """Returns when the store has everything that was appended here."""
+        await self._work.done.wait()
+
+    async def aclose(self) -> None:
+        if self._tasks:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.written(), LAST_WRITE_SECONDS)
+            tasks = [*self._tasks, *self._background]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            self._tasks = []
+            with suppress(StoreFull):
+                await self.store.leave()
+        await self.store.aclose()
+
+    async def _repeat(self, loop: Callable[[], Awaitable[None]]) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                await loop()
+                backoff = Backoff()
+            except StoreFull:
+                await backoff.wait()
+            except Exception:
+                logger.exception("unexpected error in a task of the shared log: the task continues")
+                await backoff.wait()
+
+    def _in_background(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # Sends what the runs here have appended, and the cursors of the readers here.
+
+    async def _write(self) -> None:
+        work = self._work
+        await work.queued.wait()
+        if interval := self.store.append_interval:
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(self._next_append - loop.time())
+            self._next_append = loop.time() + interval
+        work.queued.clear()
+        runs, moved = list(work.appending)[:APPEND_RUNS], list(work.moved)
+        for run in runs:
+            del work.appending[run]
+        if work.appending:
+            work.queued.set()
+        work.moved.clear()
+        try:
+            failed = await self._append(runs) if runs else None
+            runs = []
+            if moved:
+                await self._set_cursors(moved)
+        except BaseException:
+            self._queue_again(runs, moved)
+            raise
+        if not work.appending and not work.moved:
+            work.done.set()
+        if failed is not None:
+            raise failed
+
+    def _queue_again(self, runs: list[SharedRun], moved: list[SharedRun]) -> None:
+        for run in runs:
+            if run.is_producer:
+                self._work.queue_append(run)
+        for run in moved:
+            self._work.queue_cursor(run)
+        self._work.queued.set()  # even if nothing is queued: _write() then sets `done`
+
+    async def _append(self, runs: list[SharedRun]) -> StoreFull | None:
+        """Returns the error of a run that has to be tried again, after the other runs."""
+        failed = None
+        outcomes = await self.store.append([run.uncommitted() for run in runs])
+        for run, outcome in zip(runs, outcomes, strict=True):
+            if isinstance(outcome, StoreFull):
+                failed = outcome
+                self._queue_again([run], [])
+            else:
+                self._on_outcome(run, outcome)
+        return failed
+
+    def _on_outcome(self, run: SharedRun, outcome: Outcome) -> None:
+        match outcome:
+            case Committed(last, first):
+                run.on_committed(last, first)
+                if run.memory.closed and last == run.memory.last:
+                    self._produced.pop(run.info.run, None)
+            case Missing(last):
+                run.on_missing(last)
+            case Fenced():
+                self._on_fenced(run)
+            case _:
+                if run.is_producer:
+                    self._forget(run.info.run)
+
+    def _on_fenced(self, run: SharedRun) -> None:
+        if run.is_producer:
+            self._produced.pop(run.info.run, None)
+            self._local.release(run.info.run)
+            run.on_fenced()
+
+    async def _set_cursors(self, runs: list[SharedRun]) -> None:
+        known = await self.store.set_cursors([run.cursor() for run in runs])
+        for run, is_known in zip(runs, known, strict=True):
+            if not is_known and self._runs.get(run.info.run) is run:
+                self._forget(run.info.run)
+
+    # Follows what other workers append, and the notices for this worker.
+
+    async def _follow(self) -> None:
+        followed = self._work.followed
+        await self._refresh(followed.values())
+        while True:
+            news = await self.store.follow(
+                {name: run.memory.last for name, run in followed.items() if not run.backlogged}
+            )
+            for notice in news.notices:
+                self._on_notice(notice)
+            for name, entries in news.entries.items():
+                if (run := followed.get(name)) is not None:
+                    run.on_entries(entries)
+
+    def _on_notice(self, notice: Notice) -> None:
+        known = self._runs.get(notice.run)
+        if notice.kind == "left":
+            self._in_background(self._take_over(notice.worker))
+        elif known is None:
+            return
+        elif notice.kind == "cursor":
+            known.on_cursor(notice.worker, notice.after, notice.readers)
+        elif notice.run in self._produced:  # closed, claimed or forgotten
+            # The store refuses this append, unless the run has been created again since.
+            self._work.queue_append(known)
+        elif notice.kind == "forgotten":
+            self._forget(notice.run)
+
+    async def _refresh(self, runs: Iterable[SharedRun]) -> None:
+        runs = list(runs)
+        states = await self.store.load([run.info.run for run in runs]) if runs else []
+        for run, state in zip(runs, states, strict=True):
+            self._update(run, state)
+
+    # Renews the lease of this worker, and takes over the runs of dead workers.
+
+    async def _keep_lease(self) -> None:
+        suspects: set[str] = set()
+        handled: set[str] = set()
+        while True:
+            workers = await self.store.renew(self._produced)
+            # A lease that has expired counts at two renewals in a row. After an outage of the store
+            # all leases have expired, and each worker renews its own before the second.
+            dead = (workers.dead & suspects) | workers.certain
+            for worker in dead - handled - {self.worker}:
+                handled.add(worker)
+                self._in_background(self._take_over(worker))
+            handled &= workers.dead
+            suspects = workers.dead
+            await self._remove_cursors_of_others_than(workers.all)
+            if not workers.had_lease:  # others may have claimed the runs of this worker
+                await self._refresh(self._produced.values())
+            self._renewals += 1
+            if self._renewals % RENEWALS_PER_REFRESH == 0 or not workers.had_lease:
+                await self._refresh(self._work.followed.values())
+                for run in self._work.followed.values():
+                    run.send_cursor_again(force=not workers.had_lease)
+            await asyncio.sleep(self.store.renew_interval)
+
+    async def _remove_cursors_of_others_than(self, workers: set[str]) -> None:
+        runs = self._produced.values()
+        gone = [(run, worker) for run in runs for worker in run.remote_cursors.keys() - workers]
+        if gone:
+            cursors = [Cursor(run.info.run, worker, None, 0) for run, worker in gone]
+            await self.store.set_cursors(cursors)
+            for run, worker in gone:
+                run.on_cursor(worker, None, 0)
+
+    async def _take_over(self, worker: str) -> None:
+        if self._adopter is None:
+            return
+        runs = await until_answered(partial(self.store.runs_of, worker))
+        random.shuffle(runs)  # several workers claim at once: each gets a share
+        for run in runs:
+            state = await until_answered(partial(self.store.claim, run, worker))
+            if state is not None and not (known := self._run_of(state)).is_producer:
+                known.on_claimed(state)
+                self._keep(known)
+                self._in_background(self._adopter.adopt(known))
+        await until_answered(partial(self.store.remove_worker, worker))

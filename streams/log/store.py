@@ -1,0 +1,207 @@
+"""Store: where a SharedLog keeps the runs that any worker can start, read, stop and take over.
+
+`redis` implements it.
+
+Invariants of every store:
+
+1. Each operation is atomic, and can be repeated if its reply was lost.
+2. A running run has one producer. Only that worker appends to it, until another one claims or
+   closes the run.
+3. The `end` event and the status that it announces are stored together; nothing follows them.
+4. What an operation has stored survives the death of any worker.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from streams.errors import StoreFull
+from streams.event import End
+from streams.log import Limits, RunInfo, Status
+
+
+class State(msgspec.Struct, frozen=True):
+    """A run as the store has it."""
+
+    info: RunInfo
+    status: Status
+    producer: str
+    after: int
+    """The run began after this event: -1, or what an earlier process had reached."""
+    last: int
+    first: int
+    limits: Limits
+    cursors: dict[str, tuple[int, int]]
+    """For each worker with readers: the event that all its readers have had, and their number."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One event as the store has it. The `end` event has a status."""
+
+    number: int
+    frame: bytes
+    status: Status | None = None
+
+
+class Append(msgspec.Struct, frozen=True):
+    """Frames of a run, from event `number` on. `status`: the last frame is its `end` event."""
+
+    run: str
+    number: int
+    frames: list[bytes]
+    evict: int | None = None
+    """The newest event that the store may drop; a reader of another worker may need it still."""
+    status: Status | None = None
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """The store has the events `first` to `last` of the run."""
+
+    last: int
+    first: int
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """Events between `last` and the first frame are missing: append them first."""
+
+    last: int
+
+
+class Fenced(msgspec.Struct, frozen=True):
+    """The run is closed, or another worker is its producer."""
+
+
+class Forgotten(msgspec.Struct, frozen=True):
+    """There is no such run."""
+
+
+Outcome = Committed | Missing | Fenced | Forgotten
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """The newest event of a run that all readers of a worker have had; None: it has no readers."""
+
+    run: str
+    worker: str
+    after: int | None
+    readers: int
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """What another worker has done that concerns this one.
+
+    `cursor`: a cursor of a run that this worker produces has changed. `closed`, `claimed`,
+    `forgotten`: a run that this worker produces or follows. `left`: `worker` has shut down and
+    left runs that others can claim.
+    """
+
+    kind: Literal["cursor", "closed", "claimed", "forgotten", "left"]
+    run: str = ""
+    worker: str = ""
+    after: int | None = None
+    readers: int = 0
+
+
+class News(msgspec.Struct, frozen=True):
+    """New events of followed runs, by run, and notices."""
+
+    entries: dict[str, list[Entry]]
+    notices: list[Notice]
+
+
+class Workers(msgspec.Struct, frozen=True):
+    """What a renewal of the lease reports."""
+
+    had_lease: bool
+    """Whether this worker still had its lease: if not, others may have claimed its runs."""
+    dead: set[str]
+    """Workers whose lease has expired, or that are dead for certain, or have left."""
+    certain: set[str]
+    """Those of them that are dead for certain, or have left."""
+    all: set[str]
+    """All workers, dead or not."""
+
+
+class Store(Protocol):
+    """The operations of a SharedLog. The worker that `open` names is the caller of all.
+
+    Operations raise StoreDown while the store does not answer, and StoreFull if it is full: the
+    caller repeats them. The messages are meant for clients, so they show no address, path or key.
+    """
+
+    renew_interval: float
+    """Seconds from one `renew` to the next: at most a third of the lease."""
+
+    append_interval: float
+    """Seconds from one `append` to the next. Events gather meanwhile; one after a longer silence
+    is appended at once."""
+
+    def check(self) -> None:
+        """Looks whether the store can be used, at start, and blocks the thread meanwhile.
+
+        Raises StoreDown or ValueError, with what to do. The operator sees the message.
+        """
+
+    async def open(self, worker: str) -> None:
+        """Names the calling worker. Comes before the other operations, and again after `aclose`."""
+
+    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> str:
+        """Creates a running run. Returns its id, or that of the running run with the same key.
+
+        Raises RunExists if the id exists.
+        """
+
+    async def load(self, runs: Sequence[str]) -> list[State | None]:
+        """The state of each run; None if there is no such run."""
+
+    async def append(self, appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+        """Appends to several runs in one operation. Skips frames that a run has already.
+
+        Returns the error of a run if the others may have been appended to.
+        """
+
+    async def close(self, run: str, end: End) -> bool:
+        """Closes a running run on behalf of any worker, and notifies its producer.
+
+        Returns False if the run is not running.
+        """
+
+    async def read(self, run: str, after: int, count: int) -> list[Entry]:
+        """At most `count` events after `after`; none if there is no such run."""
+
+    async def follow(self, after: Mapping[str, int]) -> News:
+        """Waits for events of runs after the ones given, or notices.
+
+        May return without any, and does so after `set_cursors`.
+        """
+
+    async def set_cursors(self, cursors: Sequence[Cursor]) -> list[bool]:
+        """Stores cursors, and notifies the producers. Returns for each whether the run exists.
+
+        A `follow` that waits returns, so that the caller can follow other runs.
+        """
+
+    async def renew(self, runs: Collection[str]) -> Workers:
+        """Renews the caller's lease. `runs`, which it produces, do not expire meanwhile."""
+
+    async def runs_of(self, worker: str) -> list[str]:
+        """The unfinished runs that a worker produces."""
+
+    async def claim(self, run: str, worker: str) -> State | None:
+        """Makes the caller the producer of a run whose producer, `worker`, is dead or has left.
+
+        Returns None if the caller may not have it. The claim can be repeated.
+        """
+
+    async def remove_worker(self, worker: str) -> None:
+        """Forgets a worker that is dead or has left, once it produces no run."""
+
+    async def discard(self, run: str) -> None:
+        """Deletes a run, and notifies its producer and the workers with readers of it."""
+
+    async def leave(self) -> None:
+        """The caller shuts down; others may claim its runs at once. They are notified."""
+
+    async def aclose(self) -> None:
+        """Closes connections and files."""

@@ -1,0 +1,185 @@
+"""SharedLog on the side of the producer: writing, notices, and a store that fails.
+
+All workers are in this process.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+
+from streams.errors import StoreDown, StoreFull, UnknownRun
+from streams.event import COMPLETED, End, frame
+from streams.log import Limits, RunInfo
+from streams.log.shared import APPEND_RUNS, SharedLog
+from streams.log.store import Append, Notice, Outcome
+from tests.log.conftest import NewWorker
+from tests.log.shared.workers import until_async
+from tests.support.event_logs import new, read_all
+from tests.support.servers import until
+
+
+async def until_gone(log: SharedLog, run: str) -> None:
+    async def gone() -> bool:
+        return await log.store.load([run]) == [None]
+
+    await until_async(gone, f"the store has no run {run}")
+
+
+async def test_more_runs_than_one_append_takes_are_all_written(new_worker: NewWorker) -> None:
+    one, other = new_worker(), new_worker()
+    logs = [await new(one, f"run{number}") for number in range(APPEND_RUNS + 8)]
+    await one.written()
+    for log in logs:
+        log.append(None, b"0")
+    await asyncio.wait_for(one.written(), 5)
+    for log in logs:
+        assert (await other.find(log.info.run)).last == log.last
+
+
+async def test_events_gather_for_the_stores_interval_between_two_appends(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = new_worker()
+    log = await new(one)
+    began: list[float] = []
+    append = one.store.append
+
+    async def timed(appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+        began.append(asyncio.get_running_loop().time())
+        return await append(appends)
+
+    monkeypatch.setattr(one.store, "append", timed)
+    monkeypatch.setattr(one.store, "append_interval", 0.05)
+    while len(began) < 5:
+        log.append(None, b"0")
+        await asyncio.sleep(0.005)
+    log.close(COMPLETED)
+    await asyncio.wait_for(one.written(), 5)
+    assert min(after - before for before, after in pairwise(began)) >= 0.04
+    assert (await read_all(log)).count(b"id: ") == log.last + 1
+
+
+async def test_an_unexpected_error_is_logged_and_writing_continues(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+        monkeypatch.undo()
+        raise ZeroDivisionError
+
+    one = new_worker()
+    log = await new(one)
+    monkeypatch.setattr(one.store, "append", broken)
+    log.append(None, b"0")
+    await until(lambda: "unexpected error" in caplog.text, "the error is logged")
+    log.append(None, b"1")
+    log.close(COMPLETED)
+    assert (await read_all(log)).count(b"id: ") == 3
+
+
+async def test_a_late_notice_does_not_end_a_run_that_was_created_again(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one)
+    one._on_notice(Notice("forgotten", "r"))
+    log.append(None, b"0")
+    log.close(COMPLETED)
+    await one.written()
+    assert (await other.find("r")).status == "completed"
+    assert await read_all(await other.find("r")) == await read_all(log)
+
+
+async def test_a_discard_without_a_reply_is_repeated(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = new_worker()
+    await new(one)
+
+    async def no_reply(run: str) -> None:
+        monkeypatch.undo()
+        raise StoreDown("no reply")
+
+    monkeypatch.setattr(one.store, "discard", no_reply)
+    await one.discard("r")
+    await until_gone(one, "r")
+
+
+async def test_a_run_whose_creation_got_no_reply_is_discarded(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = new_worker()
+    create = one.store.create
+
+    async def no_reply(info: RunInfo, limits: Limits, *, after: int) -> str:
+        assert await create(info, limits, after=after) == "r"
+        raise StoreDown("no reply")
+
+    monkeypatch.setattr(one.store, "create", no_reply)
+    with pytest.raises(StoreDown):
+        await new(one)
+    await until_gone(one, "r")
+
+
+async def test_a_full_worker_discards_finished_runs_in_the_store_too(new_worker: NewWorker) -> None:
+    one, other = new_worker(max_runs=1), new_worker()
+    (await new(one, "a")).close(COMPLETED)
+    await one.written()
+    await new(one, "b")
+    with pytest.raises(UnknownRun):
+        await other.find("a")
+
+
+async def test_readers_see_only_events_that_the_store_has(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = new_worker()
+    run = await new(one)
+    appending, go_on = asyncio.Event(), asyncio.Event()
+    append = one.store.append
+
+    async def held_up(appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+        appending.set()
+        await go_on.wait()
+        return await append(appends)
+
+    monkeypatch.setattr(one.store, "append", held_up)
+    with run.read(-1) as reader:
+        reading = asyncio.ensure_future(anext(reader))
+        run.append(None, b"0")
+        await asyncio.wait_for(appending.wait(), 5)
+        assert not reader.ready
+        assert not reading.done()
+        go_on.set()
+        await asyncio.wait_for(one.written(), 5)
+        assert await asyncio.wait_for(reading, 5) == frame(b"r", 0, None, b"0")
+
+
+@pytest.mark.parametrize("error", [StoreDown, StoreFull])
+async def test_a_stop_on_another_worker_reaches_a_producer_whose_store_fails_for_a_while(
+    new_worker: NewWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[StoreFull],
+) -> None:
+    one, other = new_worker(), new_worker()
+    run = await new(one)
+    run.append(None, b"0")
+    await one.written()
+    found = await other.find("r")
+    failures = 3
+    append = one.store.append
+
+    async def failing(appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise error("no reply")
+        return await append(appends)
+
+    monkeypatch.setattr(one.store, "append", failing)
+    await found.cancel(End.cancelled("stopped"))
+    await until(lambda: not run.producing, "the producer stops")
+    assert not failures
+    assert "unexpected error" not in caplog.text

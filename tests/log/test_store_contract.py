@@ -1,0 +1,338 @@
+"""The contract of a store, tested on every implementation."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from streams.errors import RunExists
+from streams.event import COMPLETED, End, frame
+from streams.log import Limits
+from streams.log.store import (
+    Append,
+    Committed,
+    Cursor,
+    Entry,
+    Fenced,
+    Forgotten,
+    Missing,
+    News,
+    Notice,
+    Store,
+)
+from tests.support.event_logs import info
+from tests.support.servers import until
+from tests.support.stores import STORES
+
+NewStore = Callable[[str], Awaitable[Store]]
+
+LIMITS = Limits(2**20, 300)
+FRAMES = [frame(b"r", number, None, b"%d" % number) for number in range(10)]
+END = frame(b"r", 3, b"end", COMPLETED.encode())
+
+
+@pytest.fixture
+async def new_store(store_url: str) -> AsyncIterator[NewStore]:
+    """Opens the store as a worker of the given name. The fixture closes all of them."""
+    opened: list[Store] = []
+
+    async def new_store(worker: str) -> Store:
+        store = STORES[store_url.partition(":")[0]](store_url)
+        opened.append(store)
+        await store.open(worker)
+        await store.renew([])
+        return store
+
+    yield new_store
+    for store in opened:
+        await store.aclose()
+
+
+class Following:
+    """All news of a store, gathered by a task."""
+
+    def __init__(self, store: Store, **after: int) -> None:
+        self.store = store
+        self.after = after
+        self.entries: list[Entry] = []
+        self.notices: list[Notice] = []
+
+    async def __aenter__(self) -> "Following":
+        self._task = asyncio.create_task(self._follow())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _follow(self) -> None:
+        while True:
+            news: News = await self.store.follow(self.after)
+            self.notices += news.notices
+            for run, entries in news.entries.items():
+                self.entries += entries
+                self.after[run] = entries[-1].number
+
+
+async def appended(store: Store, count: int = 3, run: str = "r") -> None:
+    """Creates a run with `count` events."""
+    await store.create(info(run), LIMITS)
+    await store.append([Append(run, 0, FRAMES[:count])])
+
+
+async def test_what_was_appended_is_read_after_any_event(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await appended(one)
+    assert await one.append([Append("r", 3, [END], status="completed")]) == [Committed(3, 0)]
+    every = [Entry(n, FRAMES[n]) for n in range(3)] + [Entry(3, END, "completed")]
+    for store in (one, other):
+        for after in range(-1, 5):
+            assert await store.read("r", after, 100) == every[after + 1 :]
+    assert await other.read("r", 0, 2) == every[1:3], "at most `count` events"
+    assert await other.read("r", 2**53, 2) == []
+    assert await other.read("unknown", -1, 2) == []
+
+
+async def test_a_state_says_what_the_store_has_of_a_run(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    described = info(owner="ann", key="k" * 2000, arguments='{"a":1}')
+    limits = Limits(1234, 56.5, True)
+    assert await one.create(described, limits, after=6) == "r"
+    unknown, state = await other.load(["unknown", "r"])
+    assert unknown is None
+    assert state is not None
+    assert (state.info, state.limits) == (described, limits)
+    assert (state.status, state.producer) == ("running", "one")
+    assert (state.after, state.first, state.last) == (6, 7, 6)
+    assert await one.append([Append("r", 7, FRAMES[7:9])]) == [Committed(8, 7)]
+    (state,) = await other.load(["r"])
+    assert state is not None
+    assert (state.after, state.first, state.last) == (6, 7, 8)
+
+
+async def test_an_id_exists_once_and_a_key_once_while_its_run_is_running(
+    new_store: NewStore,
+) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    assert await one.create(info("a", key="k"), LIMITS) == "a"
+    assert await other.create(info("b", key="k"), LIMITS) == "a"
+    assert await other.load(["b"]) == [None]
+    with pytest.raises(RunExists, match="a"):
+        await other.create(info("a"), LIMITS)
+    await one.append([Append("a", 0, [END], status="completed")])
+    assert await other.create(info("b", key="k"), LIMITS) == "b"
+
+
+async def test_an_append_can_be_repeated(new_store: NewStore) -> None:
+    one = await new_store("one")
+    await appended(one)
+    assert await one.append([Append("r", 1, FRAMES[1:4])]) == [Committed(3, 0)]
+    assert await one.append([Append("r", 1, FRAMES[1:4])]) == [Committed(3, 0)]
+    assert [entry.frame for entry in await one.read("r", -1, 100)] == FRAMES[:4]
+
+
+async def test_an_append_after_a_hole_says_what_is_missing(new_store: NewStore) -> None:
+    one = await new_store("one")
+    await appended(one)
+    assert await one.append([Append("r", 4, FRAMES[4:5])]) == [Missing(2)]
+    assert len(await one.read("r", -1, 100)) == 3
+
+
+async def test_one_append_to_several_runs_has_an_outcome_for_each(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await appended(one, run="mine")
+    await appended(other, run="foreign")
+    outcomes = await one.append(
+        [Append(run, 3, FRAMES[3:5]) for run in ("mine", "foreign", "unknown")]
+    )
+    assert outcomes == [Committed(4, 0), Fenced(), Forgotten()]
+    assert [len(await one.read(run, -1, 100)) for run in ("mine", "foreign")] == [5, 3]
+
+
+async def test_nothing_follows_the_end_event(new_store: NewStore) -> None:
+    one = await new_store("one")
+    await appended(one)
+    await one.append([Append("r", 3, [END], status="completed")])
+    assert await one.append([Append("r", 4, FRAMES[4:5])]) == [Fenced()]
+    (state,) = await one.load(["r"])
+    assert state is not None
+    assert (state.status, state.last) == ("completed", 3)
+
+
+async def test_evicted_events_are_gone_but_none_that_a_reader_elsewhere_needs(
+    new_store: NewStore,
+) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.create(info(), LIMITS)
+    for number in range(6):
+        await one.append([Append("r", number, [FRAMES[number]])])
+    await other.set_cursors([Cursor("r", "other", 1, 1)])
+    assert await one.append([Append("r", 6, FRAMES[6:7], evict=4)]) == [Committed(6, 2)]
+    await other.set_cursors([Cursor("r", "other", None, 0)])
+    assert await one.append([Append("r", 7, FRAMES[7:8], evict=5)]) == [Committed(7, 6)]
+    assert [entry.number for entry in await other.read("r", 0, 100)] == [6, 7]
+    (state,) = await other.load(["r"])
+    assert state is not None
+    assert (state.first, state.last) == (6, 7)
+
+
+async def test_any_worker_closes_a_run_and_its_producer_is_fenced(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await appended(one)
+    cancelled = End.cancelled("stopped")
+    async with Following(one) as producer, Following(other, r=-1) as follower:
+        assert await other.close("r", cancelled)
+        assert not await other.close("r", cancelled), "it is closed"
+        end = Entry(3, frame(b"r", 3, b"end", cancelled.encode()), "cancelled")
+        await until(lambda: producer.notices, "the producer has a notice")
+        await until(lambda: end in follower.entries, "the follower has the end")
+    assert producer.notices == [Notice("closed", "r")]
+    assert await one.append([Append("r", 3, FRAMES[3:4])]) == [Fenced()]
+    assert (await one.read("r", 2, 100)) == [end]
+    assert not await other.close("unknown", cancelled)
+
+
+async def test_a_discarded_run_is_gone_and_those_with_a_part_in_it_hear_of_it(
+    new_store: NewStore,
+) -> None:
+    one, other, third = [await new_store(name) for name in ("one", "other", "third")]
+    await appended(one)
+    async with Following(one) as producer, Following(other, r=2) as follower:
+        await other.set_cursors([Cursor("r", "other", 2, 1)])
+        await third.discard("r")
+        await third.discard("r")
+        forgotten = Notice("forgotten", "r")
+        await until(lambda: forgotten in producer.notices, "the producer has a notice")
+        await until(lambda: forgotten in follower.notices, "the follower has a notice")
+    for store in (one, other, third):
+        assert await store.load(["r"]) == [None]
+        assert await store.read("r", -1, 100) == []
+    assert await one.append([Append("r", 3, FRAMES[3:4])]) == [Forgotten()]
+    assert await third.create(info(), LIMITS) == "r", "the id is free again"
+    assert await third.read("r", -1, 100) == []
+
+
+async def test_a_finished_run_is_gone_after_its_time(new_store: NewStore) -> None:
+    one = await new_store("one")
+    await one.create(info(), Limits(2**20, 0.05))
+    await one.append([Append("r", 0, [FRAMES[0], END], status="completed")])
+
+    async def is_gone() -> bool:
+        return await one.load(["r"]) == [None]
+
+    async with asyncio.timeout(5):
+        while not await is_gone():
+            await asyncio.sleep(0.01)
+    assert await one.read("r", -1, 100) == []
+    assert await one.create(info(), LIMITS) == "r", "the id is free again"
+
+
+async def test_a_follower_gets_each_event_once_from_history_to_live(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await appended(one)
+    async with Following(other, r=0) as follower:
+        await until(lambda: len(follower.entries) == 2, "the follower has the history")
+        for number in range(3, 9):
+            await one.append([Append("r", number, [FRAMES[number]])])
+        await one.append([Append("r", 9, [FRAMES[9], END], status="completed")])
+        await until(lambda: follower.after["r"] == 10, "the follower has the end")
+    assert [entry.number for entry in follower.entries] == list(range(1, 11))
+    assert [entry.status for entry in follower.entries][-2:] == [None, "completed"]
+
+
+async def test_a_follower_of_several_runs_can_change_which_it_follows(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await appended(one, run="a")
+    await appended(one, run="b")
+    async with Following(other, a=2) as follower:
+        follower.after["b"] = 1
+        await other.set_cursors([Cursor("b", "other", 1, 1)])
+        await until(lambda: follower.entries, "the waiting call has returned")
+        await one.append([Append("a", 3, FRAMES[3:4])])
+        await until(lambda: len(follower.entries) == 2, "both runs are followed")
+        del follower.after["a"]
+        await other.set_cursors([Cursor("a", "other", None, 0)])
+        await one.append([Append("a", 4, FRAMES[4:5]), Append("b", 3, FRAMES[3:4])])
+        await until(lambda: follower.after["b"] == 3, "the other run is followed")
+        follower.after["a"] = 3
+        await other.set_cursors([Cursor("a", "other", 3, 1)])
+        await until(lambda: follower.after["a"] == 4, "what came meanwhile is there")
+
+
+async def test_the_producer_hears_of_cursors_and_they_are_in_the_state(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await appended(one)
+    async with Following(one) as producer:
+        assert await other.set_cursors(
+            [Cursor("r", "other", 1, 2), Cursor("unknown", "other", 1, 1)]
+        ) == [True, False]
+        await until(lambda: producer.notices, "the producer has a notice")
+        (state,) = await one.load(["r"])
+        assert state is not None
+        assert state.cursors == {"other": (1, 2)}
+        await other.set_cursors([Cursor("r", "other", None, 0)])
+        await until(lambda: len(producer.notices) == 2, "the producer has another notice")
+    assert producer.notices[0] == Notice("cursor", "r", "other", 1, 2)
+    assert (producer.notices[1].after, producer.notices[1].readers) == (None, 0)
+    (state,) = await one.load(["r"])
+    assert state is not None
+    assert state.cursors == {}
+
+
+async def test_the_runs_of_a_worker_that_left_are_claimed_by_exactly_one(
+    new_store: NewStore,
+) -> None:
+    one, other, third = [await new_store(name) for name in ("one", "other", "third")]
+    await appended(one)
+    assert await other.claim("r", "one") is None, "its producer lives"
+    assert (await other.renew([])).dead == set()
+    await one.leave()
+    workers = await other.renew([])
+    assert "one" in workers.certain
+    assert workers.certain <= workers.dead <= workers.all
+    assert await other.runs_of("one") == ["r"]
+    claims = await asyncio.gather(*(store.claim("r", "one") for store in (other, third)))
+    (state,) = [state for state in claims if state is not None]
+    assert (state.last, state.status) == (2, "running")
+    winner, loser = (other, third) if claims[0] else (third, other)
+    assert await winner.claim("r", "one") == state, "the claim can be repeated"
+    assert await winner.append([Append("r", 3, FRAMES[3:4])]) == [Committed(3, 0)]
+    assert await loser.append([Append("r", 4, FRAMES[4:5])]) == [Fenced()]
+    assert await one.append([Append("r", 3, [])]) == [Fenced()], "without any frame, too"
+    assert await one.append([Append("r", 4, FRAMES[4:5])]) == [Fenced()]
+    assert await winner.runs_of(state.producer) == ["r"]
+    await winner.remove_worker("one")
+    assert "one" not in (await winner.renew([])).all
+
+
+async def test_a_worker_with_runs_is_not_removed_nor_one_that_lives(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await appended(one)
+    await other.remove_worker("one")
+    await one.leave()
+    await other.remove_worker("one")
+    assert await other.runs_of("one") == ["r"]
+    assert "one" in (await other.renew([])).all
+
+
+async def test_a_worker_without_runs_leaves_nothing(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.leave()
+    assert (await other.renew([])).all == {"other"}
+
+
+async def test_numbers_up_to_2_to_the_53_are_kept_exactly(new_store: NewStore) -> None:
+    one = await new_store("one")
+    last = 2**53 - 1
+    await one.create(info(), LIMITS, after=last - 2)
+    assert await one.append([Append("r", last - 1, FRAMES[:2])]) == [Committed(last, last - 1)]
+    assert [entry.number for entry in await one.read("r", last - 2, 9)] == [last - 1, last]
+
+
+async def test_a_store_can_be_opened_again_after_it_was_closed(new_store: NewStore) -> None:
+    one = await new_store("one")
+    await appended(one)
+    await one.aclose()
+    await one.open("one")
+    assert len(await one.read("r", -1, 100)) == 3
+    assert await one.append([Append("r", 3, FRAMES[3:4])]) == [Committed(3, 0)]

@@ -1,0 +1,33 @@
+"""The stores of a SharedLog that the tests run on, by the scheme of their URL."""
+
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from streams.log.redis import RedisStore
+from streams.log.shared import SharedLog
+from streams.log.store import Store
+
+STORES: dict[str, Callable[[str], Store]] = {
+    "redis": RedisStore,
+    "rediss": RedisStore,
+    "redis+unix": RedisStore,
+}
+
+
+def shared_log(url: str, **options: Any) -> SharedLog:
+    """A worker's log in the store of a URL."""
+    return SharedLog(STORES[url.partition(":")[0]](url), **options)
+
+
+def with_lease(url: str, seconds: float) -> str:
+    """The URL with another lease."""
+    return f"{url}{'&' if '?' in url else '?'}lease={seconds:g}"
+
+
+def remains(url: str) -> list[Any]:
+    """What a store holds of runs, and of workers because of their runs."""
+    with redis.Redis.from_url(url.partition("?")[0], decode_responses=True) as client:
+        keys: Any = client.keys(f"{url.partition('prefix=')[2] or 'streams'}:*")
+    return [key for key in keys if key.split(":")[1] in ("run", "log", "cursors", "shared", "runs")]
