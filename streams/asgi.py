@@ -376,10 +376,13 @@ def _check_source(source: Any) -> None:
 
 
 def _log_at(url: str, limits: Mapping[str, int]) -> EventLog:
-    from streams.log.redis import RedisStore  # The extra may not be installed.
     from streams.log.shared import SharedLog
 
-    store = RedisStore(url)
+    if url.startswith("sqlite:"):
+        from streams.log.sqlite import SQLiteStore as Store
+    else:
+        from streams.log.redis import RedisStore as Store  # type: ignore[assignment]  # an extra
+    store = Store(url)
     store.check()
     return SharedLog(store, **limits)
 

@@ -3,6 +3,7 @@
 import json
 import secrets
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,7 +39,13 @@ def redis_url(shared_valkey: Valkey) -> str:
     return f"{shared_valkey.url}?prefix=test-{secrets.token_hex(4)}"
 
 
-@pytest.fixture(params=["redis"])
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of a SQLite file that no other test uses."""
+    return f"sqlite:{tmp_path}/runs.db"
+
+
+@pytest.fixture(params=["redis", "sqlite"])
 def store_url(request: pytest.FixtureRequest) -> str:
     """The URL of a store that no other test uses; the test runs on each kind of store."""
     return str(request.getfixturevalue(f"{request.param}_url"))

@@ -45,6 +45,7 @@ CORE = [
 OPTIONAL = {
     "streams.log.redis",
     "streams.log.shared",
+    "streams.log.sqlite",
     "streams.page",
     "streams.wires.openai",
 }
@@ -59,6 +60,7 @@ PLUGINS = {
     "log/store": PUBLIC,
     "log/shared": PUBLIC | {"streams.log.backing", "streams.log.memory", "streams.log.store"},
     "log/redis": PUBLIC | {"streams.log.store"},
+    "log/sqlite": PUBLIC | {"streams.log.store"},
 }
 
 

@@ -1,6 +1,6 @@
 """Store: where a SharedLog keeps the runs that any worker can start, read, stop and take over.
 
-`redis` implements it.
+`redis` implements it for many machines, `sqlite` for many workers on one.
 
 Invariants of every store:
 

@@ -21,7 +21,7 @@ MakeLog = Callable[..., EventLog]
 CANCELLED = End.cancelled("stopped")
 
 
-@pytest.fixture(params=[MemoryLog, ListLog, "redis"])
+@pytest.fixture(params=[MemoryLog, ListLog, "redis", "sqlite"])
 async def make_log(request: pytest.FixtureRequest) -> AsyncIterator[MakeLog]:
     made: list[EventLog] = []
 

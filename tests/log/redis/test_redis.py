@@ -1,6 +1,7 @@
 """RedisStore: keys that are gone or wrong, expiry, connections. All workers are in this process."""
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import anyio
 import pytest

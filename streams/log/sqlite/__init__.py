@@ -1,0 +1,308 @@
+"""SQLiteStore: runs in a file, for any number of workers on one machine, without a broker.
+
+Invariants:
+
+1. All operations run in the event loop, each in one transaction of microseconds. Nothing waits for
+   a lock inside SQLite: an operation that finds the file locked tries again a millisecond later.
+2. A commit of events is one statement, which compares the generation. Whoever takes a run from its
+   producer raises the generation in the same transaction.
+3. A worker is dead when the kernel has released its lock, or when it has not renewed its lease for
+   the whole lease, counted by the clock of the worker that looks.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Collection, Mapping, Sequence
+
+from streams.errors import RunExists, StoreFull
+from streams.event import End, encode_json, frame
+from streams.log import Limits, RunInfo
+from streams.log.sqlite.database import Database
+from streams.log.sqlite.deaths import Deaths
+from streams.log.sqlite.link import Link
+from streams.log.sqlite.produced import Produced, ProducedRun
+from streams.log.sqlite.rows import (
+    LAST,
+    find_run,
+    insert_pieces,
+    load_state,
+    packed,
+    raise_generation,
+    read_entries,
+    read_generation,
+)
+from streams.log.store import (
+    Append,
+    Cursor,
+    Entry,
+    News,
+    Outcome,
+    State,
+    Workers,
+)
+
+logger = logging.getLogger("streams")
+
+LOOK_SECONDS = 0.005
+"""The pause between two looks for news while a run is followed, or shortly after a notice."""
+
+IDLE_LOOK_SECONDS = 0.05
+
+NOTICE_SECONDS = 1.0
+"""After a notice, another one is likely for this long: a reader elsewhere moves its cursor."""
+
+RENEWALS_PER_LEASE = 3
+
+
+class SQLiteStore:
+    """A Store in a SQLite file: sqlite:runs.db, or sqlite:/absolute/path/runs.db.
+
+    The URL has three parameters: `prefix` separates apps that share the file, `lease` is the
+    number of seconds after which a worker that is stopped counts as dead (default: 10), and
+    `synchronous=full` makes commits survive a power cut. Raises ValueError for an invalid URL.
+    """
+
+    renew_interval = 0.25
+    append_interval = 0.004
+
+    def __init__(self, url: str) -> None:
+        database = Database(url)
+        self._database = database
+        self._app = database.prefix
+        self._link = Link(database)
+        self._deaths = Deaths(database)
+        self._worker = ""
+        self._produced = Produced(self._app, "")
+        self._renewed = 0.0
+        self._noticed = 0.0
+        self._woken = False
+        self._wait: asyncio.Future[None] | None = None
+
+    def check(self) -> None:
+        self._database.open().close()
+        logger.debug("the log is in SQLite %s", sqlite3.sqlite_version)
+
+    async def open(self, worker: str) -> None:
+        self._worker = worker
+        self._produced = Produced(self._app, worker)
+        self._renewed = time.monotonic()
+        await self._link.open(worker)
+
+    async def leave(self) -> None:
+        def leave(db: sqlite3.Connection) -> bool:
+            db.execute("BEGIN IMMEDIATE")
+            if _runs_of(db, self._worker):
+                db.execute("UPDATE worker SET has_left = 1 WHERE name = ?", (self._worker,))
+                return False
+            db.execute("DELETE FROM worker WHERE name = ?", (self._worker,))
+            return True
+
+        if await self._link.do(leave):
+            self._database.locks.delete(self._worker)
+
+    async def aclose(self) -> None:
+        await self._link.aclose()
+
+    # Runs.
+
+    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> str:
+        def create(db: sqlite3.Connection) -> tuple[str, int]:
+            db.execute("BEGIN IMMEDIATE")
+            query = "SELECT name, id FROM run WHERE app = ? AND key = ? AND status = 'running'"
+            if info.key is not None and (
+                other := db.execute(query, (self._app, info.key)).fetchone()
+            ):
+                return str(other[0]), 0
+            if find_run(db, self._app, info.run) is not None:
+                raise RunExists(f"run {info.run} exists already")
+            # A run of this id may have expired, and wait for the keeper.
+            rename = "UPDATE run SET name = NULL WHERE app = ? AND name = ?"
+            db.execute(rename, (self._app, info.run))
+            inserted = db.execute(
+                "INSERT INTO run (app, name, key, producer, after, window, retain, drops_oldest, "
+                "info) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(self._app, info.run, info.key, self._worker, after),
+                    *(limits.window, limits.retain, limits.drops_oldest, encode_json(info)),
+                ),
+            )
+            return info.run, inserted.lastrowid or 0
+
+        run, number = await self._link.do(create)
+        if number:
+            self._produced.runs[run] = ProducedRun(number, after, after + 1)
+        return run
+
+    async def load(self, runs: Sequence[str]) -> list[State | None]:
+        return await self._link.do(lambda db: [load_state(db, self._app, run) for run in runs])
+
+    async def read(self, run: str, after: int, count: int) -> list[Entry]:
+        def read(db: sqlite3.Connection) -> list[Entry]:
+            number = find_run(db, self._app, run)
+            return [] if number is None else read_entries(db, number, after, count)
+
+        return await self._link.do(read)
+
+    async def close(self, run: str, end: End) -> bool:
+        def close(db: sqlite3.Connection) -> bool:
+            db.execute("BEGIN IMMEDIATE")
+            query = f"SELECT id, {LAST} FROM run AS r WHERE app = ? AND name = ? AND status = ?"
+            found = db.execute(query, (self._app, run, "running")).fetchone()
+            if found is None:
+                return False
+            number, last = found
+            ends = packed([frame(run.encode(), last + 1, b"end", end.encode())])
+            insert_pieces(db, (number, last + 1, end.status, *ends), read_generation(db))
+            raise_generation(db)
+            return True
+
+        closed = await self._link.do(close)
+        self._link.follower.is_due(run)
+        return closed
+
+    async def discard(self, run: str) -> None:
+        def discard(db: sqlite3.Connection) -> None:
+            db.execute("BEGIN IMMEDIATE")
+            query = "SELECT id, producer, status FROM run WHERE app = ? AND name = ?"
+            found = db.execute(query, (self._app, run)).fetchone()
+            if found is None:
+                return
+            number, producer, status = found
+            readers = "SELECT count(*) FROM cursor WHERE run = ? AND after IS NOT NULL"
+            produced_elsewhere = status == "running" and producer != self._worker
+            if produced_elsewhere or db.execute(readers, (number,)).fetchone()[0]:
+                raise_generation(db)
+            # The keeper deletes the rows, which may be many.
+            db.execute(
+                "UPDATE run SET name = NULL, expires = 0, "
+                "status = CASE status WHEN 'running' THEN 'cancelled' ELSE status END "
+                "WHERE id = ?",
+                (number,),
+            )
+
+        await self._link.do(discard)
+        self._produced.runs.pop(run, None)
+
+    async def append(self, appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+        return [*await self._link.do(lambda db: self._produced.append(db, appends))]
+
+    # News.
+
+    async def follow(self, after: Mapping[str, int]) -> News:
+        self._link.follower.follow(after)
+        while True:
+            news = await self._link.do(self._look)
+            if news.notices:
+                self._noticed = time.monotonic()
+            if news.entries or news.notices or self._woken:
+                self._woken = False
+                return news
+            soon = after or time.monotonic() < self._noticed + NOTICE_SECONDS
+            await self._pause(LOOK_SECONDS if soon else IDLE_LOOK_SECONDS)
+
+    def _look(self, db: sqlite3.Connection) -> News:
+        news = self._link.follower.look(db)
+        self._produced.find(db, self._link.follower.generation)
+        notices, self._produced.notices = self._produced.notices, []
+        return News(news.entries, news.notices + notices)
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits, but not when `_wake` was called meanwhile."""
+        loop = asyncio.get_running_loop()
+        self._wait = loop.create_future()
+        timer = loop.call_later(seconds, self._end_pause)
+        try:
+            await self._wait
+        finally:
+            timer.cancel()
+            self._wait = None
+
+    def _end_pause(self) -> None:
+        if self._wait is not None and not self._wait.done():
+            self._wait.set_result(None)
+
+    async def set_cursors(self, cursors: Sequence[Cursor]) -> list[bool]:
+        def set_cursors(db: sqlite3.Connection) -> list[bool]:
+            db.execute("BEGIN IMMEDIATE")
+            for cursor in cursors:
+                db.execute(
+                    "INSERT OR REPLACE INTO cursor (run, worker, after, readers) "
+                    "SELECT id, ?, ?, ? FROM run "
+                    "WHERE app = ? AND name = ? AND status = 'running'",
+                    (cursor.worker, cursor.after, cursor.readers, self._app, cursor.run),
+                )
+            return [find_run(db, self._app, cursor.run) is not None for cursor in cursors]
+
+        exist = await self._link.do(set_cursors)
+        self._woken = True
+        self._end_pause()
+        return exist
+
+    # Workers.
+
+    async def renew(self, runs: Collection[str]) -> Workers:
+        had_lease, lease = True, self._database.lease
+        if (elapsed := time.monotonic() - self._renewed) >= lease / RENEWALS_PER_LEASE:
+            had_lease = await self._link.do(self._renew) and elapsed < lease
+            self._renewed = time.monotonic()
+        query = f"SELECT {Deaths.COLUMNS} FROM worker WHERE app = ?"
+        rows = await self._link.do(lambda db: db.execute(query, (self._app,)).fetchall())
+        others = [row for row in rows if row[0] != self._worker]
+        dead = {row[0] for row in others if self._deaths.is_dead(*row)}
+        certain = {row[0] for row in others if row[0] in dead and self._deaths.is_certain(*row)}
+        return Workers(had_lease, dead, certain, {row[0] for row in rows})
+
+    def _renew(self, db: sqlite3.Connection) -> bool:
+        """Renews the lease. Returns whether the others still knew this worker."""
+        self._produced.check(db)
+        values = (time.time(), self._worker)
+        update = "UPDATE worker SET beat = beat + 1, seen = ? WHERE name = ?"
+        if db.execute(update, values).rowcount:
+            return True
+        insert = "INSERT INTO worker (seen, name, app) VALUES (?, ?, ?)"
+        db.execute(insert, (*values, self._app))
+        return False
+
+    async def runs_of(self, worker: str) -> list[str]:
+        return await self._link.do(lambda db: _runs_of(db, worker))
+
+    async def claim(self, run: str, worker: str) -> State | None:
+        def claim(db: sqlite3.Connection) -> State | None:
+            db.execute("BEGIN IMMEDIATE")
+            state = load_state(db, self._app, run)
+            if state is None or state.status != "running":
+                return None
+            if state.producer == self._worker:
+                return state
+            if state.producer != worker or self._deaths.look(db, worker) is False:
+                return None
+            number = find_run(db, self._app, run)
+            db.execute("UPDATE run SET producer = ? WHERE id = ?", (self._worker, number))
+            db.execute(
+                "DELETE FROM cursor WHERE run = ? AND worker IN (?, ?)",
+                (number, self._worker, worker),
+            )
+            raise_generation(db)
+            return load_state(db, self._app, run)
+
+        return await self._link.do(claim)
+
+    async def remove_worker(self, worker: str) -> None:
+        def remove(db: sqlite3.Connection) -> bool:
+            db.execute("BEGIN IMMEDIATE")
+            if not self._deaths.look(db, worker) or _runs_of(db, worker):
+                return False
+            db.execute("DELETE FROM worker WHERE name = ?", (worker,))
+            return True
+
+        if await self._link.do(remove):
+            self._deaths.forget(worker)
+            if self._database.locks.is_free(worker):
+                self._database.locks.delete(worker)
+
+
+def _runs_of(db: sqlite3.Connection, worker: str) -> list[str]:
+    query = "SELECT name FROM run WHERE producer = ? AND status = 'running'"
+    return [name for (name,) in db.execute(query, (worker,)).fetchall()]

@@ -1,0 +1,136 @@
+"""Produced: the runs that one worker produces, and its appends to them.
+
+Invariant: a commit stores the pieces of all its runs only if the generation is the one at which
+this worker last looked which runs it produces. It is one statement, so no worker can be stopped
+in the middle of it and hold up the others.
+"""
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+
+import msgspec
+
+from streams.log.sqlite.rows import (
+    FIRST,
+    LAST,
+    find_run,
+    insert_pieces,
+    load_state,
+    packed,
+    read_generation,
+)
+from streams.log.store import Append, Committed, Fenced, Forgotten, Missing, Notice, Outcome
+
+logger = logging.getLogger("streams")
+
+
+class ProducedRun(msgspec.Struct):
+    """A run that this worker produces, as far as it knows. `id` is its number in the tables."""
+
+    id: int
+    last: int
+    first: int
+    evicted: int = -1
+    """The newest event up to which this worker has tried to evict."""
+
+
+class Produced:
+    """The runs that `worker` produces, by their ids, and `notices` of those that it has lost."""
+
+    def __init__(self, app: str, worker: str) -> None:
+        self._app = app
+        self._worker = worker
+        self._generation = -1
+        self.runs: dict[str, ProducedRun] = {}
+        self.notices: list[Notice] = []
+
+    def append(self, db: sqlite3.Connection, appends: Sequence[Append]) -> list[Outcome]:
+        while True:
+            if any(self._is_surprising(append) for append in appends):
+                self._generation = -1
+            self.find(db, self._generation)
+            generation = self._generation
+            outcomes = [self._outcome(db, append) for append in appends]
+            pieces: list[object] = []
+            for append, outcome in zip(appends, outcomes, strict=True):
+                if isinstance(outcome, Committed):
+                    run = self.runs[append.run]
+                    if frames := append.frames[run.last + 1 - append.number :]:
+                        pieces += (run.id, outcome.last, append.status, *packed(frames))
+            if (
+                insert_pieces(db, pieces, generation)
+                if pieces
+                else read_generation(db) == generation
+            ):
+                return [
+                    self._after_commit(db, append, outcome)
+                    for append, outcome in zip(appends, outcomes, strict=True)
+                ]
+            self._generation = -1
+
+    def _is_surprising(self, append: Append) -> bool:
+        """Whether the database may have something else than this worker remembers."""
+        run = self.runs.get(append.run)
+        return run is None or append.number > run.last + 1
+
+    def _outcome(self, db: sqlite3.Connection, append: Append) -> Outcome:
+        """What becomes of an append if its commit succeeds."""
+        run = self.runs.get(append.run)
+        if run is None:
+            return Forgotten() if find_run(db, self._app, append.run) is None else Fenced()
+        if append.number > run.last + 1:
+            return Missing(run.last)
+        return Committed(max(run.last, append.number + len(append.frames) - 1), run.first)
+
+    def _after_commit(self, db: sqlite3.Connection, append: Append, outcome: Outcome) -> Outcome:
+        if not isinstance(outcome, Committed):
+            return outcome
+        run = self.runs[append.run]
+        run.last = outcome.last
+        if append.status is not None:
+            del self.runs[append.run]
+        if append.evict is None or append.evict <= max(run.evicted, run.first - 1):
+            return outcome
+        try:
+            self._evict(db, run, append.evict)
+        except sqlite3.Error as error:  # The events are committed. The next append tries again.
+            logger.debug("events of run %s were not evicted: %s", append.run, error)
+        return Committed(run.last, run.first)
+
+    def _evict(self, db: sqlite3.Connection, run: ProducedRun, up_to: int) -> None:
+        """Deletes pieces that no reader needs. The newest one stays: it tells the last number."""
+        db.execute(
+            "DELETE FROM piece WHERE run = :run AND last <= :up_to AND last < :last "
+            "AND last <= (SELECT coalesce(min(after), :up_to) FROM cursor WHERE run = :run)",
+            {"run": run.id, "up_to": up_to, "last": run.last},
+        )
+        query = f"SELECT {FIRST} FROM run AS r WHERE id = ?"
+        (run.first,) = db.execute(query, (run.id,)).fetchone()
+        run.evicted = up_to
+
+    def find(self, db: sqlite3.Connection, generation: int) -> None:
+        """Looks which runs this worker produces, unless it has looked at `generation` or later."""
+        if 0 <= generation <= self._generation:
+            return
+        generation = read_generation(db)  # First: what is read after it is at least as new.
+        rows = db.execute(
+            f"SELECT name, id, {LAST}, {FIRST} FROM run AS r "
+            "WHERE producer = ? AND status = 'running'",
+            (self._worker,),
+        ).fetchall()
+        runs = {name: ProducedRun(*columns) for name, *columns in rows}
+        for run in self.runs.keys() - runs.keys():
+            state = load_state(db, self._app, run)
+            if state is None:
+                self.notices.append(Notice("forgotten", run))
+            else:
+                claimed = state.status == "running"
+                self.notices.append(Notice("claimed" if claimed else "closed", run))
+        self._generation, self.runs = generation, runs
+
+    def check(self, db: sqlite3.Connection) -> None:
+        """Looks again before the next append if rows of runs were deleted by hand."""
+        query = "SELECT count(*) FROM run WHERE producer = ? AND status = 'running'"
+        if db.execute(query, (self._worker,)).fetchone()[0] != len(self.runs):
+            self._generation = -1

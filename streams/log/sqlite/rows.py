@@ -1,0 +1,115 @@
+"""Rows: what several operations read from the tables and write to them.
+
+A piece is a row with the frames of one run in one commit.
+"""
+
+import sqlite3
+import time
+from array import array
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import accumulate
+
+import msgspec
+
+from streams.log import Limits, RunInfo
+from streams.log.store import Entry, State
+
+PIECES_PER_QUERY = 16
+
+LAST = "coalesce((SELECT max(last) FROM piece WHERE run = r.id), r.after)"
+FIRST = (
+    "coalesce((SELECT last + 1 - length(ends) / 4 FROM piece WHERE run = r.id "
+    "ORDER BY last LIMIT 1), r.after + 1)"
+)
+
+
+def find_run(db: sqlite3.Connection, app: str, run: str) -> int | None:
+    """The number by which the tables know a run."""
+    query = "SELECT id FROM run WHERE app = ? AND name = ? AND (expires IS NULL OR expires > ?)"
+    row = db.execute(query, (app, run, time.time())).fetchone()
+    return None if row is None else int(row[0])
+
+
+def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
+    """The state of a run; None if there is no such run, or it has expired."""
+    if (number := find_run(db, app, run)) is None:
+        return None
+    info, status, producer, after, last, first, window, retain, drops_oldest = db.execute(
+        f"SELECT info, status, producer, after, {LAST}, {FIRST}, window, retain, drops_oldest "
+        "FROM run AS r WHERE id = ?",
+        (number,),
+    ).fetchone()
+    cursors = db.execute(
+        "SELECT worker, after, readers FROM cursor WHERE run = ? AND after IS NOT NULL", (number,)
+    )
+    return State(
+        msgspec.json.decode(info, type=RunInfo),
+        status,
+        producer,
+        after,
+        last,
+        first,
+        Limits(window, retain, bool(drops_oldest)),
+        {worker: (had, readers) for worker, had, readers in cursors.fetchall()},
+    )
+
+
+def read_entries(db: sqlite3.Connection, run: int, after: int, count: int) -> list[Entry]:
+    """At most `count` events of a run after event `after`."""
+    entries: list[Entry] = []
+    query = (
+        "SELECT last, status, ends, frames FROM piece WHERE run = ? AND last > ? ORDER BY last "
+        f"LIMIT {PIECES_PER_QUERY}"
+    )
+    while len(entries) < count:
+        # To the end: a cursor that is not read to its end would keep its snapshot.
+        rows = db.execute(query, (run, after)).fetchall()
+        for last, status, packed, frames in rows:
+            ends = array("I", packed)
+            begin, number = 0, last - len(ends)
+            for end in ends:
+                number += 1
+                if number > after:
+                    entries.append(Entry(number, frames[begin:end]))
+                begin = end
+            if status is not None:
+                entries[-1] = Entry(last, entries[-1].frame, status)
+            after = last
+        if len(rows) < PIECES_PER_QUERY:
+            break
+    return entries[:count]
+
+
+def packed(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """The columns `ends` and `frames` of a piece."""
+    return array("I", accumulate(map(len, frames))).tobytes(), b"".join(frames)
+
+
+def insert_pieces(db: sqlite3.Connection, pieces: Iterable[object], generation: int) -> bool:
+    """Stores pieces, given as their columns one after another, in one statement, and so atomically.
+
+    Returns False, and stores none, if another worker has raised the generation.
+    """
+    values = [*pieces]
+    cursor = db.execute(_insert(len(values) // 5), (*values, generation))
+    return cursor.rowcount > 0
+
+
+@cache
+def _insert(count: int) -> str:
+    rows = ",".join(["(?,?,?,?,?)"] * count)
+    return (
+        "INSERT INTO piece (run, last, status, ends, frames) "
+        f"SELECT * FROM (VALUES {rows}) WHERE (SELECT number FROM generation) = ?"
+    )
+
+
+def raise_generation(db: sqlite3.Connection) -> None:
+    """Makes every worker look which runs it still produces, before its next commit."""
+    db.execute("UPDATE generation SET number = number + 1")
+
+
+def read_generation(db: sqlite3.Connection) -> int:
+    (number,) = db.execute("SELECT number FROM generation").fetchone()
+    return int(number)

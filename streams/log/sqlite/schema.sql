@@ -1,0 +1,74 @@
+-- Version 1. database.py runs this once, when the file is new.
+--
+-- Times are wall time, in seconds since 1970: they survive a reboot. No death rests on them.
+
+BEGIN IMMEDIATE;
+
+-- Raised whenever a worker may have lost a run: by a claim, and by a close or a discard by another
+-- worker. A commit names the generation that its worker knows.
+CREATE TABLE generation (number INTEGER NOT NULL);
+INSERT INTO generation VALUES (0);
+
+-- `beat` counts renewals: others see a worker stand still without comparing clocks.
+CREATE TABLE worker (
+  name TEXT PRIMARY KEY,
+  app TEXT NOT NULL,
+  beat INTEGER NOT NULL DEFAULT 0,
+  seen REAL NOT NULL,
+  has_left INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+
+-- A discarded run has no name any more; the keeper deletes it.
+CREATE TABLE run (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  app TEXT NOT NULL,
+  name TEXT,
+  key TEXT,
+  status TEXT NOT NULL DEFAULT 'running',
+  producer TEXT NOT NULL,
+  after INTEGER NOT NULL,
+  "window" INTEGER NOT NULL,
+  retain REAL NOT NULL,
+  drops_oldest INTEGER NOT NULL,
+  expires REAL,
+  info BLOB NOT NULL
+);
+CREATE UNIQUE INDEX run_name ON run (app, name);
+CREATE UNIQUE INDEX run_key ON run (app, key) WHERE key IS NOT NULL AND status = 'running';
+CREATE INDEX run_producer ON run (producer) WHERE status = 'running';
+CREATE INDEX run_expires ON run (expires) WHERE expires IS NOT NULL;
+
+-- The frames of one run in one commit, back to back. `last` is the number of the last event, `ends`
+-- are the offsets at which the frames end, as 32-bit integers. Without AUTOINCREMENT the id of a
+-- deleted newest row would be used again, and readers that look for newer ids would miss that row.
+CREATE TABLE piece (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  run INTEGER NOT NULL,
+  last INTEGER NOT NULL CHECK (last < 9007199254740992),
+  status TEXT,
+  ends BLOB NOT NULL,
+  frames BLOB NOT NULL
+);
+CREATE UNIQUE INDEX piece_last ON piece (run, last);
+
+-- So one statement stores the `end` event and the status.
+CREATE TRIGGER piece_end AFTER INSERT ON piece WHEN NEW.status IS NOT NULL BEGIN
+  UPDATE run
+  SET status = NEW.status, expires = (julianday('now') - 2440587.5) * 86400.0 + retain
+  WHERE id = NEW.run;
+END;
+
+-- A change of a cursor is a new id. `after` is NULL when the worker has no readers any more.
+CREATE TABLE cursor (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  run INTEGER NOT NULL,
+  worker TEXT NOT NULL,
+  after INTEGER,
+  readers INTEGER NOT NULL,
+  UNIQUE (run, worker)
+);
+
+PRAGMA application_id = 1400137037;
+PRAGMA user_version = 1;
+
+COMMIT;
