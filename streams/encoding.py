@@ -57,6 +57,7 @@ def hook(encode: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
 
 
 encode_json = msgspec.json.Encoder(enc_hook=hook(None)).encode
+encode_sorted = msgspec.json.Encoder(enc_hook=hook(None), order="deterministic").encode
 
 
 def decode_model(type_: Any, value: Any) -> Any:

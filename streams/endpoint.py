@@ -157,7 +157,7 @@ class EndpointResponse(Response):
             own = [h for h in own if h[0] not in kept]
         response.raw_headers = [*others, *own]
 
-    async def _open(self, after: int) -> Any:
+    async def _open(self) -> Any:
         self._started = True
         if self._function is None:
             return self._produced

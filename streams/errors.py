@@ -9,12 +9,11 @@ StreamError                500  raise it in a source: clients see its message an
 ├── InvalidEventId         422  a Last-Event-ID that this server cannot have sent
 ├── UnsupportedMediaType   415  the body's Content-Type is not JSON
 ├── BodyTooLarge           413  the body is longer than `max_body`
-├── RunGone                410  the run cannot be resumed: it is not retained and not restartable
+├── RunGone                410  the run cannot be resumed: it is not retained, or another one's
 ├── NotAcceptable          406  the Accept header excludes an event stream
 ├── UnknownSource          404  lists the sources that exist
 ├── UnknownRun             404  the run never existed, is no longer retained, or is somebody else's
 ├── CrossSite              403  a page of another site may not start runs
-├── RunExists              409  somebody else has just created the log of this run
 ├── StoreFull              503  `max_runs` or `max_bytes` is reached; try again later
 │   ├── ShuttingDown       503  this server shuts down; the next one answers
 │   ├── StoreDown          503  the log's server does not answer; try again later
@@ -28,7 +27,7 @@ StreamError                500  raise it in a source: clients see its message an
 from collections.abc import Mapping
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -90,6 +89,10 @@ class BodyTooLarge(StreamError):
 class RunGone(StreamError):
     status = 410
 
+    @classmethod
+    def stopped(cls, run: str) -> Self:
+        return cls(f"run {run} was stopped before it started; start a new one")
+
 
 class NotAcceptable(StreamError):
     status = 406
@@ -102,13 +105,13 @@ class UnknownSource(StreamError):
 class UnknownRun(StreamError):
     status = 404
 
+    @classmethod
+    def of(cls, run: str) -> Self:
+        return cls(f"there is no run {run!r}, or it is no longer retained")
+
 
 class CrossSite(StreamError):
     status = 403
-
-
-class RunExists(StreamError):
-    status = 409
 
 
 class StoreFull(StreamError):

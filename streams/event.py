@@ -58,6 +58,10 @@ _LINE_SEPARATORS = (
 )
 
 
+MAX_EVENTS = 2**53
+"""Lua and JavaScript have no larger whole numbers."""
+
+
 class EventId(NamedTuple):
     """An event's id on the wire, `<run>.<number>`: 22 characters of base64url and a decimal."""
 
@@ -68,7 +72,7 @@ class EventId(NamedTuple):
     def parse(cls, text: str) -> "EventId":
         """Raises InvalidEventId for a text that this server cannot have sent as an id."""
         match = re.fullmatch(r"([A-Za-z0-9_-]{22})\.(0|[1-9][0-9]{0,15})", text)
-        if match is None:
+        if match is None or int(match[2]) >= MAX_EVENTS:
             raise InvalidEventId(
                 f"Last-Event-ID {abbreviated(text)} is not an id that this server sends; "
                 "send the id of the last event you received, or none"

@@ -99,7 +99,6 @@ class Lifetime:
         self, log: EventLog, runs: Runs, closers: Iterable[Callable[[], Awaitable[None]]]
     ) -> None:
         self.runs = runs
-        self.stopping = False
         self.closing: asyncio.Task[None] | None = None
         """The task that closes everything at the server's shutdown if there is no lifespan."""
         self._log = log
@@ -133,7 +132,7 @@ class Lifetime:
             if not self._entered and not self._warned:
                 self._warned = True
                 logger.warning(NO_LIFESPAN)
-        if self.stopping:
+        if self.runs.stopping:
             raise ShuttingDown
 
     async def _move_to_this_loop(self) -> asyncio.AbstractEventLoop:
@@ -162,7 +161,7 @@ class Lifetime:
     def _expect_server(self) -> None:
         """Prepares for a server, perhaps after another one in the same event loop."""
         self._next_search = 0.0
-        self.stopping = False
+        self.runs.stopping = False
         self.closing = None
 
     def responses(self, timeout: float) -> OpenResponses:
@@ -176,10 +175,9 @@ class Lifetime:
 
         In a lifespan, the rest is closed at its end; without one, by the task that this returns.
         """
-        self.stopping = True
+        self.runs.cancel_openings()
         for responses in self._responses.values():
             responses.stop()
-        self.runs.cancel_openings()
         if not self._entered and self.closing is None:
             self.closing = asyncio.create_task(self._close())
         return self.closing

@@ -46,10 +46,9 @@ OPENING_TURNS = 16
 class Run:
     """Opens one source and pumps it into its log, until it ends or is cancelled.
 
-    `opened` is set when the source has taken its first step, to its first event or to where it
-    waits. If it failed in it, `refusal` is the error for its clients, and `discard`, which forgets
-    the log, has been awaited. Without `discard` the run ends as failed instead. `ended` is called
-    after the task has ended.
+    It opens the log when the source has taken its first step, to its first event or to where it
+    waits; if the source fails in it, the log refuses the clients. `ended` is called after the task
+    has ended.
     """
 
     def __init__(
@@ -60,15 +59,11 @@ class Run:
         encoder: Encoder,
         *,
         ended: Callable[["Run"], None],
-        discard: Callable[[], Awaitable[None]] | None = None,
         context: contextvars.Context | None = None,
     ) -> None:
         self.log = log
         self._encoder = encoder
-        self.opened = asyncio.Event()
-        self.refusal: StreamError | None = None
         self._ended = ended
-        self._discard = discard
         self._linger = policy.linger
         self._events: AsyncIterator[Any] | None = None
         self._start: int | None = None  # the last event before the source's first
@@ -110,7 +105,7 @@ class Run:
                         burst += 1
                         if encode is not payload:  # It is the first event.
                             encode = payload
-                            self.opened.set()
+                            log.open()
                         if log.is_full():
                             await log.room()
                         break
@@ -129,11 +124,11 @@ class Run:
             if self._over or self.task.cancelling():
                 self._end(End.cancelled("shutdown"))
             else:  # The source awaited something else that was cancelled.
-                await self._fail(error)
+                self._fail(error)
         except BaseException as error:
             if not self._loop.is_running():  # The garbage collector closes this coroutine.
                 raise
-            await self._fail(error)
+            self._fail(error)
             if isinstance(error, KeyboardInterrupt):
                 raise
         finally:
@@ -148,29 +143,26 @@ class Run:
         if not log.readers:
             self._cancel_unread_after(FIRST_READER_SECONDS)
         if isinstance(self._events, ThreadIterator):
-            self._loop.call_later(FIRST_STEP_SECONDS, self.opened.set)
+            self._loop.call_later(FIRST_STEP_SECONDS, log.open)
         else:
             self._loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
         self._turns += 1
         if self._turns == OPENING_TURNS or self.log.last != self._start:
-            self.opened.set()
-        elif not self.opened.is_set():
+            self.log.open()
+        elif self.log.opening:
             self._loop.call_soon(self._take_turn)
 
-    async def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._log_failure(error)
-        has_events = self._start is not None and self.log.last > self._start
-        if self._discard is None or self._over or self.opened.is_set() or has_events:
+        if self.log.opening and (self._start is None or self.log.last == self._start):
+            refusal = as_stream_error(error)
+            # Clients do not see these, and they would keep the source's variables.
+            refusal.__cause__ = refusal.__context__ = refusal.__traceback__ = None
+            self._refuse(refusal)
+        else:
             self._end(End.failed(error))
-            return
-        self._over = True
-        self.refusal = as_stream_error(error)
-        # Clients do not see these, and they would keep the source's variables.
-        self.refusal.__cause__ = self.refusal.__context__ = self.refusal.__traceback__ = None
-        await self._discard()
-        self.opened.set()
 
     def _log_failure(self, error: BaseException) -> None:
         shown = for_clients(error)
@@ -194,9 +186,12 @@ class Run:
 
     def cancel(self, reason: str) -> None:
         """Ends the run for its readers at once, and closes its source meanwhile."""
-        self._end(End.cancelled(reason))
-        if reason == "shutdown":
+        if not self.log.opening:
+            self._end(End.cancelled(reason))
+        elif reason == "shutdown":
             self._refuse(ShuttingDown())
+        else:
+            self._refuse(RunGone.stopped(self.log.info.run))
         self._stop()
 
     def hand_over(self) -> None:
@@ -217,17 +212,15 @@ class Run:
             )
 
     def _stop(self) -> None:
-        run = self.log.info.run
-        self._refuse(RunGone(f"run {run} was stopped before it started; start a new one"))
         if not self.task.done() and not self._closing:
             self.task.cancel()
             self._limit_cleanup()
 
     def _refuse(self, error: StreamError) -> None:
-        """Answers the clients that wait for the opening, if it is not over."""
-        if not self.opened.is_set():
-            self.refusal = error
-            self.opened.set()
+        """Ends a run that has not opened."""
+        over, self._over = self._over, True
+        if not over and self.log.producing:
+            self.log.refuse(error)
 
     async def _close(self) -> None:
         """Closes the source, unless it has ended.
@@ -278,7 +271,6 @@ class Run:
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._end(End.cancelled("shutdown"))  # The task was cancelled before its first step.
         self._stop_timer()
-        self.opened.set()
         self._events = None
         self.log.watch(_ignore)
         self._ended(self)

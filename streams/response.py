@@ -139,7 +139,7 @@ class RunResponse(EventSourceResponse):
         lifetime = self._lifetime
         responses = lifetime.responses(self._policy.send_timeout)
         responses.add(self)
-        if lifetime.stopping:
+        if lifetime.runs.stopping:
             self.stop()
         try:
             await super().__call__(scope, receive, send)

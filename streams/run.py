@@ -13,6 +13,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial
@@ -20,9 +21,11 @@ from typing import Any, NamedTuple
 
 from streams.errors import (
     InvalidEventId,
+    InvalidParameters,
     ProducerLost,
-    RunExists,
     RunGone,
+    ShuttingDown,
+    StoreFull,
     StreamError,
     UnknownRun,
 )
@@ -57,6 +60,8 @@ class Runs:
         max_threads: int = 1000,
     ) -> None:
         self.since = datetime.now(UTC)
+        self.stopping = False
+        """Whether the server shuts down: no run opens then."""
         self.restarts = 0
         self.gaps = 0
         self._log = log
@@ -76,71 +81,64 @@ class Runs:
         Returns None if the reader has had the `end` event. Raises RunGone if the run of `last`
         cannot be resumed, and what `start` raises.
         """
-        if job.key is not None and not (last and await self._knows(last.run)):
-            position = await self._join(job)
-            if last is None:
-                return position
-            self.gaps += 1
-            return position._replace(lost_run=True)
         if last is not None:
             return await self._resume(job, last)
+        if job.key is not None:
+            return await self._join(job)
         return Position(await self.start(job), -1)
 
-    async def start(self, job: Job, *, restart_after: EventId | None = None) -> RunLog:
+    async def start(self, job: Job) -> RunLog:
         """Starts a run; or, if a running run has the job's key, returns the log of that one.
 
-        1. Create the log. From here on, others find the run by its key or, at a restart, its id.
-        2. In a task of the run, open the source. If that fails, discard the log and raise.
+        1. Create the log. From here on, others find the run by its key.
+        2. In a task of the run, open the source. If that fails, refuse and raise.
         3. Append the `start` event.
         4. Let the source take its first step, to its first event or to where it waits. If it fails
-           in it, discard the log and raise.
+           in it, refuse and raise.
 
-        Whoever finds the run by its key meanwhile waits for step 4, and gets the same error.
-
-        `restart_after` restarts a lost run under its old id, after that event. Raises StoreFull,
-        RunExists, and what the source raises in its first step.
+        Whoever finds the run by its key meanwhile waits for step 4, and gets the same error. Raises
+        StoreFull, and what the source raises in its first step.
         """
-        log, _ = await self._start(job, restart_after)
+        log, _ = await self._start(job)
         return log
 
-    async def _start(self, job: Job, restart_after: EventId | None = None) -> tuple[RunLog, bool]:
+    async def _start(self, job: Job) -> tuple[RunLog, bool]:
         """Does what `start` does. Returns also whether the run had been open before."""
         info = RunInfo(
-            run=restart_after.run if restart_after else secrets.token_urlsafe(16),
+            run=secrets.token_urlsafe(16),
             source=job.source,
             route=job.route,
             started=datetime.now(UTC),
             owner=job.owner,
             key=job.key,
             arguments=job.arguments if self._log.shared else None,
+            arguments_hash=job.arguments_hash,
+            fingerprint=job.fingerprint,
         )
         policy = job.policy
         limits = Limits(policy.window, policy.retain, drops_oldest=policy.linger is None)
-        after = restart_after.number if restart_after else -1
-        log = await self._log.create(info, limits, after=after)
+        log = await self._log.create(info, limits)
+        was_open = not log.opening
         if log.info.run == info.run:
-            run: Run | None = self._produce(
-                log,
-                partial(job.open, max(after, 0)),
-                policy,
-                discard=partial(self._log.discard, info.run),
+            if self.stopping:
+                log.refuse(ShuttingDown())
+            else:
                 # Nothing of the client that happens to start a shared run may be visible in it.
-                context=None if job.key is None else Context(),
-            )
-        else:
-            run = self._producing.get(log.info.run)
-        if run is None:  # Another worker produces it.
-            return log, True
-        was_open = run.opened.is_set()
+                context = None if job.key is None else Context()
+                self._produce(log, job.open, policy, context)
         try:
-            await _has_opened(run)
+            await log.opened()
         except asyncio.CancelledError:
-            if job.key is None and restart_after is None:  # Nobody else can wait for it.
-                run.hand_over()
-                await self._log.discard(info.run)
+            if job.key is None and (run := self._producing.get(info.run)) is not None:
+                run.cancel("no reader")  # Nobody else can wait for it.
             raise
-        finally:
-            del run  # It would be part of a reference cycle with what was raised.
+        except UnknownRun:
+            if job.key is None:
+                raise
+            return await self._start(job)  # The worker that opened it has lost it.
+        except StreamError:
+            del log  # It would be part of a reference cycle with its refusal.
+            raise
         return log, was_open
 
     def _produce(
@@ -148,24 +146,15 @@ class Runs:
         log: RunLog,
         open_source: Callable[[], Awaitable[Any]],
         policy: Policy,
-        *,
         context: Context | None,
-        discard: Callable[[], Awaitable[None]] | None = None,
-    ) -> Run:
+    ) -> None:
         async def iterate_source() -> AsyncIterator[Any]:
             name = f"run {log.info.run} of source {log.info.source}"
             return self._threads.iterate(await open_source(), name)
 
-        run = self._producing[log.info.run] = Run(
-            log,
-            iterate_source,
-            policy,
-            self._encoder,
-            ended=self._ended,
-            discard=discard,
-            context=context,
+        self._producing[log.info.run] = Run(
+            log, iterate_source, policy, self._encoder, ended=self._ended, context=context
         )
-        return run
 
     def _ended(self, run: Run) -> None:
         if self._producing.get(run.log.info.run) is run:
@@ -181,16 +170,19 @@ class Runs:
         info, last = log.info, log.last
         source, policy = self._sources.get(info.source, (None, Policy()))
         try:
-            if source is None or not source.movable or info.arguments is None:
+            if source is None or info.arguments is None or info.fingerprint != source.fingerprint:
                 raise ProducerLost("the worker that produced this run died; start a new run")
             arguments = source.from_json(info.arguments.encode())
         except StreamError as error:
             logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)
-            if log.producing:
+            if log.producing and log.opening:
+                log.refuse(StoreFull("the worker that opened this run died; try again"))
+            elif log.producing:
                 log.close(End.failed(error))
             return
-        open_source = partial(source.open, arguments, None, max(last, 0))
-        await self._produce(log, open_source, policy, context=Context()).opened.wait()
+        self._produce(log, partial(source.open, arguments, None, max(last, 0)), policy, Context())
+        with suppress(StreamError):  # It has been logged.
+            await log.opened()
         if log.producing or log.status == "completed":
             logger.warning("run %s continues on this worker after event %d", info.run, last)
             self.restarts += 1
@@ -203,45 +195,30 @@ class Runs:
         return Position(log, log.last - 1, joins_late=True)
 
     async def _resume(self, job: Job, last: EventId) -> Position | None:
-        """The run of `last`, after that event.
-
-        1. Find the run. If the log does not have it and its source is restartable, restart it
-           under its id after that event. Several readers may do so at once: one succeeds.
-        2. If the restarted source completed without an event, discard the run: nothing was left.
-        3. Check that the run is one of the same source and owner.
-        """
+        """The run of `last`, after that event; or the live run, if a shared one was forgotten."""
         try:
             log = await self._log.find(last.run)
         except UnknownRun:
-            if job.key is not None:  # It was forgotten just now.
-                return (await self._join(job))._replace(lost_run=True)
-            if not job.restartable:
+            if job.key is None:
                 raise RunGone(f"run {last.run} is no longer retained; start a new one") from None
-            try:
-                log = await self.start(job, restart_after=last)
-                self.restarts += 1
-            except RunExists:
-                log = await self._log.find(last.run)
-            if log.status == "completed" and log.last == last.number + 1:
-                await self._log.discard(last.run)
-                return None
-        same_source = (log.info.source, log.info.route) == (job.source, job.route)
-        if not same_source or log.info.owner not in (None, job.owner):
+            self.gaps += 1
+            return (await self._join(job))._replace(lost_run=True)
+        info = log.info
+        same_source = (info.source, info.route) == (job.source, job.route)
+        if not same_source or info.owner not in (None, job.owner):
             raise RunGone(f"run {last.run} is not a run of source {job.source}; start a new one")
+        if job.gives_arguments and job.arguments_hash != info.arguments_hash:
+            raise InvalidParameters(
+                f"run {last.run} has other parameters; resume it with the same ones, or start "
+                "a new run without a Last-Event-ID"
+            )
         return await self.position(log, last)
-
-    async def _knows(self, run: str) -> bool:
-        try:
-            await self._log.find(run)
-        except UnknownRun:
-            return False
-        return True
 
     async def find(self, run: str, owner: str | None) -> RunLog:
         """The log of a run. Raises UnknownRun, also for a run of another owner."""
         log = await self._log.find(run)
         if log.info.owner not in (None, owner):
-            raise UnknownRun(f"there is no run {run!r}, or it is no longer retained")
+            raise UnknownRun.of(run)
         return log
 
     async def position(self, log: RunLog, last: EventId | None) -> Position | None:
@@ -250,18 +227,15 @@ class Runs:
         Waits for a run that is opening. Raises InvalidEventId for an event of another run, RunGone
         for one that does not exist, and what the source raises in its first step.
         """
-        if (run := self._producing.get(log.info.run)) is not None and not run.opened.is_set():
-            try:
-                await _has_opened(run)
-            finally:
-                del run
+        if log.opening:
+            await log.opened()
         if last is None:
             return Position(log, -1)
         if last.run != log.info.run:
             raise InvalidEventId(f"event {last} is not an event of run {log.info.run}")
         if log.status != "running" and last.number >= log.last:
             return None
-        if last.number > log.last and not log.restarted:
+        if last.number > log.last:
             raise RunGone(f"run {last.run} has no event {last.number}; start a new one")
         return Position(log, last.number)
 
@@ -270,9 +244,10 @@ class Runs:
         await log.cancel(End.cancelled(reason))
 
     def cancel_openings(self) -> None:
-        """Ends the runs that have not opened: the server shuts down, and their clients wait."""
-        for run in self._producing.values():
-            if not run.opened.is_set():
+        """The server shuts down: ends the runs that have not opened, whose clients wait."""
+        self.stopping = True
+        for run in list(self._producing.values()):
+            if run.log.opening:
                 run.cancel("shutdown")
 
     async def abandon(self) -> None:
@@ -287,7 +262,7 @@ class Runs:
         runs = list(self._producing.values())
         for run in runs:
             movable = self._log.shared and run.log.info.arguments is not None
-            if movable and run.opened.is_set():
+            if movable and not run.log.opening:
                 run.hand_over()
             else:
                 run.cancel("shutdown")
@@ -321,15 +296,3 @@ class Runs:
             "gaps": self.gaps,
             "since": self.since,
         }
-
-
-async def _has_opened(run: Run) -> None:
-    """Waits until a run has opened. Raises what its source raised in its first step."""
-    await asyncio.sleep(0)  # Most sources take their first step at once.
-    if not run.opened.is_set():
-        await run.opened.wait()
-    if (refusal := run.refusal) is not None:
-        try:
-            raise refusal
-        finally:
-            del run, refusal  # They would be part of a reference cycle.

@@ -37,7 +37,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from streams.declaration import code_of, did_you_mean, name_of, parameters_of, schema_of
-from streams.encoding import decode_model, encode_json
+from streams.encoding import decode_model, encode_json, encode_sorted
 from streams.errors import InvalidBody, InvalidParameters, abbreviated
 
 P = ParamSpec("P")
@@ -96,8 +96,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise TypeError(f"policy of {of}: {error}") from None
 
 
-Opener = Callable[[int], Awaitable[AsyncIterable[Any] | Iterable[Any]]]
-"""Opens a source after its first n events."""
+Opener = Callable[[], Awaitable[AsyncIterable[Any] | Iterable[Any]]]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,9 +111,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The identity of the user to whom the run will belong; None: to anybody who knows its id."""
     arguments: str | None = None
     """A JSON object; None if another worker cannot continue the run with it."""
+    arguments_hash: str | None = None
+    """A hash of all arguments, defaults included: a run is resumed only with the same ones."""
+    gives_arguments: bool = False
+    """Whether the client gave any. Without any, it resumes a run whatever its arguments are."""
+    fingerprint: str | None = None
+    """The fingerprint of the source, if another worker can continue the run."""
     key: str | None = None
     """At most one running run has a given key: its viewers share it."""
-    restartable: bool = False
 
 
 class Source(Generic[P, T]):
@@ -131,6 +135,7 @@ class Source(Generic[P, T]):
         name: str | None = None,
         shared: bool = False,
         aclose: Callable[[], Awaitable[None]] | None = None,
+        version: str = "",
         **policy: Unpack[PolicyOptions],
     ) -> None:
         code = code_of(function)
@@ -160,6 +165,8 @@ class Source(Generic[P, T]):
         self._types: dict[str, Any] = {}
         self._required: list[str] = []
         self._inspect_signature()
+        program = (code.__module__, code.__qualname__, self.schema, self.movable, version)
+        self.fingerprint = sha256(encode_sorted(program)).hexdigest()
 
     def _inspect_signature(self) -> None:
         for parameter, type_ in parameters_of(self.name, self.function):
@@ -265,19 +272,18 @@ class Source(Generic[P, T]):
         owner: str | None = None,
     ) -> Job:
         """A job with these arguments. A shared source's job has a key, and no owner."""
-        key = None
-        if self.shared:
-            all_arguments = encode_json(sorted({**self.defaults, **arguments}.items()))
-            # A retained run keeps its key, but not what may be a megabyte of arguments.
-            key = f"{self.name} {sha256(all_arguments).hexdigest()}"
+        # A retained run keeps the hash, but not what may be a megabyte of arguments.
+        hashed = sha256(encode_sorted({**self.defaults, **arguments})).hexdigest()
         return Job(
             source=self.name,
             policy=policy,
             open=functools.partial(self.open, arguments, request),
             owner=None if self.shared else owner,
             arguments=encode_json(arguments).decode() if self.movable else None,
-            key=key,
-            restartable=self.restartable,
+            arguments_hash=hashed,
+            gives_arguments=bool(arguments),
+            fingerprint=self.fingerprint if self.movable else None,
+            key=f"{self.name} {hashed}" if self.shared else None,
         )
 
     async def open(
@@ -313,6 +319,7 @@ def source(
     name: str | None = None,
     shared: bool = False,
     aclose: Callable[[], Awaitable[None]] | None = None,
+    version: str = "",
     **policy: Unpack[PolicyOptions],
 ) -> Callable[[Callable[P, T]], Source[P, T]]: ...
 def source(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -325,7 +332,10 @@ def source(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
 
     `name` (default: the function's) is the source's name in URLs. With `shared`, all viewers that
     give the same parameters share one run. `aclose` is awaited when an app that serves the source
-    closes. Other keywords are this source's exceptions from the policy: see Policy.
+    closes. Change `version` when the source would yield other events than before after the same
+    number of them: a run that a server with the old code has begun is not continued then, but
+    fails with ProducerLost. Other keywords are this source's exceptions from the policy: see
+    Policy.
     """
     if function is None:
         return lambda function: Source(function, **options)

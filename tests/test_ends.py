@@ -443,7 +443,7 @@ async def test_nothing_but_its_events_is_kept_of_a_run_that_has_ended(how: str) 
         if how == "stops":
             await anyio.sleep_forever()
 
-    async def open_source(argument: Big, after: int) -> AsyncIterator[int]:
+    async def open_source(argument: Big) -> AsyncIterator[int]:
         return Events() if how == "iterator" else generator(argument)
 
     async def request() -> Any:

@@ -161,7 +161,7 @@ async def test_a_request_whose_body_ends_while_the_server_stops_is_refused() -> 
     await until(lambda: server.server_state.tasks, "the request has arrived")
     await asyncio.sleep(0)
     server.should_exit = True
-    await until(lambda: streams._lifetime.stopping, "the server stops")
+    await until(lambda: streams.runs.stopping, "the server stops")
     writer.write(b"}")
     assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 503")
     await asyncio.wait_for(task, 5)

@@ -29,6 +29,7 @@ CORE = [
     "producer",
     "log.memory",
     "log.backing",
+    "log.opening",
     "log.buffer",
     "log",
     "source",

@@ -1,7 +1,6 @@
 """run.py: how runs start, resume, restart, and end."""
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from streams import StreamError, Streams, source
+from streams import Source, StreamError, Streams, source
 from streams.errors import InvalidEventId, RunGone
 from streams.event import EventId
 from streams.source import Job
@@ -136,58 +135,36 @@ async def test_each_reader_of_a_run_begins_after_its_own_last_event_id() -> None
         assert end.status_code == 204
 
 
-async def test_a_lost_run_of_a_restartable_source_restarts_under_its_id() -> None:
-    streams = Streams([counter])
+@pytest.mark.parametrize("served", [counter, mortal], ids=["restartable", "not restartable"])
+async def test_a_client_cannot_start_a_run_under_an_id_of_its_choosing(
+    served: Source[..., Any],
+) -> None:
+    streams = Streams([served])
     async with client_of(streams) as client:
-        url = "/streams/counter?count=5&interval=0"
-        events = await every_event(client, url, f"{UNKNOWN}.2")
-        assert [event.data for event in events] == [
-            '{"number":2}', '{"number":3}', '{"number":4}', '{"status":"completed"}',
-        ]  # fmt: skip
-        assert [event.id for event in events] == [f"{UNKNOWN}.{n}" for n in (3, 4, 5, 6)]
-        again = await client.get(url, headers={"Last-Event-ID": f"{UNKNOWN}.6"})
-        assert again.status_code == 204
-        assert streams.runs.restarts == 1
-
-
-@pytest.mark.parametrize("number", [5, 6, 7, 10**15])
-async def test_a_restart_with_no_event_left_to_send_gets_a_204(number: int) -> None:
-    streams = Streams([counter])
-    async with client_of(streams) as client:
-        url = "/streams/counter?count=5&interval=0"
-        response = await client.get(url, headers={"Last-Event-ID": f"{UNKNOWN}.{number}"})
-        assert response.status_code == 204
-        assert len(streams.log) == 0
-
-
-async def test_a_second_viewer_of_a_restarted_run_may_be_ahead_of_it() -> None:
-    gate = asyncio.Event()
-
-    @source
-    async def numbers(*, after: int = 0) -> AsyncIterator[dict[str, int]]:
-        for number in range(after, 6):
-            if number == 2:
-                await gate.wait()
-            yield {"number": number}
-
-    async with serving(Streams([numbers])) as url:
-        path = "/streams/numbers"
-        async with connection(url, path, headers=f"Last-Event-ID: {UNKNOWN}.1\r\n") as first:
-            await first.until(lambda stream: b'"number":' in stream.body, "event 2 has arrived")
-            async with connection(url, path, headers=f"Last-Event-ID: {UNKNOWN}.4\r\n") as ahead:
-                await ahead.until(lambda stream: stream.body, "the body has begun")
-                gate.set()
-                await ahead.until(lambda stream: stream.terminated, "the stream has ended")
-            await first.until(lambda stream: stream.terminated, "the stream has ended")
-        assert ahead.body.count(b'"number":') == 2
-        assert first.body.count(b'"number":') == 5
-
-
-async def test_a_lost_run_of_a_source_that_is_not_restartable_gets_a_410() -> None:
-    async with client_of(Streams([mortal])) as client:
         response = await client.get("/streams/counter", headers={"Last-Event-ID": f"{UNKNOWN}.2"})
         assert response.status_code == 410
         assert UNKNOWN in response.json()["detail"]
+    assert not len(streams.log)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_run_is_resumed_only_with_its_own_parameters(shared: bool) -> None:
+    @source(shared=shared)
+    async def numbers(count: int = 3, first: int = 0) -> AsyncIterator[int]:
+        for number in range(first, first + count):
+            yield number
+
+    async with client_of(Streams([numbers])) as client:
+        for given in ("", "?count=3", "?count=5"):
+            run = (await every_event(client, f"/streams/numbers{given}"))[0].json()["run"]
+            for again in ("", "?count=3", "?count=3&first=0", "?count=5", "?first=1"):
+                response = await client.get(
+                    f"/streams/numbers{again}", headers={"Last-Event-ID": f"{run}.1"}
+                )
+                same = again in ("", given) or (given != "?count=5" and "count=3" in again)
+                assert response.status_code == (200 if same else 422)
+                if not same:
+                    assert "other parameters" in response.json()["detail"]
 
 
 async def test_a_client_of_a_lost_shared_run_gets_a_gap_and_the_running_one() -> None:
@@ -683,74 +660,6 @@ async def test_a_stream_works_with_a_custom_event_log() -> None:
         assert (await client.delete(f"/runs/{run}")).status_code == 204
 
 
-async def test_an_exception_at_a_restart_becomes_the_status_of_the_response(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    @source
-    async def fragile(*, after: int = 0) -> AsyncIterator[int]:
-        if after:
-            raise StreamError("cannot restart", status=409)
-        yield 1
-
-    caplog.set_level(logging.CRITICAL)
-    async with client_of(Streams([fragile])) as client:
-        response = await client.get("/streams/fragile", headers={"Last-Event-ID": f"{UNKNOWN}.1"})
-        assert response.status_code == 409
-
-
-async def test_all_who_wait_for_a_restarted_run_to_open_get_its_failure() -> None:
-    gate, requests, opened = asyncio.Event(), 0, 0
-
-    @source
-    async def refusing(*, after: int = 0) -> AsyncIterator[int]:
-        nonlocal opened
-        opened += 1
-        await gate.wait()
-        raise StreamError("cannot restart", status=409)
-
-    streams = Streams([refusing])
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal requests
-        requests += 1
-        await streams(scope, receive, send)
-
-    async with client_of(app, lifespan="off") as client, asyncio.TaskGroup() as group:
-        responses = []
-        for path in ("/streams/refusing", "/streams/refusing", f"/runs/{UNKNOWN}"):
-            get = client.get(path, headers={"Last-Event-ID": f"{UNKNOWN}.3"}, timeout=20)
-            responses.append(group.create_task(get))
-            await until(lambda: requests == len(responses), "the client waits")
-        gate.set()
-    assert [(await response).status_code for response in responses] == [409] * 3
-    assert opened == 1
-    assert not len(streams.log)
-
-
-async def test_a_viewer_who_leaves_while_a_restarted_run_opens_does_not_cancel_it() -> None:
-    gate = asyncio.Event()
-
-    @source
-    async def slow(*, after: int = 0) -> AsyncIterator[int]:
-        await gate.wait()
-        return three()
-
-    async def three() -> AsyncIterator[int]:
-        yield 3
-
-    streams = Streams()
-    job, last = slow.job({}, None, policy=streams.policy), EventId(UNKNOWN, 2)
-    first = asyncio.ensure_future(streams.runs.attach(job, last))
-    await until(lambda: len(streams.log), "the run opens")
-    second = asyncio.ensure_future(streams.runs.attach(job, last))
-    await asyncio.sleep(0)
-    first.cancel()
-    gate.set()
-    position = await asyncio.wait_for(second, 5)
-    assert position is not None
-    assert position.after == 2
-
-
 async def test_a_client_resumes_a_run_while_its_source_waits() -> None:
     gate = asyncio.Event()
     async with serving(Streams([gated(gate)])) as url:
@@ -779,7 +688,7 @@ async def test_a_run_that_is_stopped_while_its_source_opens_closes_the_opened_it
         async def aclose(self) -> None:
             closed.set()
 
-    async def opener(after: int) -> AsyncIterator[int]:
+    async def opener() -> AsyncIterator[int]:
         [log] = list(streams.log.runs.values())
         await streams.runs.cancel(log)
         return Opened()

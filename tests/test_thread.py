@@ -23,7 +23,6 @@ from starlette.routing import Mount, Route
 from streams import StreamError, Streams, source
 from streams.errors import TooManyThreads
 from streams.thread import Threads
-from tests.support.list_log import ListLog
 from tests.support.servers import (
     Connection,
     client_of,
@@ -590,17 +589,3 @@ def test_a_generator_is_closed_if_its_event_loop_is_closed_during_a_step(gate: G
     assert not gate.closed.is_set()
     gate.open.set()
     assert gate.closed.wait(10), "the finally has run"
-
-
-async def test_a_restarted_run_whose_generator_has_no_event_left_gets_a_204(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("streams.producer.FIRST_STEP_SECONDS", 20)
-
-    @source
-    def numbers(*, after: int = 0) -> Iterator[int]:
-        yield from range(after, 3)
-
-    async with client_of(Streams([numbers], log=ListLog())) as client:
-        headers = {"Last-Event-ID": "AAAAAAAAAAAAAAAAAAAAAA.3"}
-        assert (await client.get("/streams/numbers", headers=headers)).status_code == 204

@@ -9,6 +9,7 @@ Invariants of every log:
 2. Events leave only at the old end, and no event that an attached reader has not read leaves.
 3. The `end` event and the status that it announces are set together; nothing follows them.
 4. A run has one producer at a time. Readers may be anywhere.
+5. Nobody reads a run before it has opened. All who wait for that, on any worker, get its refusal.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -18,9 +19,11 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from streams.errors import StreamError
 from streams.event import End, encode_json, frame
 
-Status = Literal["running", "completed", "failed", "cancelled"]
+Status = Literal["running", "completed", "failed", "cancelled", "refused"]
+"""`refused`: the source failed in its first step, before anybody could read the run."""
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +42,10 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """At most one running run has a given key; viewers share that run."""
     arguments: str | None = None
     """The source's arguments as a JSON object, if another worker can continue the run."""
+    arguments_hash: str | None = None
+    """A hash of all arguments, defaults included; None for an endpoint of the user's own."""
+    fingerprint: str | None = None
+    """Identifies the program of the source: a worker continues only runs of its own program."""
 
     @property
     def start(self) -> bytes:
@@ -99,8 +106,8 @@ class RunLog(Protocol):
         """Number of the newest event; -1 before event 0."""
 
     @property
-    def restarted(self) -> bool:
-        """Whether this log began after event 0, because the earlier log of the run was lost."""
+    def opening(self) -> bool:
+        """Whether the run has not opened: its source has not taken its first step."""
 
     @property
     def readers(self) -> int:
@@ -116,6 +123,15 @@ class RunLog(Protocol):
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Calls `changed` when a reader attaches or detaches, and when `producing` turns false."""
+
+    def open(self) -> None:
+        """The run has opened: clients may read it. Closing a run opens it, too."""
+
+    def refuse(self, error: StreamError) -> None:
+        """Forgets a run that has not opened. All who wait for it, on any worker, get the error."""
+
+    async def opened(self) -> None:
+        """Waits until the run has opened. Raises its refusal, or UnknownRun if it was forgotten."""
 
     def append(self, name: bytes | None, data: bytes) -> bool:
         """Appends the next event. Returns whether this woke a reader that was waiting.
@@ -138,7 +154,8 @@ class RunLog(Protocol):
     async def cancel(self, end: End) -> None:
         """Closes the log, on whichever worker this is called; does nothing if it is closed.
 
-        Events that the producer has appended and that no reader could see yet may be lost.
+        Refuses a run that has not opened, with RunGone. Events that the producer has appended and
+        that no reader could see yet may be lost.
         """
 
     def read(self, after: int) -> AbstractContextManager[Reader]:
@@ -187,11 +204,10 @@ class EventLog(Protocol):
     async def open(self) -> None:
         """Starts to watch for workers that die. Other methods do this themselves if needed."""
 
-    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> RunLog:
-        """A new run's log, whose first event has the number `after + 1`.
+    async def create(self, info: RunInfo, limits: Limits) -> RunLog:
+        """A new run's log; or, if a running run has the same key, the log of that run.
 
-        If a running run has the same key, the log of that run. Raises StoreFull if there is no
-        room for a run, and RunExists if the log has a run with this id.
+        Raises StoreFull if there is no room for a run.
         """
 
     async def find(self, run: str) -> RunLog:

@@ -20,10 +20,10 @@ class FrameBuffer:
     Readers may see those up to `committed`.
     """
 
-    def __init__(self, after: int = -1) -> None:
-        self.first = after + 1
-        self.last = after
-        self.committed = after
+    def __init__(self) -> None:
+        self.first = 0
+        self.last = -1
+        self.committed = -1
         self.held = 0
         self._frames = bytearray()
         self._ends = array("Q")

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Self
 
-from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, UnknownRun
+from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
 from streams.event import End, frame
 from streams.log import Adopter, Limits, RunInfo, RunLog, Status
 from streams.log.backing import Backing
 from streams.log.buffer import FrameBuffer
+from streams.log.opening import OpeningRun
 
 # The most bytes of one write, unless one event has more. A client that stops reading costs this
 # much in addition to the server's own write buffer, which has the same size.
@@ -60,21 +61,18 @@ class MemoryLog:
     async def aclose(self) -> None:
         """Does nothing: there is nothing to write."""
 
-    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> RunLog:
+    async def create(self, info: RunInfo, limits: Limits) -> RunLog:
         if info.key is not None and (running := self._by_key.get(info.key)) and not running.closed:
             return running
-        if info.run in self._runs:
-            raise RunExists(f"run {info.run} exists")
         self.make_room()
-        run = MemoryRun(self, info, limits, after=after)
+        run = MemoryRun(self, info, limits)
         self.hold(run)
         return run
 
     async def find(self, run: str) -> RunLog:
-        try:
-            return self._runs[run]
-        except KeyError:
-            raise UnknownRun(f"there is no run {run!r}, or it is no longer retained") from None
+        if (held := self._runs.get(run)) is None:
+            raise UnknownRun.of(run)
+        return held
 
     async def discard(self, run: str) -> None:
         self.forget(run)
@@ -129,7 +127,7 @@ class MemoryLog:
                 run.resume_producer()
 
 
-class MemoryRun:
+class MemoryRun(OpeningRun):
     """The frames of one run in memory, and its readers.
 
     A MemoryLog's own runs commit each event as it is appended. A run with a `backing` is driven by
@@ -137,19 +135,13 @@ class MemoryRun:
     """
 
     def __init__(
-        self,
-        log: MemoryLog,
-        info: RunInfo,
-        limits: Limits,
-        *,
-        after: int = -1,
-        backing: Backing | None = None,
+        self, log: MemoryLog, info: RunInfo, limits: Limits, backing: Backing | None = None
     ) -> None:
+        super().__init__()
         self.info = info
         self.limits = limits
         self.status: Status = "running"
-        self.restarted = after >= 0
-        self.buffer = FrameBuffer(after)
+        self.buffer = FrameBuffer()
         self.forgotten = False
         self.backing = backing
         self._log = log
@@ -189,6 +181,11 @@ class MemoryRun:
 
     # For the producer
 
+    def refuse(self, error: StreamError) -> None:
+        self.open(error)
+        self.finish("refused")
+        self._log.forget(self.info.run)
+
     def append(self, name: bytes | None, data: bytes) -> bool:
         buffer = self.buffer
         self.add(frame(self._id, buffer.last + 1, name, data))
@@ -216,6 +213,7 @@ class MemoryRun:
     def close(self, end: End) -> None:
         self.append(b"end", end.encode())
         self.finish(end.status)
+        self.open()
         self._log.expire(self, self.limits.retain)
         self._changed()
 
@@ -225,7 +223,9 @@ class MemoryRun:
         self.resume_producer()
 
     async def cancel(self, end: End) -> None:
-        if not self.closed:
+        if self.opening and not self.closed:
+            self.refuse(RunGone.stopped(self.info.run))
+        elif not self.closed:
             self.close(end)
 
     @property
@@ -241,7 +241,7 @@ class MemoryRun:
 
     @property
     def slowest(self) -> int:
-        """The newest event that every reader has read, and and that may therefore be dropped."""
+        """The newest event that every reader has read, and that may therefore be dropped."""
         cursors = [reader.after for reader in self._readers]
         if self.backing is not None:
             cursors += self.backing.cursors()
@@ -286,8 +286,8 @@ class MemoryRun:
         for reader in [r for r in self._readers if r.loop.is_closed()]:  # Nothing can wake them.
             self.detach(reader)
         self._log.account(-self.buffer.discard_uncommitted() - self.buffer.held)
+        self.open(UnknownRun.of(self.info.run))
         self._wake()
-        self.resume_producer()
         self._readers_changed()
 
     # For readers
@@ -300,7 +300,6 @@ class MemoryRun:
             raise LostHistory(self.first - 1 - reader.after, self.first)
         self._readers.add(reader)
         self._log.readers += 1
-        self.resume_producer()
         self._readers_changed()
 
     def detach(self, reader: "MemoryReader") -> None:
@@ -310,7 +309,6 @@ class MemoryRun:
         self._log.readers -= 1
         if len(self._readers) < 2:
             self._shared_piece = NO_PIECE
-        self.resume_producer()
         self._readers_changed()
 
     def piece(self, after: int) -> tuple[bytes, int]:
@@ -327,6 +325,7 @@ class MemoryRun:
         return frames, last
 
     def _readers_changed(self) -> None:
+        self.resume_producer()
         if self.backing is not None:
             self.backing.readers_changed()
         self._changed()

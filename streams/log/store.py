@@ -20,6 +20,9 @@ from streams.errors import StoreFull
 from streams.event import End
 from streams.log import Limits, RunInfo, Status
 
+REFUSAL_SECONDS = 10
+"""For this long, the workers whose clients wait for the opening of a run learn of its refusal."""
+
 
 class State(msgspec.Struct, frozen=True):
     """A run as the store has it."""
@@ -27,9 +30,8 @@ class State(msgspec.Struct, frozen=True):
     info: RunInfo
     status: Status
     producer: str
-    after: int
-    """The run began after this event: -1, or what an earlier process had reached."""
     last: int
+    """-1 while the run is opening."""
     first: int
     limits: Limits
     cursors: dict[str, tuple[int, int]]
@@ -45,7 +47,10 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Append(msgspec.Struct, frozen=True):
-    """Frames of a run, from event `number` on. `status`: the last frame is its `end` event."""
+    """Frames of a run, from event `number` on. `status`: the last frame is its `end` event.
+
+    A refused run is retained for REFUSAL_SECONDS.
+    """
 
     run: str
     number: int
@@ -146,11 +151,8 @@ class Store(Protocol):
     async def open(self, worker: str) -> None:
         """Names the calling worker. Comes before the other operations, and again after `aclose`."""
 
-    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> str:
-        """Creates a running run. Returns its id, or that of the running run with the same key.
-
-        Raises RunExists if the id exists.
-        """
+    async def create(self, info: RunInfo, limits: Limits) -> str:
+        """Creates a running run. Returns its id, or that of the running run with the same key."""
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
         """The state of each run; None if there is no such run."""

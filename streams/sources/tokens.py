@@ -81,9 +81,8 @@ async def tokens(
         raise StreamError(detail, status=status, retry_after=retry_after)
     if fail_after is not None and after > fail_after:
         return  # The log already contains the failure.
-    if request is not None and drop_after is not None and (after == 0 or after < drop_after):
-        cut = partial(CutConnection, pieces=drop_after - after)
-        request.scope["streams.middleware"] = cut
+    if request is not None and drop_after is not None:
+        request.scope["streams.middleware"] = partial(CutConnection, pieces=drop_after)
 
     question = prompt if messages is None else last_text(messages)
     answer = list(pieces(reply if reply is not None else REPLY.format(prompt=quoted(question))))

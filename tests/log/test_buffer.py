@@ -14,7 +14,8 @@ class BufferMachine(RuleBasedStateMachine):
 
     @initialize(after=st.integers(-1, 50))
     def begin(self, after: int) -> None:
-        self.buffer = FrameBuffer(after)
+        self.buffer = FrameBuffer()
+        self.buffer.reset(after)
         self.frames: list[bytes] = []
         self.first = after + 1
         self.committed = after

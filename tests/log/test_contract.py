@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from streams import EventLog, MemoryLog
-from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, UnknownRun
+from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
 from streams.event import COMPLETED, End, frame
 from streams.log import Limits
 from streams.log.shared import SharedLog
-from tests.support.event_logs import DATA, SIZE, drained, info, new, read_all
+from tests.support.event_logs import DATA, SIZE, drained, info, new, opening, read_all
 from tests.support.list_log import ListLog
 from tests.support.servers import until
 from tests.support.stores import shared_log
@@ -112,13 +112,73 @@ async def test_a_finished_run_is_forgotten_after_retain_seconds(make_log: MakeLo
     assert store.bytes == 0
 
 
-async def test_an_unknown_run_is_not_found_and_an_id_is_not_used_twice(make_log: MakeLog) -> None:
+async def test_an_unknown_run_is_not_found(make_log: MakeLog) -> None:
+    with pytest.raises(UnknownRun):
+        await make_log().find("r")
+
+
+async def test_those_who_wait_for_a_run_go_on_when_it_has_opened(make_log: MakeLog) -> None:
+    log = await opening(make_log())
+    assert log.opening
+    log.append(b"start", b"{}")
+    waiting = [asyncio.ensure_future(log.opened()) for _ in range(2)]
+    await asyncio.sleep(0)
+    log.open()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*waiting, log.opened())
+    assert not log.opening
+    log.close(COMPLETED)
+    assert b"event: start" in await read_all(log)
+
+
+async def test_those_who_wait_for_a_run_get_its_refusal_and_nobody_else_finds_it(
+    make_log: MakeLog,
+) -> None:
     store = make_log()
+    log = await opening(store)
+    log.append(b"start", b"{}")
+    waiting = [asyncio.ensure_future(log.opened()) for _ in range(2)]
+    await asyncio.sleep(0)
+    log.refuse(StreamError("not today", status=451, retry_after=7, member=1))
+    for task in (*waiting, asyncio.ensure_future(log.opened())):
+        with pytest.raises(StreamError, match="not today") as refusal:
+            await asyncio.wait_for(task, 5)
+        assert (refusal.value.status, refusal.value.retry_after) == (451, 7)
+        assert refusal.value.members == {"member": 1}
+    assert not log.producing
+    await settled(store)
     with pytest.raises(UnknownRun):
         await store.find("r")
-    await new(store)
-    with pytest.raises(RunExists, match="r"):
-        await new(store)
+    await until(lambda: not len(store), "the run is forgotten")
+    assert store.bytes == 0
+
+
+async def test_a_run_that_is_cancelled_while_it_opens_is_refused(make_log: MakeLog) -> None:
+    store = make_log()
+    log = await opening(store)
+    waiting = asyncio.ensure_future(log.opened())
+    await asyncio.sleep(0)
+    await log.cancel(CANCELLED)
+    with pytest.raises(RunGone, match="stopped before it started"):
+        await asyncio.wait_for(waiting, 5)
+    assert not log.producing
+    await until(lambda: not len(store), "the run is forgotten")
+
+
+async def test_those_who_wait_for_a_run_learn_that_it_was_discarded(make_log: MakeLog) -> None:
+    store = make_log()
+    waiting = asyncio.ensure_future((await opening(store)).opened())
+    await asyncio.sleep(0)
+    await store.discard("r")
+    with pytest.raises(UnknownRun):
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_run_that_is_closed_has_opened(make_log: MakeLog) -> None:
+    log = await opening(make_log())
+    log.close(COMPLETED)
+    await asyncio.wait_for(log.opened(), 5)
+    assert b"event: end" in await read_all(log)
 
 
 async def test_discarding_a_run_ends_its_readers_and_frees_its_id(make_log: MakeLog) -> None:
@@ -133,19 +193,6 @@ async def test_discarding_a_run_ends_its_readers_and_frees_its_id(make_log: Make
     await store.discard("r")
     assert (len(store), store.bytes) == (0, 0)
     await new(store)
-
-
-async def test_a_log_may_begin_after_a_given_event(make_log: MakeLog) -> None:
-    log = await new(make_log(), after=41)
-    assert (log.first, log.last, log.restarted) == (42, 41, True)
-    log.append(None, b"42")
-    log.append(None, b"43")
-    log.close(COMPLETED)
-    assert (await read_all(log, 41)).startswith(frame(b"r", 42, None, b"42"))
-    assert (await read_all(log, 42)).startswith(frame(b"r", 43, None, b"43"))
-    assert await read_all(log, 50) == b"", "a reader that is ahead gets nothing"
-    with pytest.raises(LostHistory):
-        await read_all(log, 30)
 
 
 async def test_the_producer_waits_when_it_is_a_window_ahead_of_the_slowest_reader(

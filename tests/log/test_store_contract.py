@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from streams.errors import RunExists
 from streams.event import COMPLETED, End, frame
 from streams.log import Limits
 from streams.log.store import (
@@ -97,30 +96,47 @@ async def test_a_state_says_what_the_store_has_of_a_run(new_store: NewStore) -> 
     one, other = await new_store("one"), await new_store("other")
     described = info(owner="ann", key="k" * 2000, arguments='{"a":1}')
     limits = Limits(1234, 56.5, True)
-    assert await one.create(described, limits, after=6) == "r"
+    assert await one.create(described, limits) == "r"
     unknown, state = await other.load(["unknown", "r"])
     assert unknown is None
     assert state is not None
     assert (state.info, state.limits) == (described, limits)
     assert (state.status, state.producer) == ("running", "one")
-    assert (state.after, state.first, state.last) == (6, 7, 6)
-    assert await one.append([Append("r", 7, FRAMES[7:9])]) == [Committed(8, 7)]
+    assert (state.first, state.last) == (0, -1)
+    assert await one.append([Append("r", 0, FRAMES[:2])]) == [Committed(1, 0)]
     (state,) = await other.load(["r"])
     assert state is not None
-    assert (state.after, state.first, state.last) == (6, 7, 8)
+    assert (state.first, state.last) == (0, 1)
 
 
-async def test_an_id_exists_once_and_a_key_once_while_its_run_is_running(
-    new_store: NewStore,
-) -> None:
+async def test_a_key_exists_once_while_its_run_is_running(new_store: NewStore) -> None:
     one, other = await new_store("one"), await new_store("other")
     assert await one.create(info("a", key="k"), LIMITS) == "a"
     assert await other.create(info("b", key="k"), LIMITS) == "a"
     assert await other.load(["b"]) == [None]
-    with pytest.raises(RunExists, match="a"):
-        await other.create(info("a"), LIMITS)
     await one.append([Append("a", 0, [END], status="completed")])
     assert await other.create(info("b", key="k"), LIMITS) == "b"
+
+
+async def test_a_creation_can_be_repeated(new_store: NewStore) -> None:
+    one = await new_store("one")
+    for _ in range(2):
+        assert await one.create(info("a", key="k"), LIMITS) == "a"
+        assert await one.create(info("b"), LIMITS) == "b"
+    assert sorted(await one.runs_of("one")) == ["a", "b"]
+    assert await one.append([Append("b", 0, FRAMES[:1])]) == [Committed(0, 0)]
+
+
+async def test_a_refused_run_is_not_running_and_frees_its_key(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.create(info("r", key="k"), LIMITS)
+    assert await one.append([Append("r", 0, [END], status="refused")]) == [Committed(0, 0)]
+    (state,) = await other.load(["r"])
+    assert state is not None
+    assert state.status == "refused"
+    assert await other.read("r", -1, 9) == [Entry(0, END, "refused")]
+    assert await other.runs_of("one") == []
+    assert await other.create(info("s", key="k"), LIMITS) == "s"
 
 
 async def test_an_append_can_be_repeated(new_store: NewStore) -> None:
@@ -208,8 +224,6 @@ async def test_a_discarded_run_is_gone_and_those_with_a_part_in_it_hear_of_it(
         assert await store.load(["r"]) == [None]
         assert await store.read("r", -1, 100) == []
     assert await one.append([Append("r", 3, FRAMES[3:4])]) == [Forgotten()]
-    assert await third.create(info(), LIMITS) == "r", "the id is free again"
-    assert await third.read("r", -1, 100) == []
 
 
 async def test_a_finished_run_is_gone_after_its_time(new_store: NewStore) -> None:
@@ -224,7 +238,6 @@ async def test_a_finished_run_is_gone_after_its_time(new_store: NewStore) -> Non
         while not await is_gone():
             await asyncio.sleep(0.01)
     assert await one.read("r", -1, 100) == []
-    assert await one.create(info(), LIMITS) == "r", "the id is free again"
 
 
 async def test_a_follower_gets_each_event_once_from_history_to_live(new_store: NewStore) -> None:
@@ -319,14 +332,6 @@ async def test_a_worker_without_runs_leaves_nothing(new_store: NewStore) -> None
     one, other = await new_store("one"), await new_store("other")
     await one.leave()
     assert (await other.renew([])).all == {"other"}
-
-
-async def test_numbers_up_to_2_to_the_53_are_kept_exactly(new_store: NewStore) -> None:
-    one = await new_store("one")
-    last = 2**53 - 1
-    await one.create(info(), LIMITS, after=last - 2)
-    assert await one.append([Append("r", last - 1, FRAMES[:2])]) == [Committed(last, last - 1)]
-    assert [entry.number for entry in await one.read("r", last - 2, 9)] == [last - 1, last]
 
 
 async def test_a_store_can_be_opened_again_after_it_was_closed(new_store: NewStore) -> None:

@@ -268,11 +268,12 @@ def test_a_reconnect_resumes_without_missing_or_repeated_events(
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_stream_continues_when_its_server_is_killed_and_restarted(
-    open_page: Open, transport: str
+    open_page: Open, transport: str, tmp_path: Path
 ) -> None:
+    log = f"sqlite:{tmp_path}/runs.db"
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
-    with server_process(port, "--no-access-log", app="tests.support.browser:app"):
+    with server_process(port, "--no-access-log", app="tests.support.browser:app", TEST_LOG=log):
         page = open_page(url)
         start(page, "gated", transport, gate="restart")
         expect_events(page, 1 + GATE_AT)
@@ -280,7 +281,7 @@ def test_a_stream_continues_when_its_server_is_killed_and_restarted(
     expect_state(page, "waiting")
     reconnecting = re.compile(r"^connection lost, reconnecting( in \d s)?$")
     expect(page.locator("#state")).to_have_text(reconnecting)
-    with server_process(port, "--no-access-log", app="tests.support.browser:app"):
+    with server_process(port, "--no-access-log", app="tests.support.browser:app", TEST_LOG=log):
         open_gate("restart", url)
         expect_state(page, "completed")
         assert numbers(page) == numbers_up_to(GATED_COUNT)

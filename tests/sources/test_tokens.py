@@ -215,21 +215,6 @@ async def test_fail_after_fails_the_run_after_so_many_tokens() -> None:
             }
 
 
-async def test_a_restart_fails_at_the_same_token_and_after_the_failure_gets_a_204() -> None:
-    url = f"/streams/tokens?{QUERY}&fail_after=3"
-    async with client_of(Streams([tokens])) as client:
-        gone = "A" * 22
-        events = await every_event(client, url, f"{gone}.2")
-        assert [event.id for event in events] == [f"{gone}.3", f"{gone}.4"]
-        assert events[-1].json()["status"] == "failed"
-    async with client_of(Streams([tokens])) as client:
-        events = await every_event(client, url, f"{gone}.3")
-        assert events[-1].json()["status"] == "failed"
-    async with client_of(Streams([tokens])) as client:
-        response = await client.get(url, headers={"Last-Event-ID": f"{gone}.4"})
-        assert response.status_code == 204
-
-
 async def test_the_heartbeat_continues_during_a_stall() -> None:
     def heartbeats_after_two_pieces(stream: Connection) -> bool:
         events, _, rest = stream.body.rpartition(b"\n\n")
@@ -280,22 +265,6 @@ async def test_the_run_continues_after_its_connection_is_dropped() -> None:
         await until(lambda: log.status == "completed", "the run is completed")
         state = await client.get(f"/runs/{stream.run}", headers={"Accept": "application/json"})
         assert state.json()["last_event"] > 50
-
-
-async def test_a_restart_is_dropped_only_if_fewer_than_drop_after_tokens_were_sent() -> None:
-    path = f"/streams/tokens?{QUERY}&drop_after=4"
-    for last, pieces_sent in ((2, 2), (4, None), (7, None)):
-        headers = f"Last-Event-ID: {'A' * 22}.{last}\r\n"
-        async with (
-            serving(Streams([tokens])) as url,
-            connection(url, path, headers=headers) as stream,
-        ):
-            if pieces_sent is None:
-                await stream.until(lambda stream: stream.terminated, "the body is complete")
-            else:
-                await stream.to_the_end()
-                assert not stream.terminated
-                assert stream.body.count(b'"content"') == pieces_sent
 
 
 async def test_drop_after_works_in_an_endpoint_of_the_users() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import os
 import shutil
 import subprocess
 from collections import defaultdict
@@ -75,7 +76,11 @@ async def open_gate(gate: str) -> AsyncIterator[str]:
     yield "open"
 
 
-app = Streams([counter, tokens, clock, hostile, kinds, gated, open_gate], retry=(0.05, 0.1))
+app = Streams(
+    [counter, tokens, clock, hostile, kinds, gated, open_gate],
+    retry=(0.05, 0.1),
+    log=os.environ.get("TEST_LOG"),
+)
 mounted = Starlette(routes=[Mount("/live", app)])
 
 

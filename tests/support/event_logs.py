@@ -17,10 +17,15 @@ def info(run: str = "r", **members: Any) -> RunInfo:
 
 
 async def new(store: EventLog, run: str = "r", **options: Any) -> RunLog:
-    """Creates a run with a large window that is retained for long."""
-    after = options.pop("after", -1)
+    """Creates a run, and opens it, with a large window that is retained for long."""
+    log = await opening(store, run, **options)
+    log.open()
+    return log
+
+
+async def opening(store: EventLog, run: str = "r", **options: Any) -> RunLog:
     limits = Limits(**{"window": 2**20, "retain": 300, **options})
-    return await store.create(info(run), limits, after=after)
+    return await store.create(info(run), limits)
 
 
 async def drained(reader: Reader) -> bytes:

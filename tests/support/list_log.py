@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from streams.errors import LogClosed, LostHistory, RunExists, StoreFull, UnknownRun
+from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
 from streams.event import End, frame
 from streams.log import Adopter, Limits, RunInfo, RunLog, Status
 
@@ -37,40 +37,40 @@ class ListLog:
 
     async def aclose(self) -> None: ...
 
-    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> RunLog:
+    async def create(self, info: RunInfo, limits: Limits) -> RunLog:
         for log in self.runs.values():
             if log.producing and info.key is not None and log.info.key == info.key:
                 return log
-        if info.run in self.runs:
-            raise RunExists(info.run)
         for run, log in list(self.runs.items()):
             full = len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes
             if full and log.status != "running" and not log.readers:
                 await self.discard(run)
         if len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes:
             raise StoreFull("full")
-        self.runs[info.run] = ListRun(self, info, limits, after)
+        self.runs[info.run] = ListRun(self, info, limits)
         return self.runs[info.run]
 
     async def find(self, run: str) -> RunLog:
         if run not in self.runs:
-            raise UnknownRun(run)
+            raise UnknownRun.of(run)
         return self.runs[run]
 
     async def discard(self, run: str) -> None:
         if log := self.runs.pop(run, None):
             log.status = "cancelled" if log.status == "running" else log.status
+            log.opening = False
             self.bytes -= log.size
             log.changed()
             log.watching()
 
 
 class ListRun:
-    def __init__(self, store: ListLog, info: RunInfo, limits: Limits, after: int) -> None:
+    def __init__(self, store: ListLog, info: RunInfo, limits: Limits) -> None:
         self.info = info
         self.status: Status = "running"
-        self.restarted = after >= 0
-        self.first = after + 1
+        self.opening = True
+        self.refusal: StreamError | None = None
+        self.first = 0
         self.store = store
         self.limits = limits
         self.producer = store.worker
@@ -82,6 +82,25 @@ class ListRun:
     @property
     def producing(self) -> bool:
         return self.status == "running"
+
+    def open(self) -> None:
+        self.opening = False
+        self.changed()
+
+    def refuse(self, error: StreamError) -> None:
+        self.status, self.refusal, self.opening = "refused", error, False
+        self.store.runs.pop(self.info.run)
+        self.store.bytes -= self.size
+        self.changed()
+        self.watching()
+
+    async def opened(self) -> None:
+        while self.opening:
+            await self.change()
+        if self.refusal is not None:
+            raise self.refusal
+        if self.store.runs.get(self.info.run) is not self:
+            raise UnknownRun.of(self.info.run)
 
     def watch(self, changed: Callable[[], None]) -> None:
         self.watching = changed
@@ -144,7 +163,7 @@ class ListRun:
 
     def close(self, end: End) -> None:
         self.append(b"end", end.encode())
-        self.status = end.status
+        self.status, self.opening = end.status, False
         self.changed()
         self.watching()
         loop = asyncio.get_running_loop()
@@ -153,7 +172,9 @@ class ListRun:
         )
 
     async def cancel(self, end: End) -> None:
-        if self.status == "running":
+        if self.opening:
+            self.refuse(RunGone.stopped(self.info.run))
+        elif self.status == "running":
             self.close(end)
 
     @contextmanager

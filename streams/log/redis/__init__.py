@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from streams.errors import RunExists, StoreFull
+from streams.errors import StoreFull
 from streams.event import End, encode_json, frame
 from streams.log import Limits, RunInfo
 from streams.log.redis.connection import RedisLink
@@ -87,14 +87,12 @@ class RedisStore:
                 raise self._link.failure(reply)
         return replies
 
-    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> str:
+    async def create(self, info: RunInfo, limits: Limits) -> str:
         key = "" if info.key is None else hashlib.sha256(info.key.encode()).hexdigest()
         retain_ms = max(int(limits.retain * 1000), 1)
-        policy = (after, limits.window, retain_ms, int(limits.drops_oldest))
-        reply = await self._call(CREATE, info.run, encode_json(info), *policy, key, self._lease)
-        if reply[0] == b"exists":
-            raise RunExists(f"run {info.run} exists already")
-        return reply[1].decode() if reply[0] == b"other" else info.run
+        policy = (limits.window, retain_ms, int(limits.drops_oldest))
+        run = await self._call(CREATE, info.run, encode_json(info), *policy, key, self._lease)
+        return str(run.decode())
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
         return [_state(reply) for reply in await self._call_all(LOAD_STATE, [(r,) for r in runs])]
@@ -187,17 +185,16 @@ def _state(reply: list[Any]) -> State | None:
     """Decodes what state() in common.lua returns."""
     if reply[0] is None:
         return None
-    info, status, producer, *numbers = reply[:9]
-    after, last, first, window, retain, drops_oldest = map(int, numbers)
+    info, status, producer, *numbers = reply[:8]
+    last, first, window, retain, drops_oldest = map(int, numbers)
     cursors = {}
-    for worker, cursor in zip(reply[9][::2], reply[9][1::2], strict=True):
+    for worker, cursor in zip(reply[8][::2], reply[8][1::2], strict=True):
         had, readers = cursor.split()
         cursors[worker.decode()] = (int(had), int(readers))
     return State(
         msgspec.json.decode(info, type=RunInfo),
         status.decode(),
         producer.decode(),
-        after,
         last,
         first,
         Limits(window, retain / 1000, bool(drops_oldest)),

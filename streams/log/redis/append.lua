@@ -47,6 +47,6 @@ if status ~= '' then
   redis.call('HSET', key('run', run), 'status', status)
   redis.call('SREM', key('runs', me), run)
   release(fields[6], run)
-  expire(run, fields[5])
+  expire(run, status == 'refused' and REFUSED_MS or fields[5])
 end
 return {'committed', text(last), text(first)}

@@ -7,6 +7,8 @@
 local INBOX_SECONDS = 60
 -- Redis keeps an unfinished run that has no worker for this time.
 local ORPHAN_MS = 24 * 60 * 60 * 1000
+-- Redis keeps a refused run for this time: REFUSAL_SECONDS in store.py.
+local REFUSED_MS = 10 * 1000
 
 local prefix, me = KEYS[1], ARGV[1]
 local WORKERS = prefix .. ':workers'
@@ -45,8 +47,8 @@ end
 -- The state of a run, as a list that ends with the cursors. The first item of the list is false
 -- (nil in the reply) if there is no such run.
 local function state(run)
-  local fields = redis.call('HMGET', key('run', run), 'info', 'status', 'producer', 'after',
-    'last', 'first', 'window', 'retain', 'drops_oldest')
+  local fields = redis.call('HMGET', key('run', run), 'info', 'status', 'producer', 'last',
+    'first', 'window', 'retain', 'drops_oldest')
   fields[#fields + 1] = redis.call('HGETALL', key('cursors', run))
   return fields
 end

@@ -9,7 +9,7 @@ Invariants:
    (fences) every other worker.
 2. A script that ends a run writes its `end` event and its status together.
 3. `append` evicts only the oldest events, and none that the cursor of another worker still needs.
-4. Every script except `create` can be repeated with the same arguments after a lost reply.
+4. Every script can be repeated with the same arguments after a lost reply.
 
 Keys, all with the prefix:
 

@@ -23,7 +23,7 @@ from streams.errors import StoreFull, UnknownRun
 from streams.log import Adopter, Limits, RunInfo, RunLog
 from streams.log.memory import MemoryLog
 from streams.log.shared.repeat import Backoff, until_answered
-from streams.log.shared.run import SharedRun, Work
+from streams.log.shared.run import LOST, SharedRun, Work
 from streams.log.store import Committed, Cursor, Fenced, Missing, Notice, Outcome, State, Store
 
 logger = logging.getLogger("streams")
@@ -91,18 +91,18 @@ class SharedLog:
                 loops = (self._write, self._follow, self._keep_lease)
                 self._tasks = [asyncio.create_task(self._repeat(loop)) for loop in loops]
 
-    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> RunLog:
+    async def create(self, info: RunInfo, limits: Limits) -> RunLog:
         await self.open()
         await self._discard_all(self._local.make_room())
         try:
-            run = await self.store.create(info, limits, after=after)
+            run = await self.store.create(info, limits)
         except (StoreFull, asyncio.CancelledError):
             # The store may have created the run although it did not answer. Nobody would end it.
             self._in_background(until_answered(partial(self.store.discard, info.run)))
             raise
         if run != info.run:
             return await self.find(run)
-        state = State(info, "running", self.worker, after, after, after + 1, limits, {})
+        state = State(info, "running", self.worker, -1, 0, limits, {})
         created = self._runs[run] = SharedRun(self._work, state, is_producer=True)
         self._keep(created)
         return created
@@ -114,10 +114,10 @@ class SharedLog:
     async def find(self, run: str) -> RunLog:
         await self.open()
         (state,) = await self.store.load([run])
-        if state is None:
+        if state is None or state.status == "refused":
             if (known := self._runs.get(run)) is not None:
                 self._update(known, None)
-            raise UnknownRun(f"there is no run {run!r}, or it is no longer retained")
+            raise UnknownRun.of(run)
         return self._run_of(state)
 
     def _run_of(self, state: State) -> SharedRun:
@@ -249,7 +249,12 @@ class SharedLog:
                 if run.memory.closed and last == run.memory.last:
                     self._produced.pop(run.info.run, None)
             case Missing(last):
-                run.on_missing(last)
+                if not run.on_missing(last):
+                    self._produced.pop(run.info.run, None)
+                    self._local.release(run.info.run)
+                    run.on_lost(LOST)
+                    close = partial(self.store.close, run.info.run, LOST)
+                    self._in_background(until_answered(close))
             case Fenced():
                 self._on_fenced(run)
             case _:
@@ -257,7 +262,9 @@ class SharedLog:
                     self._forget(run.info.run)
 
     def _on_fenced(self, run: SharedRun) -> None:
-        if run.is_producer:
+        if run.is_producer and run.opening:  # Those who wait here look for the run again.
+            self._forget(run.info.run)
+        elif run.is_producer:
             self._produced.pop(run.info.run, None)
             self._local.release(run.info.run)
             run.on_fenced()

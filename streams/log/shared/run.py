@@ -4,7 +4,8 @@ Invariants:
 
 1. Readers see only committed events: those that the store has.
 2. What the store refuses is discarded here.
-3. A MemoryRun holds the frames that are in this process. On the producer these are the appended
+3. The store has no event of a run that has not opened. A refusal is its only event.
+4. A MemoryRun holds the frames that are in this process. On the producer these are the appended
    frames, and readers see the committed ones. On another worker these are the events that came in
    since its first reader attached. A reader that needs an older event loads it from the store.
 
@@ -15,10 +16,11 @@ import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from streams.errors import LogClosed, LostHistory
-from streams.event import End, frame
+from streams.errors import LogClosed, LostHistory, ProducerLost, RunGone, StreamError
+from streams.event import End, frame, parse_frames
 from streams.log import Status
 from streams.log.memory import CHUNK, MemoryLog, MemoryReader, MemoryRun
+from streams.log.shared import refusal
 from streams.log.shared.repeat import until_answered
 from streams.log.store import Append, Cursor, Entry, State, Store
 
@@ -28,6 +30,9 @@ APPEND_EVENTS = 512
 
 CLOCK_SECONDS = 0.1
 """This worker keeps a finished run for this much longer than the store: their clocks differ."""
+
+
+LOST = End.failed(ProducerLost("the log has lost events of this run; start a new run"))
 
 
 class Work:
@@ -70,7 +75,6 @@ class SharedRun:
 
     def __init__(self, work: Work, state: State, is_producer: bool) -> None:
         self.info = state.info
-        self.restarted = state.after >= 0
         self.producer = state.producer
         self.is_producer = is_producer
         self.first = state.first
@@ -86,9 +90,10 @@ class SharedRun:
         self.remote_cursors: dict[str, int] = {}
         self._watcher: Callable[[], None] = lambda: None
         self._piece_events = 64
-        self.memory = MemoryRun(
-            work.local, state.info, state.limits, after=state.last, backing=self
-        )
+        self.memory = MemoryRun(work.local, state.info, state.limits, backing=self)
+        self.memory.reset(state.last)
+        if state.last >= 0:
+            self.memory.open()
         if state.status != "running":
             self.memory.finish(state.status)
         self._set_remote_readers(state)
@@ -111,6 +116,16 @@ class SharedRun:
     def producing(self) -> bool:
         return self.is_producer and not self.memory.closed
 
+    @property
+    def opening(self) -> bool:
+        return self.memory.opening
+
+    async def opened(self) -> None:
+        if self.opening and not self.is_producer:
+            with self.read(-1) as reader:  # The first event says how the opening went.
+                await anext(reader, b"")
+        await self.memory.opened()
+
     def watch(self, changed: Callable[[], None]) -> None:
         self._watcher = changed
 
@@ -123,6 +138,18 @@ class SharedRun:
 
     # The producer's side
 
+    def open(self) -> None:
+        self.memory.open()
+        self._work.queue_append(self)
+
+    def refuse(self, error: StreamError) -> None:
+        self.memory.discard_uncommitted()
+        self.memory.add(frame(self._id, 0, b"end", refusal.encode(error)))
+        self.memory.open(error)
+        self.memory.finish("refused")
+        self._work.queue_append(self)
+        self._watcher()
+
     def append(self, name: bytes | None, data: bytes) -> bool:
         if not self.is_producer:
             raise LogClosed(
@@ -130,7 +157,8 @@ class SharedRun:
             )
         self.memory.add(frame(self._id, self.memory.last + 1, name, data))
         self._work.local.events += 1
-        self._work.queue_append(self)
+        if not self.memory.opening:  # Until then, the store has no event of the run.
+            self._work.queue_append(self)
         return False
 
     def is_full(self) -> bool:
@@ -142,10 +170,13 @@ class SharedRun:
     def close(self, end: End) -> None:
         self.append(b"end", end.encode())
         self.memory.finish(end.status)
+        self.open()
         self._watcher()
 
     async def cancel(self, end: End) -> None:
-        if self.producing:
+        if self.producing and self.opening:
+            self.refuse(RunGone.stopped(self.info.run))
+        elif self.producing:
             self.close(end)
         elif self.status == "running":
             await self._work.store.close(self.info.run, end)
@@ -173,17 +204,34 @@ class SharedRun:
         memory = self.memory
         memory.commit(max(last, memory.buffer.committed))
         if memory.closed and last == memory.last:
-            self._work.local.expire(memory, memory.limits.retain + CLOCK_SECONDS)
+            retain = 0 if memory.status == "refused" else memory.limits.retain
+            self._work.local.expire(memory, retain + CLOCK_SECONDS)
         elif last < memory.last:
             self._work.queue_append(self)
 
-    def on_missing(self, last: int) -> None:
-        """The store has lost all events after `last`. They are sent again if they are here."""
+    def on_missing(self, last: int) -> bool:
+        """The store has lost all events after `last`. They are sent again if they are here.
+
+        Returns False if they are not.
+        """
         self.committed = last
         if last < self.memory.first - 1:
-            self.on_forgotten()
-        else:
-            self._work.queue_append(self)
+            return False
+        self._work.queue_append(self)
+        return True
+
+    def on_lost(self, end: End) -> None:
+        """The store has lost events that readers here may have had: for them, the run ends."""
+        self.is_producer = False
+        self._work.appending.pop(self, None)
+        memory = self.memory
+        if not memory.closed:
+            memory.discard_uncommitted()
+            memory.add(frame(self._id, memory.last + 1, b"end", end.encode()))
+            memory.finish(end.status)
+        memory.commit(memory.last)
+        self._unfollow()
+        self._watcher()
 
     def on_cursor(self, worker: str, after: int | None, readers: int) -> None:
         """All readers of another worker have had event `after`; None: it has no readers now."""
@@ -241,6 +289,10 @@ class SharedRun:
         self.first, self._last, self._status = state.first, state.last, state.status
         self._set_remote_readers(state)
         self.producer = state.producer
+        if state.last >= 0:
+            self.memory.open()
+        if state.status != "running" and state.last < self.memory.buffer.committed:
+            self.on_lost(LOST)
         if not self.is_producer and not self.memory.readers and not self.memory.closed:
             self.memory.reset(state.last)
             if state.status != "running":
@@ -258,6 +310,10 @@ class SharedRun:
             if entry.status is not None:
                 self._status = entry.status
                 memory.finish(entry.status)
+            if entry.status == "refused":
+                (end,) = parse_frames(entry.frame)
+                memory.open(refusal.decode(end.data))
+        memory.open()
         memory.commit(memory.last)
         self.backlogged = memory.is_full()
         if memory.closed:

@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from streams.errors import RunExists, StoreFull
+from streams.errors import StoreFull
 from streams.event import End, encode_json, frame
 from streams.log import Limits, RunInfo
 from streams.log.sqlite.database import Database
@@ -107,7 +107,7 @@ class SQLiteStore:
 
     # Runs.
 
-    async def create(self, info: RunInfo, limits: Limits, *, after: int = -1) -> str:
+    async def create(self, info: RunInfo, limits: Limits) -> str:
         def create(db: sqlite3.Connection) -> tuple[str, int]:
             db.execute("BEGIN IMMEDIATE")
             query = "SELECT name, id FROM run WHERE app = ? AND key = ? AND status = 'running'"
@@ -115,16 +115,13 @@ class SQLiteStore:
                 other := db.execute(query, (self._app, info.key)).fetchone()
             ):
                 return str(other[0]), 0
-            if find_run(db, self._app, info.run) is not None:
-                raise RunExists(f"run {info.run} exists already")
-            # A run of this id may have expired, and wait for the keeper.
-            rename = "UPDATE run SET name = NULL WHERE app = ? AND name = ?"
-            db.execute(rename, (self._app, info.run))
+            if (number := find_run(db, self._app, info.run)) is not None:
+                return info.run, number  # The caller repeats the operation.
             inserted = db.execute(
-                "INSERT INTO run (app, name, key, producer, after, window, retain, drops_oldest, "
-                "info) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO run (app, name, key, producer, window, retain, drops_oldest, info) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    *(self._app, info.run, info.key, self._worker, after),
+                    *(self._app, info.run, info.key, self._worker),
                     *(limits.window, limits.retain, limits.drops_oldest, encode_json(info)),
                 ),
             )
@@ -132,7 +129,7 @@ class SQLiteStore:
 
         run, number = await self._link.do(create)
         if number:
-            self._produced.runs[run] = ProducedRun(number, after, after + 1)
+            self._produced.runs[run] = ProducedRun(number, -1, 0)
         return run
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:

@@ -17,10 +17,10 @@ from streams.log.store import Entry, State
 
 PIECES_PER_QUERY = 16
 
-LAST = "coalesce((SELECT max(last) FROM piece WHERE run = r.id), r.after)"
+LAST = "coalesce((SELECT max(last) FROM piece WHERE run = r.id), -1)"
 FIRST = (
     "coalesce((SELECT last + 1 - length(ends) / 4 FROM piece WHERE run = r.id "
-    "ORDER BY last LIMIT 1), r.after + 1)"
+    "ORDER BY last LIMIT 1), 0)"
 )
 
 
@@ -35,8 +35,8 @@ def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
     """The state of a run; None if there is no such run, or it has expired."""
     if (number := find_run(db, app, run)) is None:
         return None
-    info, status, producer, after, last, first, window, retain, drops_oldest = db.execute(
-        f"SELECT info, status, producer, after, {LAST}, {FIRST}, window, retain, drops_oldest "
+    info, status, producer, last, first, window, retain, drops_oldest = db.execute(
+        f"SELECT info, status, producer, {LAST}, {FIRST}, window, retain, drops_oldest "
         "FROM run AS r WHERE id = ?",
         (number,),
     ).fetchone()
@@ -47,7 +47,6 @@ def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
         msgspec.json.decode(info, type=RunInfo),
         status,
         producer,
-        after,
         last,
         first,
         Limits(window, retain, bool(drops_oldest)),

@@ -26,7 +26,6 @@ CREATE TABLE run (
   key TEXT,
   status TEXT NOT NULL DEFAULT 'running',
   producer TEXT NOT NULL,
-  after INTEGER NOT NULL,
   "window" INTEGER NOT NULL,
   retain REAL NOT NULL,
   drops_oldest INTEGER NOT NULL,
@@ -54,7 +53,10 @@ CREATE UNIQUE INDEX piece_last ON piece (run, last);
 -- So one statement stores the `end` event and the status.
 CREATE TRIGGER piece_end AFTER INSERT ON piece WHEN NEW.status IS NOT NULL BEGIN
   UPDATE run
-  SET status = NEW.status, expires = (julianday('now') - 2440587.5) * 86400.0 + retain
+  SET
+    status = NEW.status,
+    expires = (julianday('now') - 2440587.5) * 86400.0
+      + CASE NEW.status WHEN 'refused' THEN 10 ELSE retain END
   WHERE id = NEW.run;
 END;
 

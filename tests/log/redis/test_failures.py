@@ -1,6 +1,7 @@
 """A Redis that is paused, killed, cut off, full, or the replica of another one."""
 
 import asyncio
+import itertools
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from streams import Streams, source
 from streams.sources import counter
-from tests.log.shared.workers import NUMBER_19, TERMINATED, health_of, numbers, workers
+from tests.log.shared.workers import NUMBER_19, TERMINATED, health_of, numbers, state_of, workers
 from tests.support.servers import ROOT, connection, serving, until
 from tests.support.stores import shared_log
 from tests.support.valkey import Valkey, running_valkey
@@ -192,7 +193,7 @@ async def test_streams_continue_when_redis_has_lost_the_scripts(valkey: Valkey) 
     await continues(valkey, flush)
 
 
-async def test_when_redis_comes_back_empty_the_streams_break_off_and_can_be_resumed(
+async def test_when_redis_comes_back_empty_the_streams_break_off_and_the_run_is_gone(
     valkey: Valkey,
 ) -> None:
     gate = asyncio.Event()
@@ -206,11 +207,44 @@ async def test_when_redis_comes_back_empty_the_streams_break_off_and_can_be_resu
         await stream.until(*TERMINATED)
         await view.until(*TERMINATED)
         assert b"event: end" not in stream.body + view.body, "the streams do not end, they break"
-        gate.set()
-        headers = f"Last-Event-ID: {stream.run}.20\r\n"
-        async with connection(other, "/streams/counting", headers=headers) as again:
-            await again.until(*TERMINATED)
-        assert numbers(view.body) + numbers(again.body) == list(range(40))
+        async with httpx.AsyncClient(base_url=other) as client:
+            headers = {"Last-Event-ID": f"{stream.run}.20"}
+            assert (await client.get("/streams/counting", headers=headers)).status_code == 410
+
+
+async def test_a_run_that_redis_has_lost_part_of_fails_for_everyone(valkey: Valkey) -> None:
+    gate = asyncio.Event()
+
+    @source(shared=True)
+    async def endless() -> AsyncIterator[dict[str, int]]:
+        for number in itertools.count():
+            if number == 20:
+                await gate.wait()
+            yield {"number": number}
+            await anyio.sleep(0.001)
+
+    async with workers(2, f"{valkey.url}?lease=0.3", [endless], window=500) as (one, other):
+        path = "/streams/endless"
+        async with connection(one, path) as stream, connection(other, path) as view:
+            await stream.until(*NUMBER_19)
+            await view.until(*NUMBER_19)
+            pipeline = valkey.client.pipeline()
+            log = f"streams:log:{stream.run}"
+            pipeline.delete(log)
+            pipeline.xadd(log, {"f": f"id: {stream.run}.0\n\n"}, id="1-0")
+            pipeline.hset(f"streams:run:{stream.run}", mapping={"last": "0", "first": "0"})
+            pipeline.execute()
+            gate.set()
+            await stream.until(*TERMINATED)
+            await view.until(*TERMINATED)
+            lost = b'event: end\ndata: {"status":"failed","error":{"type":"ProducerLost"'
+            assert lost in stream.body
+            assert lost in view.body
+        assert (await state_of(other, stream.run))["status"] == "failed"
+        async with connection(other, path) as again:
+            await again.until(*NUMBER_19)
+            assert again.run != stream.run
+        assert [(await health_of(url))["running"] for url in (one, other)] == [0, 1]
 
 
 async def test_a_producer_sends_events_again_that_redis_has_lost(valkey: Valkey) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from streams.errors import LostHistory, StoreDown, UnknownRun
-from streams.event import COMPLETED, End, frame
+from streams.event import COMPLETED, End
 from streams.log.store import Cursor
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import AdoptNothing, kill, until_async
@@ -146,29 +146,6 @@ async def test_discarding_a_run_ends_its_readers_on_all_workers(new_worker: NewW
     await until(lambda: not log.producing, "the producer is notified")
     with pytest.raises(UnknownRun):
         await other.find("r")
-
-
-async def test_a_discarded_run_that_is_created_again_can_be_read_from_where_it_was(
-    new_worker: NewWorker,
-) -> None:
-    one, other = new_worker(), new_worker()
-    (await new(one)).append(None, b"0")
-    await one.written()
-    found = await other.find("r")
-    with found.read(0) as reader:
-        waiting = asyncio.ensure_future(anext(reader, None))
-        await one.discard("r")
-        assert await asyncio.wait_for(waiting, 5) is None
-        log = await new(one, after=0)
-        found_again = await other.find("r")
-        assert found_again.status == "running"
-        reading = found_again.read(0)
-        waiting = asyncio.ensure_future(anext(reading.__enter__()))
-        await until(lambda: log.readers == 1, "the producer knows the reader")
-    # The reader of the discarded run has detached. That does not disturb the new reader.
-    log.append(None, b"1")
-    assert await asyncio.wait_for(waiting, 5) == frame(b"r", 1, None, b"1")
-    reading.__exit__(None, None, None)
 
 
 async def test_a_reader_ends_when_the_run_was_discarded_before_it_attached(

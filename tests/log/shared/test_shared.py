@@ -112,8 +112,8 @@ async def test_a_run_whose_creation_got_no_reply_is_discarded(
     one = new_worker()
     create = one.store.create
 
-    async def no_reply(info: RunInfo, limits: Limits, *, after: int) -> str:
-        assert await create(info, limits, after=after) == "r"
+    async def no_reply(info: RunInfo, limits: Limits) -> str:
+        assert await create(info, limits) == "r"
         raise StoreDown("no reply")
 
     monkeypatch.setattr(one.store, "create", no_reply)

@@ -7,13 +7,12 @@ from typing import Any
 import anyio
 import pytest
 
-from streams import Policy, source
+from streams import Policy, Source, source
 from streams.errors import LogClosed, UnknownRun
-from streams.event import COMPLETED, EventId, frame
+from streams.event import COMPLETED, frame
 from streams.log import Limits
 from streams.log.store import State
 from streams.run import Runs
-from streams.sources import counter
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import claimed, kill, until_async
 from tests.support.event_logs import drained, info, new, read_all
@@ -116,7 +115,8 @@ async def test_a_survivor_continues_restartable_runs_and_ends_the_others_as_fail
         logs.append(await here.start(s.job({}, None, policy=policy)))
     await one.written()
     limits = Limits(window=2**20, retain=300)
-    empty = await one.create(info("A", source="restartable", arguments="{}"), limits)
+    described = info("A", source="restartable", arguments="{}", fingerprint=restartable.fingerprint)
+    empty = await one.create(described, limits)
     await other.open()
     await kill(one)
     one_is_dead.set()
@@ -141,23 +141,40 @@ async def test_a_survivor_continues_restartable_runs_and_ends_the_others_as_fail
         run.hand_over()
 
 
-async def test_two_workers_that_restart_the_same_run_at_once_share_it(
+async def test_a_survivor_does_not_continue_the_run_of_another_program(
     new_worker: NewWorker,
 ) -> None:
+    def numbers(version: str) -> Source[..., Any]:
+        @source(version=version)
+        async def numbers(*, after: int = 0) -> AsyncIterator[int]:
+            for number in range(after, 10):
+                yield number
+                await anyio.sleep_forever()
+
+        return numbers
+
     one, other = new_worker(), new_worker()
-    sources = {"counter": (counter, Policy())}
-    last = EventId("A" * 22, 2)
+    old, new_ = numbers("1"), numbers("2")
+    here, there = (
+        Runs(one, {"numbers": (old, Policy())}),
+        Runs(other, {"numbers": (new_, Policy())}),
+    )
+    log = await here.start(old.job({}, None, policy=Policy()))
+    await one.written()
+    await other.open()
+    await kill(one)
 
-    async def resumed(runs: Runs) -> Any:
-        arguments = {"count": 5, "interval": 0.01}
-        return await runs.attach(counter.job(arguments, None, policy=Policy()), last)
+    async def failed() -> bool:
+        return (await other.find(log.info.run)).status == "failed"
 
-    here, there = Runs(one, sources), Runs(other, sources)
-    first, second = await asyncio.gather(resumed(here), resumed(there))
-    assert {first.log.producer, second.log.producer} < {one.worker, other.worker}
-    assert here.restarts + there.restarts == 1
-    for position in (first, second):
-        assert (await read_all(position.log, position.after)).count(b'"number":') == 3
+    await until_async(failed, "the run has failed")
+    await other.written()
+    events = await read_all(await other.find(log.info.run))
+    assert b"ProducerLost" in events
+    assert b"data: 0\n" in events
+    assert there.restarts == 0
+    for run in here._producing.values():
+        run.hand_over()
 
 
 async def test_an_outdated_reply_does_not_end_a_run_that_this_worker_has_claimed_since(
