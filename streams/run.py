@@ -167,6 +167,8 @@ class Runs:
         2. Append the `start` event, if the worker died before it.
         3. Pump the source in a task.
         """
+        if self.stopping:
+            return  # Another worker claims the run when this one has left.
         info, last = log.info, log.last
         source, policy = self._sources.get(info.source, (None, Policy()))
         try:

@@ -139,8 +139,9 @@ class SharedRun:
     # The producer's side
 
     def open(self) -> None:
-        self.memory.open()
-        self._work.queue_append(self)
+        if self.is_producer and self.opening:
+            self.memory.open()
+            self._work.queue_append(self)
 
     def refuse(self, error: StreamError) -> None:
         self.memory.discard_uncommitted()
