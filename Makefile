@@ -48,8 +48,9 @@ screenshot: .venv/installed-dev .venv/browser ## take the README's screenshot ag
 
 check: lint test ## run lint and test, as CI does
 
-chaos: .venv/installed-dev ## kill workers and Valkey at random for a minute while 200 clients read (LOG=redis SEED=...)
-	$(BIN)/python -m tests.log.shared.chaos $(if $(LOG),--log $(LOG)) $(if $(SEED),--seed $(SEED))
+chaos: .venv/installed-dev ## kill workers at random for a minute while 200 clients read, on each store (LOG=sqlite WORKERS=4 SEED=...)
+	$(BIN)/python -m tests.log.shared.chaos $(if $(LOG),--log $(LOG)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(SEED),--seed $(SEED))
+	KILLS=20 $(BIN)/pytest -k killed_at_once tests/log/sqlite/test_deaths.py
 
 lowest: .venv/browser .venv/node_modules ## run the tests with the lowest dependency versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest

@@ -147,9 +147,16 @@ class Database:
             check_same_thread=False,
             cached_statements=256,
         )
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
-        connection.execute(f"PRAGMA synchronous = {self.synchronous}")
-        connection.execute("PRAGMA secure_delete = on")
+        pragmas = (
+            f"PRAGMA synchronous = {self.synchronous}; PRAGMA secure_delete = on; "
+            "PRAGMA wal_autocheckpoint = 0"
+        )
+        try:
+            # After a crash the first process repairs the file, and all others wait.
+            patiently(lambda: connection.executescript(pragmas), OPENING_SECONDS)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _set_up(self, connection: sqlite3.Connection) -> None:

@@ -1,7 +1,7 @@
 """A simulation of many failures at once, all from one random seed.
 
-Viewers connect, disconnect and stop runs; workers are killed and paused; the store has faults of
-its own. At the end it checks that each viewer got each event once and in order.
+Viewers connect, disconnect and stop runs; workers are killed, one or all at once, and paused; the
+store has faults of its own. At the end it checks that each viewer got each event once and in order.
 `make chaos` runs it for a minute, test_chaos.py for some seconds.
 """
 
@@ -12,11 +12,12 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,7 +31,7 @@ from tests.support.stores import remains
 from tests.support.valkey import running_valkey
 
 SOURCES = f"streams.sources:counter,streams.sources:clock,{MORTAL}"
-FAULTS = ("kill", "kill", "pause")
+FAULTS = ("kill", "kill", "kill all", "pause")
 RETAIN = 2
 SILENCE_SECONDS = 15.0
 """A viewer closes a connection that is silent for this long, and connects again."""
@@ -56,8 +57,33 @@ def redis_store() -> Iterator[tuple[str, StoreFaults]]:
         yield valkey.url, {"pause valkey": pause, "restart valkey": restart}
 
 
+@contextmanager
+def sqlite_store() -> Iterator[tuple[str, StoreFaults]]:
+    """Makes a folder for a SQLite file. Yields its URL and the faults that it can have."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/runs.db"
+
+        async def lock(random: Random) -> None:
+            with closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                await asyncio.sleep(random.uniform(0.2, 3))
+                connection.execute("COMMIT")
+
+        async def back_up(random: Random) -> None:
+            def back_up() -> None:
+                with closing(sqlite3.connect(path)) as source:
+                    with closing(sqlite3.connect(f"{directory}/backup.db")) as target:
+                        source.backup(target)
+                        assert target.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+            await to_thread.run_sync(back_up)
+
+        yield f"sqlite:{path}?lease=2.5", {"lock the file": lock, "back up": back_up}
+
+
 STORES: dict[str, Callable[[], AbstractContextManager[tuple[str, StoreFaults]]]] = {
-    "redis": redis_store
+    "redis": redis_store,
+    "sqlite": sqlite_store,
 }
 
 
@@ -74,11 +100,13 @@ class Worker:
 
     async def start(self) -> None:
         self._spawn()
-        await until(
-            lambda: self.log.read_text().count("Uvicorn running") >= self.starts,
-            "the worker serves",
-            seconds=60,
-        )
+        await until(self._serves, "the worker serves", seconds=60)
+
+    def _serves(self) -> bool:
+        log = self.log.read_text()
+        assert self._process is not None
+        assert self._process.poll() is None, log
+        return log.count("Uvicorn running") >= self.starts
 
     def _spawn(self) -> None:
         fd = self._sock.fileno()
@@ -205,9 +233,7 @@ class Chaos:
             url, self.store_faults = store
             self.workers = [Worker(n, sock, url, directory) for n in range(self.worker_count)]
             try:
-                async with asyncio.TaskGroup() as group:
-                    for worker in self.workers:
-                        group.create_task(worker.start())
+                await self._start()
                 try:
                     async with asyncio.timeout(self.seconds + 90), asyncio.TaskGroup() as group:
                         for _ in range(self.viewer_count):
@@ -225,6 +251,11 @@ class Chaos:
                     worker.send(signal.SIGKILL)
                     await worker.ended()
         return self._report()
+
+    async def _start(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for worker in self.workers:
+                group.create_task(worker.start())
 
     async def _view(self, address: tuple[str, int]) -> None:
         """Views one run after another until the faults are over."""
@@ -290,6 +321,12 @@ class Chaos:
             case "kill":
                 await worker.kill()
                 await worker.start()
+            case "kill all":
+                for worker in self.workers:
+                    worker.send(signal.SIGKILL)
+                for worker in self.workers:
+                    await worker.ended()
+                await self._start()
             case "pause":
                 worker.send(signal.SIGSTOP)
                 await asyncio.sleep(random.uniform(0.5, 5))
@@ -335,16 +372,16 @@ class Chaos:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--log", choices=STORES, default="redis")
+    parser.add_argument("--log", choices=STORES, help="default: one after the other")
     parser.add_argument("--seed", type=int, default=Random().randint(0, 10**6))
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--viewers", type=int, default=200)
     parser.add_argument("--workers", type=int, default=4)
     given = parser.parse_args(arguments)
     sys.stdout.write(f"seed {given.seed}\n")
-    chaos = Chaos(given.log, given.seed, given.seconds, given.viewers, given.workers)
-    report = asyncio.run(chaos.run())
-    sys.stdout.write(f"{report}\n")
+    for store in [given.log] if given.log else STORES:
+        chaos = Chaos(store, given.seed, given.seconds, given.viewers, given.workers)
+        sys.stdout.write(f"{store}: {asyncio.run(chaos.run())}\n")
 
 
 if __name__ == "__main__":  # pragma: no cover

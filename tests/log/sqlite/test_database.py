@@ -197,6 +197,18 @@ async def test_an_empty_file_and_a_symbolic_link_are_taken(tmp_path: Path) -> No
     await other.aclose()
 
 
+def test_a_file_that_another_process_repairs_after_a_crash_is_waited_for(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SQLiteStore(sqlite_url).check()
+    other = sqlite3.connect(sqlite_url.removeprefix("sqlite:"), isolation_level=None)
+    # Nobody can read the file meanwhile either.
+    other.execute("PRAGMA locking_mode = exclusive")
+    other.execute("UPDATE generation SET number = number")
+    monkeypatch.setattr("streams.log.sqlite.database.time.sleep", lambda seconds: other.close())
+    SQLiteStore(sqlite_url).check()
+
+
 MOUNTS = """\
 /dev/sda1 / ext4 rw 0 0
 server:/export /mnt/shared nfs4 rw 0 0
