@@ -88,9 +88,9 @@ class Database:
 
         Raises StoreDown or ValueError, with what to do.
         """
-        self._check_place()
         deadline = time.monotonic() + OPENING_SECONDS
         try:
+            self._check_place()
             # One process at a time: SQLite answers SQLITE_BUSY to some of these steps at once.
             while not self.locks.acquire("opening"):
                 if time.monotonic() > deadline:

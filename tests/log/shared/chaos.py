@@ -32,9 +32,10 @@ from tests.support.valkey import running_valkey
 
 SOURCES = f"streams.sources:counter,streams.sources:clock,{MORTAL}"
 FAULTS = ("kill", "kill", "kill all", "pause")
-RETAIN = 2
-SILENCE_SECONDS = 15.0
+SILENCE_SECONDS = 5.0
 """A viewer closes a connection that is silent for this long, and connects again."""
+RETAIN = 20
+"""Longer than a viewer is away: it may wait for silence twice, and while all workers start."""
 
 StoreFaults = dict[str, Callable[[Random], Awaitable[None]]]
 
