@@ -65,6 +65,8 @@ class Run:
         self._encoder = encoder
         self._ended = ended
         self._linger = policy.linger
+        self._first_reader_seconds = FIRST_READER_SECONDS
+        self._readers = log.readers
         self._events: AsyncIterator[Any] | None = None
         self._start: int | None = None  # the last event before the source's first
         self._turns = 0
@@ -141,7 +143,7 @@ class Run:
             log.append(b"start", log.info.start)
         self._start = log.last
         if not log.readers:
-            self._cancel_unread_after(FIRST_READER_SECONDS)
+            self._cancel_unread_after(self._first_reader_seconds)
         if isinstance(self._events, ThreadIterator):
             self._loop.call_later(FIRST_STEP_SECONDS, log.open)
         else:
@@ -281,12 +283,16 @@ class Run:
         """Readers attached or detached, or the log was closed or claimed by somebody else."""
         if self._over:
             return
+        before, self._readers = self._readers, self.log.readers
         if not self.log.producing:
             self.hand_over()
-        elif self.log.readers:
+        elif self._readers:
             self._stop_timer()
+            # Whoever waits for the opening on another worker counts as a reader, too.
+            if self._readers > before and not self.log.opening:
+                self._first_reader_seconds = 0
         elif self._start is not None:
-            self._cancel_unread_after(0)
+            self._cancel_unread_after(self._first_reader_seconds)
 
     def _cancel_unread_after(self, at_least: float) -> None:
         if self._linger is not None:

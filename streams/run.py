@@ -69,6 +69,7 @@ class Runs:
         self._encoder = encoder or Encoder()
         self._threads = Threads(max_threads)
         self._producing: dict[str, Run] = {}
+        self._waiting: set[asyncio.Timeout] = set()  # of the clients that wait for openings
         log.register(self)
 
     @property
@@ -127,19 +128,34 @@ class Runs:
                 context = None if job.key is None else Context()
                 self._produce(log, job.open, policy, context)
         try:
-            await log.opened()
+            await self._opened(log)
         except asyncio.CancelledError:
             if job.key is None and (run := self._producing.get(info.run)) is not None:
                 run.cancel("no reader")  # Nobody else can wait for it.
             raise
         except UnknownRun:
-            if job.key is None:
+            if log.status == "refused":  # The source has raised it.
                 raise
-            return await self._start(job)  # The worker that opened it has lost it.
-        except StreamError:
-            del log  # It would be part of a reference cycle with its refusal.
-            raise
+            if job.key is None:
+                retry = f"try again in {StoreFull.retry_after} s"
+                raise StoreFull(f"the log has lost the run before it opened; {retry}") from None
+            return await self._start(job)
         return log, was_open
+
+    async def _opened(self, log: RunLog) -> None:
+        """Waits until a run has opened. Raises its refusal, or ShuttingDown."""
+        await asyncio.sleep(0)  # Most sources take their first step at once.
+        if not log.opening:
+            return await log.opened()
+        waiting = asyncio.timeout(None)
+        self._waiting.add(waiting)
+        try:
+            async with waiting:
+                await log.opened()
+        except TimeoutError:
+            raise ShuttingDown from None
+        finally:
+            self._waiting.discard(waiting)
 
     def _produce(
         self,
@@ -168,7 +184,7 @@ class Runs:
         3. Pump the source in a task.
         """
         if self.stopping:
-            return  # Another worker claims the run when this one has left.
+            return  # Other workers take it over when this one has left.
         info, last = log.info, log.last
         source, policy = self._sources.get(info.source, (None, Policy()))
         try:
@@ -230,7 +246,7 @@ class Runs:
         for one that does not exist, and what the source raises in its first step.
         """
         if log.opening:
-            await log.opened()
+            await self._opened(log)
         if last is None:
             return Position(log, -1)
         if last.run != log.info.run:
@@ -246,14 +262,17 @@ class Runs:
         await log.cancel(End.cancelled(reason))
 
     def cancel_openings(self) -> None:
-        """The server shuts down: ends the runs that have not opened, whose clients wait."""
+        """The server shuts down: ends the runs that have not opened, and all waiting for others."""
         self.stopping = True
         for run in list(self._producing.values()):
             if run.log.opening:
                 run.cancel("shutdown")
+        while self._waiting:
+            self._waiting.pop().reschedule(0)
 
     async def abandon(self) -> None:
         """Forgets the runs of an event loop that is over."""
+        self._waiting.clear()
         while self._producing:
             name, run = self._producing.popitem()
             run.abandon()
@@ -261,10 +280,10 @@ class Runs:
 
     async def aclose(self) -> None:
         """Ends the runs that no other worker can continue, and waits until sources are closed."""
+        self.cancel_openings()
         runs = list(self._producing.values())
         for run in runs:
-            movable = self._log.shared and run.log.info.arguments is not None
-            if movable and not run.log.opening:
+            if self._log.shared and run.log.info.arguments is not None:
                 run.hand_over()
             else:
                 run.cancel("shutdown")

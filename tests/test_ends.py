@@ -529,6 +529,49 @@ async def test_all_who_wait_for_a_shared_run_to_open_get_its_failure() -> None:
     assert not len(streams.log)
 
 
+async def test_a_shared_source_that_fails_because_another_run_is_unknown_opens_once() -> None:
+    opened = 0
+
+    @source(shared=True)
+    async def relay() -> AsyncIterator[int]:
+        nonlocal opened
+        opened += 1
+        await streams.runs.find("unknown", None)
+        raise AssertionError
+
+    streams = Streams([relay])
+    async with client_of(streams) as client:
+        assert (await client.get("/streams/relay")).status_code == 404
+    assert opened == 1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_run_that_the_log_loses_while_it_opens_starts_again_only_if_it_is_shared(
+    shared: bool,
+) -> None:
+    gate, opened = asyncio.Event(), 0
+
+    @source(shared=shared)
+    async def slow() -> AsyncIterator[int]:
+        nonlocal opened
+        opened += 1
+        if opened == 1:
+            await gate.wait()
+        return three()
+
+    async def three() -> AsyncIterator[int]:
+        yield 3
+
+    streams = Streams([slow])
+    async with client_of(streams) as client:
+        response = asyncio.ensure_future(client.get("/streams/slow"))
+        await until(lambda: opened, "the run opens")
+        (run,) = streams.runs._producing
+        await streams.log.discard(run)
+        assert (await response).status_code == (200 if shared else 503)
+    assert opened == (2 if shared else 1)
+
+
 async def test_a_viewer_who_leaves_while_a_shared_run_opens_does_not_cancel_it() -> None:
     gate = asyncio.Event()
 

@@ -23,13 +23,16 @@ class OpeningRun:
                 self._waiting.set()
 
     async def opened(self) -> None:
-        """Waits until it has opened. Raises the refusal."""
-        await asyncio.sleep(0)  # Most sources take their first step at once.
+        """Waits until it has opened. Raises a copy of the refusal."""
         if self.opening:
             self._waiting = self._waiting or asyncio.Event()
             await self._waiting.wait()
-        if (refusal := self._refusal) is not None:
-            try:
-                raise refusal
-            finally:
-                del self, refusal  # They would be part of a reference cycle.
+        if self._refusal is not None:
+            raise _copy(self._refusal)
+
+
+def _copy(error: StreamError) -> StreamError:
+    """A copy without the traceback, which refers to the request of whoever waited."""
+    copy = type(error).__new__(type(error), *error.args)
+    copy.__dict__.update(error.__dict__)
+    return copy

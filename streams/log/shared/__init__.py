@@ -94,14 +94,18 @@ class SharedLog:
     async def create(self, info: RunInfo, limits: Limits) -> RunLog:
         await self.open()
         await self._discard_all(self._local.make_room())
-        try:
-            run = await self.store.create(info, limits)
-        except (StoreFull, asyncio.CancelledError):
-            # The store may have created the run although it did not answer. Nobody would end it.
-            self._in_background(until_answered(partial(self.store.discard, info.run)))
-            raise
-        if run != info.run:
-            return await self.find(run)
+        while True:
+            try:
+                run = await self.store.create(info, limits)
+            except (StoreFull, asyncio.CancelledError):
+                # The store may have created the run although it did not answer. Nobody would
+                # end it.
+                self._in_background(until_answered(partial(self.store.discard, info.run)))
+                raise
+            if run == info.run:
+                break
+            with suppress(UnknownRun):  # It was refused just now, or discarded.
+                return await self.find(run)
         state = State(info, "running", self.worker, -1, 0, limits, {})
         created = self._runs[run] = SharedRun(self._work, state, is_producer=True)
         self._keep(created)
@@ -131,13 +135,15 @@ class SharedLog:
     def _update(self, run: SharedRun, state: State | None) -> None:
         """Takes over a loaded state, which can be older than what this worker knows."""
         running_here = state and (state.producer, state.status) == (self.worker, "running")
-        if self._produced.get(run.info.run) is run and not running_here:
+        if (produces := self._produced.get(run.info.run) is run) and not running_here:
             # An append settles it: the store refuses the append unless the state is outdated.
             self._work.queue_append(run)
         elif state is None and self._runs.get(run.info.run) is run:
             self._forget(run.info.run)
         if state is not None:
             run.on_state(state)
+            if produces and not run.is_producer:
+                self._release(run)
 
     async def discard(self, run: str) -> None:
         await self.open()
@@ -152,6 +158,11 @@ class SharedLog:
                 self._in_background(until_answered(partial(self.store.discard, run)))
                 if isinstance(error, asyncio.CancelledError):
                     raise
+
+    def _release(self, run: SharedRun) -> None:
+        """Lets go of a run that this worker has produced. Its readers here may read on."""
+        self._produced.pop(run.info.run, None)
+        self._local.release(run.info.run)
 
     def _forget(self, run: str) -> None:
         self._produced.pop(run, None)
@@ -250,8 +261,7 @@ class SharedLog:
                     self._produced.pop(run.info.run, None)
             case Missing(last):
                 if not run.on_missing(last):
-                    self._produced.pop(run.info.run, None)
-                    self._local.release(run.info.run)
+                    self._release(run)
                     run.on_lost(LOST)
                     close = partial(self.store.close, run.info.run, LOST)
                     self._in_background(until_answered(close))
@@ -265,8 +275,7 @@ class SharedLog:
         if run.is_producer and run.opening:  # Those who wait here look for the run again.
             self._forget(run.info.run)
         elif run.is_producer:
-            self._produced.pop(run.info.run, None)
-            self._local.release(run.info.run)
+            self._release(run)
             run.on_fenced()
 
     async def _set_cursors(self, runs: list[SharedRun]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from streams.errors import StoreFull, StreamError, as_json_value
+from streams.event import parse_frames
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -12,14 +13,15 @@ class Refusal(msgspec.Struct, frozen=True):
 
     detail: str
     status: int
-    retry_after: int | None
-    headers: dict[str, str]
+    retry_after: Any  # A source may give what it likes. The response shows it, or fails.
+    headers: dict[str, Any]
     members: dict[str, Any]
     is_limit: bool
     """Whether it is a StoreFull, which an EventSource survives."""
 
 
 def encode(error: StreamError) -> bytes:
+    """The data of the event that is the refusal."""
     refusal = Refusal(
         str(error),
         error.status,
@@ -31,8 +33,10 @@ def encode(error: StreamError) -> bytes:
     return msgspec.json.encode(as_json_value(msgspec.structs.asdict(refusal)))
 
 
-def decode(data: bytes) -> StreamError:
-    refusal = msgspec.json.decode(data, type=Refusal)
+def decode(frame: bytes) -> StreamError:
+    """The error in the frame of a refusal."""
+    (end,) = parse_frames(frame)
+    refusal = msgspec.json.decode(end.data, type=Refusal)
     kind = StoreFull if refusal.is_limit else StreamError
     error = kind(refusal.detail, status=refusal.status, retry_after=refusal.retry_after)
     error.headers, error.members = refusal.headers, refusal.members

@@ -14,10 +14,11 @@ SharedLog owns the loops that exchange events and notices with the store.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 
 from streams.errors import LogClosed, LostHistory, ProducerLost, RunGone, StreamError
-from streams.event import End, frame, parse_frames
+from streams.event import End, frame
 from streams.log import Status
 from streams.log.memory import CHUNK, MemoryLog, MemoryReader, MemoryRun
 from streams.log.shared import refusal
@@ -122,7 +123,8 @@ class SharedRun:
 
     async def opened(self) -> None:
         if self.opening and not self.is_producer:
-            with self.read(-1) as reader:  # The first event says how the opening went.
+            # The first event says how the opening went. If it was evicted, the run has opened.
+            with suppress(LostHistory), self.read(-1) as reader:
                 await anext(reader, b"")
         await self.memory.opened()
 
@@ -139,7 +141,7 @@ class SharedRun:
     # The producer's side
 
     def open(self) -> None:
-        if self.is_producer and self.opening:
+        if self.opening:
             self.memory.open()
             self._work.queue_append(self)
 
@@ -185,7 +187,8 @@ class SharedRun:
     def uncommitted(self) -> Append:
         """What to send to the store next."""
         memory = self.memory
-        frames = memory.buffer.frames(self.committed, APPEND_BYTES, APPEND_EVENTS)
+        events = 0 if self.opening else APPEND_EVENTS
+        frames = memory.buffer.frames(self.committed, APPEND_BYTES, events)
         evict = memory.first - 1 if memory.first > self._begin else None
         ends = memory.closed and self.committed + len(frames) == memory.last
         status = memory.status if ends else None
@@ -207,7 +210,7 @@ class SharedRun:
         if memory.closed and last == memory.last:
             retain = 0 if memory.status == "refused" else memory.limits.retain
             self._work.local.expire(memory, retain + CLOCK_SECONDS)
-        elif last < memory.last:
+        elif last < memory.last and not self.opening:
             self._work.queue_append(self)
 
     def on_missing(self, last: int) -> bool:
@@ -231,7 +234,7 @@ class SharedRun:
             memory.add(frame(self._id, memory.last + 1, b"end", end.encode()))
             memory.finish(end.status)
         memory.commit(memory.last)
-        self._unfollow()
+        self.readers_changed()
         self._watcher()
 
     def on_cursor(self, worker: str, after: int | None, readers: int) -> None:
@@ -287,6 +290,8 @@ class SharedRun:
 
     def on_state(self, state: State) -> None:
         """Takes over a state that the store has just reported."""
+        if state.status == "refused":
+            return  # Its event says why.
         self.first, self._last, self._status = state.first, state.last, state.status
         self._set_remote_readers(state)
         self.producer = state.producer
@@ -307,13 +312,16 @@ class SharedRun:
                 continue
             if entry.number > memory.last + 1:  # the store has evicted those between
                 memory.reset(entry.number - 1)
+            if entry.status == "refused":
+                error = refusal.decode(entry.frame)
+                if not memory.opening:  # This worker had opened it, but could not tell the store.
+                    self.on_lost(End.failed(error))
+                    return
+                memory.open(error)
             memory.add(entry.frame)
             if entry.status is not None:
                 self._status = entry.status
                 memory.finish(entry.status)
-            if entry.status == "refused":
-                (end,) = parse_frames(entry.frame)
-                memory.open(refusal.decode(end.data))
         memory.open()
         memory.commit(memory.last)
         self.backlogged = memory.is_full()

@@ -286,14 +286,14 @@ class Chaos:
         if viewer.run is None or viewer.end is not None:
             return
         self._count("stop")
-        try:
+        with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection(*address)
-            writer.write(f"DELETE /runs/{viewer.run} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            async with asyncio.timeout(SILENCE_SECONDS):
-                await reader.readuntil(b"\r\n")
-            writer.close()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
-            pass
+            try:
+                writer.write(f"DELETE /runs/{viewer.run} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    await reader.readuntil(b"\r\n")
+            finally:
+                writer.transport.abort()
 
     async def _cause_faults(self) -> None:
         random = Random(self.random.random())

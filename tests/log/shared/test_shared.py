@@ -7,16 +7,17 @@ import asyncio
 from collections.abc import Sequence
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from streams.errors import StoreDown, StoreFull, UnknownRun
 from streams.event import COMPLETED, End, frame
 from streams.log import Limits, RunInfo
 from streams.log.shared import APPEND_RUNS, SharedLog
-from streams.log.store import Append, Notice, Outcome
+from streams.log.store import Append, Missing, Notice, Outcome
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import until_async
-from tests.support.event_logs import new, read_all
+from tests.support.event_logs import DATA, SIZE, new, read_all
 from tests.support.servers import until
 
 
@@ -183,3 +184,43 @@ async def test_a_stop_on_another_worker_reaches_a_producer_whose_store_fails_for
     await until(lambda: not run.producing, "the producer stops")
     assert not failures
     assert "unexpected error" not in caplog.text
+
+
+async def test_a_run_that_has_lost_events_frees_its_room(new_worker: NewWorker) -> None:
+    one = new_worker()
+    log = await new(one, window=2 * SIZE, drops_oldest=True)
+    for _ in range(5):
+        log.append(None, DATA)
+        await one.written()
+    log.append(None, DATA)
+    one._on_outcome(log, Missing(0))  # type: ignore[arg-type]
+    assert not log.producing
+    assert (len(one), one.bytes) == (0, 0)
+
+
+async def test_a_run_that_was_closed_without_some_of_its_events_frees_its_room(
+    new_worker: NewWorker,
+) -> None:
+    one = new_worker()
+    log = await new(one)
+    await one.written()
+    (state,) = await one.store.load(["r"])
+    assert state is not None
+    for _ in range(5):
+        log.append(None, DATA)
+        await one.written()
+    await one.store.close("r", COMPLETED)
+    one._update(log, msgspec.structs.replace(state, status="failed", last=2))  # type: ignore[arg-type]
+    assert not log.producing
+    assert (len(one), len(one._produced), one.bytes) == (0, 0, 0)
+
+
+async def test_opening_a_run_again_appends_nothing(new_worker: NewWorker) -> None:
+    one = new_worker()
+    log = await new(one)
+    log.close(COMPLETED)
+    await one.written()
+    assert one.bytes
+    log.open()  # A source in a thread takes its first step for so long, perhaps until it has ended.
+    await one.written()
+    assert one.bytes

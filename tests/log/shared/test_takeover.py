@@ -177,6 +177,34 @@ async def test_a_survivor_does_not_continue_the_run_of_another_program(
         run.hand_over()
 
 
+async def test_a_worker_that_shuts_down_continues_no_run_of_another(new_worker: NewWorker) -> None:
+    @source
+    async def restartable(*, after: int = 0) -> AsyncIterator[int]:
+        yield after
+        await anyio.sleep_forever()
+
+    one, other = new_worker(), new_worker()
+    sources = {"restartable": (restartable, Policy())}
+    here, there = Runs(one, sources), Runs(other, sources)
+    log = await here.start(restartable.job({}, None, policy=Policy()))
+    await one.written()
+    await other.open()
+    there.cancel_openings()
+    await kill(one)
+    await until(lambda: other._produced, "the other worker has claimed the run", 10)
+    await there.aclose()
+    assert there.restarts == 0
+    assert not there._producing
+    third = new_worker()
+    survivors = Runs(third, sources)
+    await third.open()
+    await until(lambda: survivors.restarts, "a third worker continues the run", 10)
+    assert (await third.find(log.info.run)).producing
+    await survivors.aclose()
+    for run in here._producing.values():
+        run.hand_over()
+
+
 async def test_an_outdated_reply_does_not_end_a_run_that_this_worker_has_claimed_since(
     new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
