@@ -35,7 +35,7 @@ def remains(url: str) -> list[Any]:
     if url.startswith("sqlite:"):
         path = url.removeprefix("sqlite:").partition("?")[0]
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            query = "SELECT 'run', name FROM run UNION ALL SELECT 'piece', id FROM piece"
+            query = "SELECT 'run', name FROM run UNION ALL SELECT 'batch', id FROM batch"
             return connection.execute(query).fetchall()
     with redis.Redis.from_url(url.partition("?")[0], decode_responses=True) as client:
         keys: Any = client.keys(f"{url.partition('prefix=')[2] or 'streams'}:*")

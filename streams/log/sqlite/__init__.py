@@ -2,8 +2,8 @@
 
 Invariants:
 
-1. All operations run in the event loop, each in one transaction of microseconds. Nothing waits for
-   a lock inside SQLite: an operation that finds the file locked tries again a millisecond later.
+1. All operations run in the event loop, in transactions of microseconds. Nothing waits for a lock
+   inside SQLite: an operation that finds the file locked is repeated, at first after a millisecond.
 2. A commit of events is one statement, which compares the generation. Whoever takes a run from its
    producer raises the generation in the same transaction.
 3. A worker is dead when the kernel has released its lock, or when it has not renewed its lease for
@@ -20,13 +20,14 @@ from streams.errors import StoreFull
 from streams.event import End, encode_json, frame
 from streams.log import Limits, RunInfo
 from streams.log.sqlite.database import Database
-from streams.log.sqlite.deaths import Deaths
+from streams.log.sqlite.follower import Follower
 from streams.log.sqlite.link import Link
+from streams.log.sqlite.locks import Deaths
 from streams.log.sqlite.produced import Produced, ProducedRun
 from streams.log.sqlite.rows import (
     LAST,
     find_run,
-    insert_pieces,
+    insert_batches,
     load_state,
     packed,
     raise_generation,
@@ -66,15 +67,16 @@ class SQLiteStore:
 
     renew_interval = 0.25
     append_interval = 0.004
+    _produced: Produced
+    _follower: Follower
 
     def __init__(self, url: str) -> None:
         database = Database(url)
         self._database = database
         self._app = database.prefix
         self._link = Link(database)
-        self._deaths = Deaths(database)
+        self._deaths = Deaths(database.locks, database.lease)
         self._worker = ""
-        self._produced = Produced(self._app, "")
         self._renewed = 0.0
         self._noticed = 0.0
         self._woken = False
@@ -87,6 +89,7 @@ class SQLiteStore:
     async def open(self, worker: str) -> None:
         self._worker = worker
         self._produced = Produced(self._app, worker)
+        self._follower = Follower(self._app, worker)
         self._renewed = time.monotonic()
         await self._link.open(worker)
 
@@ -151,12 +154,12 @@ class SQLiteStore:
                 return False
             number, last = found
             ends = packed([frame(run.encode(), last + 1, b"end", end.encode())])
-            insert_pieces(db, (number, last + 1, end.status, *ends), read_generation(db))
+            insert_batches(db, (number, last + 1, end.status, *ends), read_generation(db))
             raise_generation(db)
             return True
 
         closed = await self._link.do(close)
-        self._link.follower.is_due(run)
+        self._follower.is_due(run)
         return closed
 
     async def discard(self, run: str) -> None:
@@ -188,7 +191,7 @@ class SQLiteStore:
     # News.
 
     async def follow(self, after: Mapping[str, int]) -> News:
-        self._link.follower.follow(after)
+        self._follower.follow(after)
         while True:
             news = await self._link.do(self._look)
             if news.notices:
@@ -200,8 +203,8 @@ class SQLiteStore:
             await self._pause(LOOK_SECONDS if soon else IDLE_LOOK_SECONDS)
 
     def _look(self, db: sqlite3.Connection) -> News:
-        news = self._link.follower.look(db)
-        self._produced.find(db, self._link.follower.generation)
+        news = self._follower.look(db)
+        self._produced.find(db, self._follower.generation)
         notices, self._produced.notices = self._produced.notices, []
         return News(news.entries, news.notices + notices)
 
@@ -244,12 +247,10 @@ class SQLiteStore:
         if (elapsed := time.monotonic() - self._renewed) >= lease / RENEWALS_PER_LEASE:
             had_lease = await self._link.do(self._renew) and elapsed < lease
             self._renewed = time.monotonic()
-        query = f"SELECT {Deaths.COLUMNS} FROM worker WHERE app = ?"
-        rows = await self._link.do(lambda db: db.execute(query, (self._app,)).fetchall())
-        others = [row for row in rows if row[0] != self._worker]
-        dead = {row[0] for row in others if self._deaths.is_dead(*row)}
-        certain = {row[0] for row in others if row[0] in dead and self._deaths.is_certain(*row)}
-        return Workers(had_lease, dead, certain, {row[0] for row in rows})
+        verdicts = await self._link.do(lambda db: self._deaths.verdicts(db, self._app))
+        dead = {worker for worker, verdict in verdicts.items() if verdict != "alive"}
+        certain = {worker for worker in dead if verdicts[worker] == "certainly dead"}
+        return Workers(had_lease, dead, certain, set(verdicts))
 
     def _renew(self, db: sqlite3.Connection) -> bool:
         """Renews the lease. Returns whether the others still knew this worker."""
@@ -273,7 +274,8 @@ class SQLiteStore:
                 return None
             if state.producer == self._worker:
                 return state
-            if state.producer != worker or self._deaths.look(db, worker) is False:
+            verdict = self._deaths.verdicts(db, self._app).get(worker)
+            if state.producer != worker or verdict == "alive":
                 return None
             number = find_run(db, self._app, run)
             db.execute("UPDATE run SET producer = ? WHERE id = ?", (self._worker, number))
@@ -289,15 +291,14 @@ class SQLiteStore:
     async def remove_worker(self, worker: str) -> None:
         def remove(db: sqlite3.Connection) -> bool:
             db.execute("BEGIN IMMEDIATE")
-            if not self._deaths.look(db, worker) or _runs_of(db, worker):
+            verdict = self._deaths.verdicts(db, self._app).get(worker, "alive")
+            if verdict == "alive" or _runs_of(db, worker):
                 return False
             db.execute("DELETE FROM worker WHERE name = ?", (worker,))
             return True
 
-        if await self._link.do(remove):
-            self._deaths.forget(worker)
-            if self._database.locks.is_free(worker):
-                self._database.locks.delete(worker)
+        if await self._link.do(remove) and self._database.locks.is_free(worker):
+            self._database.locks.delete(worker)
 
 
 def _runs_of(db: sqlite3.Connection, worker: str) -> list[str]:

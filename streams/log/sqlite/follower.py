@@ -24,9 +24,9 @@ class Follower:
         self._after: dict[str, int] = {}
         self._runs: dict[int, str] = {}  # the followed runs by their number in the tables
         self._due: set[str] = set()
-        self._version = -1
+        self._seen: tuple[sqlite3.Connection | None, int] = (None, -1)
         self.generation = -1
-        self._piece = 0
+        self._batch = 0
         self._cursor = 0
 
     def follow(self, after: Mapping[str, int]) -> None:
@@ -35,10 +35,6 @@ class Follower:
         self._due |= {run for run, number in after.items() if self._after.get(run) != number}
         self._runs = {number: run for number, run in self._runs.items() if run in after}
         self._after = dict(after)
-
-    def start_over(self) -> None:
-        """Forgets the version that it has seen, which was that of another connection."""
-        self._version = -1
 
     def is_due(self, run: str) -> None:
         """Has the next look read a run, because this worker itself has changed it."""
@@ -49,7 +45,7 @@ class Follower:
         """News since the last look. Most often there are none, and this takes microseconds."""
         # Another connection's commit changes the version; one of this connection does not.
         (version,) = db.execute("PRAGMA data_version").fetchone()
-        if version == self._version and not self._due:
+        if self._seen == (db, version) and not self._due:
             return News({}, [])
         if (generation := read_generation(db)) != self.generation:  # A run may be discarded.
             self._due |= self._after.keys()
@@ -69,7 +65,7 @@ class Follower:
                 entries[run] = found
             if len(found) < EVENTS:
                 done.add(run)
-        self._version, self.generation = version, generation
+        self._seen, self.generation = (db, version), generation
         self._cursor = newest_cursor
         self._due -= done
         for run, found in entries.items():
@@ -77,15 +73,15 @@ class Follower:
         return News(entries, notices)
 
     def _find_due(self, db: sqlite3.Connection) -> None:
-        """Finds the followed runs with new pieces. The pieces themselves are not read here."""
+        """Finds the followed runs with new batches. The batches themselves are not read here."""
         if not self._runs:  # The followed runs, if any, are all due.
-            self._piece = _newest(db, "piece")
+            self._batch = _newest(db, "batch")
         while self._runs:
-            query = f"SELECT id, run FROM piece WHERE id > ? ORDER BY id LIMIT {ROWS}"
-            rows = db.execute(query, (self._piece,)).fetchall()
+            query = f"SELECT id, run FROM batch WHERE id > ? ORDER BY id LIMIT {ROWS}"
+            rows = db.execute(query, (self._batch,)).fetchall()
             self._due |= {self._runs[run] for _, run in rows if run in self._runs}
             if rows:
-                self._piece = rows[-1][0]
+                self._batch = rows[-1][0]
             if len(rows) < ROWS:
                 break
 

@@ -13,6 +13,7 @@ import time
 from contextlib import closing
 
 from streams.log.sqlite.database import Database, patiently
+from streams.log.sqlite.rows import raise_generation
 
 logger = logging.getLogger("streams")
 
@@ -30,7 +31,7 @@ LOCK_SECONDS = 5.0
 
 EXPIRY_SECONDS = 1.0
 
-RUNS, PIECES, PAGES = 20, 1000, 256
+RUNS, BATCHES, PAGES = 20, 1000, 256
 """One transaction deletes or frees at most this many, so that writers wait for milliseconds."""
 
 ORPHAN_SECONDS = 24 * 60 * 60
@@ -108,11 +109,11 @@ class Keeper(threading.Thread):
         query = f"SELECT id FROM run WHERE expires <= ? ORDER BY expires LIMIT {RUNS}"
         if runs := [run for (run,) in connection.execute(query, (time.time(),)).fetchall()]:
             of_runs = f"IN ({','.join('?' * len(runs))})"
-            some = f"SELECT id FROM piece WHERE run {of_runs} LIMIT {PIECES}"
+            some = f"SELECT id FROM batch WHERE run {of_runs} LIMIT {BATCHES}"
             with connection:
                 self._begin(connection)
-                deleted = connection.execute(f"DELETE FROM piece WHERE id IN ({some})", runs)
-                if deleted.rowcount < PIECES:
+                deleted = connection.execute(f"DELETE FROM batch WHERE id IN ({some})", runs)
+                if deleted.rowcount < BATCHES:
                     connection.execute(f"DELETE FROM cursor WHERE run {of_runs}", runs)
                     connection.execute(f"DELETE FROM run WHERE id {of_runs}", runs)
             return True
@@ -133,7 +134,7 @@ class Keeper(threading.Thread):
                 continue
             with connection:
                 self._begin(connection)
-                connection.execute("UPDATE generation SET number = number + 1")
+                raise_generation(connection)
                 connection.execute(
                     "UPDATE run SET name = NULL, status = 'cancelled', expires = 0 "
                     "WHERE producer = ? AND status = 'running'",

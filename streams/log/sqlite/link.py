@@ -1,4 +1,4 @@
-"""Link: the connection of one worker to the database, and its lock, keeper and follower.
+"""Link: the connection of one worker to the database, its lock, and its keeper.
 
 Invariants:
 
@@ -17,13 +17,15 @@ from typing import TypeVar
 
 from streams.errors import StoreDown, StoreFull
 from streams.log.sqlite.database import BUSY_PAUSE, Database, errorname, is_busy, patiently
-from streams.log.sqlite.follower import Follower
 from streams.log.sqlite.keeper import Keeper
 
 logger = logging.getLogger("streams")
 
 BUSY_SECONDS = 5.0
 """An operation that finds the file locked for longer has failed. The caller repeats it."""
+
+MAX_BUSY_PAUSE = 0.02
+"""The pause between two attempts grows up to this: hundreds of operations may wait."""
 
 CHECK_SECONDS = 0.05
 """The interval at which operations look whether the files are still there."""
@@ -46,7 +48,6 @@ class Link:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.worker = ""
-        self.follower = Follower("", "")
         self._db: sqlite3.Connection | None = None
         self._pid = 0
         self._opening = asyncio.Lock()
@@ -56,7 +57,6 @@ class Link:
 
     async def open(self, worker: str) -> sqlite3.Connection:
         self.worker = worker
-        self.follower = Follower(self.database.prefix, worker)
         self._opening = asyncio.Lock()  # an old one may belong to another event loop
         return await self._connection()
 
@@ -72,7 +72,6 @@ class Link:
                 except (StoreDown, sqlite3.Error, OSError) as error:
                     raise self.failed(error) from error
                 self._pid = os.getpid()
-                self.follower.start_over()
                 self._keeper = Keeper(self.database)
                 self._keeper.start()
             return self._db
@@ -99,7 +98,7 @@ class Link:
 
         The operation may begin a transaction, which is committed or rolled back after it.
         """
-        begin = time.monotonic()
+        begin, pause = time.monotonic(), BUSY_PAUSE
         while True:
             db = self._db
             if db is None or self._pid != os.getpid():
@@ -113,7 +112,8 @@ class Link:
             except (sqlite3.Error, StoreDown) as error:
                 if not is_busy(error) or time.monotonic() > begin + BUSY_SECONDS:
                     raise self.failed(error) from error
-            await asyncio.sleep(BUSY_PAUSE)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_BUSY_PAUSE)
 
     def failed(self, error: Exception) -> StoreFull:
         """Logs what the operator should know. Returns the error for clients, without the path."""

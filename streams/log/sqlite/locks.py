@@ -1,18 +1,23 @@
-"""Locks: files in a folder beside the database, locked by processes that live.
+"""Locks: files in a folder beside the database, locked by processes that live. And Deaths.
 
 The kernel releases a lock when its process ends, however it ends. So a lock that another process
 can get is a proof of death, which no slow machine can fake.
 
 Invariants:
 
-1. A lock file is deleted only by a process that has found it free.
+1. A lock file is deleted only by a process that holds its lock, or has found it free.
 2. A forked child holds no lock of its parent: else a killed parent would seem to live.
 """
 
 import fcntl
 import os
+import sqlite3
+import time
 from contextlib import suppress
+from typing import Literal
 from weakref import WeakSet
+
+Verdict = Literal["alive", "dead", "certainly dead"]
 
 _all: "WeakSet[Locks]" = WeakSet()
 
@@ -82,3 +87,32 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+class Deaths:
+    """Tells dead workers from living ones, as one worker sees them.
+
+    A death is certain when the kernel has released the worker's lock, or the worker has left. A
+    worker that holds its lock but has renewed nothing for the whole `lease` is stopped, and counts
+    as dead. No clock is compared with that of another worker, or of an earlier boot.
+    """
+
+    def __init__(self, locks: Locks, lease: float) -> None:
+        self._locks = locks
+        self._lease = lease
+        self._beats: dict[str, tuple[int, float]] = {}
+
+    def verdicts(self, db: sqlite3.Connection, app: str) -> dict[str, Verdict]:
+        """The verdict on each worker of an app."""
+        query = "SELECT name, beat, has_left FROM worker WHERE app = ?"
+        rows = db.execute(query, (app,)).fetchall()
+        self._beats = {name: self._beats[name] for name, *_ in rows if name in self._beats}
+        return {row[0]: self._judge(*row) for row in rows}
+
+    def _judge(self, worker: str, beat: int, has_left: int) -> Verdict:
+        if has_left or self._locks.is_free(worker):
+            return "certainly dead"
+        now = time.monotonic()
+        if worker not in self._beats or self._beats[worker][0] != beat:
+            self._beats[worker] = (beat, now)
+        return "dead" if now - self._beats[worker][1] >= self._lease else "alive"

@@ -1,6 +1,6 @@
 """Produced: the runs that one worker produces, and its appends to them.
 
-Invariant: a commit stores the pieces of all its runs only if the generation is the one at which
+Invariant: a commit stores the batches of all its runs only if the generation is the one at which
 this worker last looked which runs it produces. It is one statement, so no worker can be stopped
 in the middle of it and hold up the others.
 """
@@ -15,7 +15,7 @@ from streams.log.sqlite.rows import (
     FIRST,
     LAST,
     find_run,
-    insert_pieces,
+    insert_batches,
     load_state,
     packed,
     read_generation,
@@ -52,15 +52,15 @@ class Produced:
             self.find(db, self._generation)
             generation = self._generation
             outcomes = [self._outcome(db, append) for append in appends]
-            pieces: list[object] = []
+            batches: list[object] = []
             for append, outcome in zip(appends, outcomes, strict=True):
                 if isinstance(outcome, Committed):
                     run = self.runs[append.run]
                     if frames := append.frames[run.last + 1 - append.number :]:
-                        pieces += (run.id, outcome.last, append.status, *packed(frames))
+                        batches += (run.id, outcome.last, append.status, *packed(frames))
             if (
-                insert_pieces(db, pieces, generation)
-                if pieces
+                insert_batches(db, batches, generation)
+                if batches
                 else read_generation(db) == generation
             ):
                 return [
@@ -99,9 +99,9 @@ class Produced:
         return Committed(run.last, run.first)
 
     def _evict(self, db: sqlite3.Connection, run: ProducedRun, up_to: int) -> None:
-        """Deletes pieces that no reader needs. The newest one stays: it tells the last number."""
+        """Deletes batches that no reader needs. The newest one stays: it tells the last number."""
         db.execute(
-            "DELETE FROM piece WHERE run = :run AND last <= :up_to AND last < :last "
+            "DELETE FROM batch WHERE run = :run AND last <= :up_to AND last < :last "
             "AND last <= (SELECT coalesce(min(after), :up_to) FROM cursor WHERE run = :run)",
             {"run": run.id, "up_to": up_to, "last": run.last},
         )

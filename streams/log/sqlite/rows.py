@@ -1,6 +1,6 @@
 """Rows: what several operations read from the tables and write to them.
 
-A piece is a row with the frames of one run in one commit.
+A batch is a row with the frames of one run in one commit.
 """
 
 import sqlite3
@@ -15,11 +15,11 @@ import msgspec
 from streams.log import Limits, RunInfo
 from streams.log.store import Entry, State
 
-PIECES_PER_QUERY = 16
+BATCHES_PER_QUERY = 16
 
-LAST = "coalesce((SELECT max(last) FROM piece WHERE run = r.id), -1)"
+LAST = "coalesce((SELECT max(last) FROM batch WHERE run = r.id), -1)"
 FIRST = (
-    "coalesce((SELECT last + 1 - length(ends) / 4 FROM piece WHERE run = r.id "
+    "coalesce((SELECT last + 1 - length(ends) / 4 FROM batch WHERE run = r.id "
     "ORDER BY last LIMIT 1), 0)"
 )
 
@@ -58,8 +58,8 @@ def read_entries(db: sqlite3.Connection, run: int, after: int, count: int) -> li
     """At most `count` events of a run after event `after`."""
     entries: list[Entry] = []
     query = (
-        "SELECT last, status, ends, frames FROM piece WHERE run = ? AND last > ? ORDER BY last "
-        f"LIMIT {PIECES_PER_QUERY}"
+        "SELECT last, status, ends, frames FROM batch WHERE run = ? AND last > ? ORDER BY last "
+        f"LIMIT {BATCHES_PER_QUERY}"
     )
     while len(entries) < count:
         # To the end: a cursor that is not read to its end would keep its snapshot.
@@ -75,22 +75,22 @@ def read_entries(db: sqlite3.Connection, run: int, after: int, count: int) -> li
             if status is not None:
                 entries[-1] = Entry(last, entries[-1].frame, status)
             after = last
-        if len(rows) < PIECES_PER_QUERY:
+        if len(rows) < BATCHES_PER_QUERY:
             break
     return entries[:count]
 
 
 def packed(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """The columns `ends` and `frames` of a piece."""
+    """The columns `ends` and `frames` of a batch."""
     return array("I", accumulate(map(len, frames))).tobytes(), b"".join(frames)
 
 
-def insert_pieces(db: sqlite3.Connection, pieces: Iterable[object], generation: int) -> bool:
-    """Stores pieces, given as their columns one after another, in one statement, and so atomically.
+def insert_batches(db: sqlite3.Connection, batches: Iterable[object], generation: int) -> bool:
+    """Stores batches in one statement. They are given as their columns, one after another.
 
     Returns False, and stores none, if another worker has raised the generation.
     """
-    values = [*pieces]
+    values = [*batches]
     cursor = db.execute(_insert(len(values) // 5), (*values, generation))
     return cursor.rowcount > 0
 
@@ -99,7 +99,7 @@ def insert_pieces(db: sqlite3.Connection, pieces: Iterable[object], generation: 
 def _insert(count: int) -> str:
     rows = ",".join(["(?,?,?,?,?)"] * count)
     return (
-        "INSERT INTO piece (run, last, status, ends, frames) "
+        "INSERT INTO batch (run, last, status, ends, frames) "
         f"SELECT * FROM (VALUES {rows}) WHERE (SELECT number FROM generation) = ?"
     )
 

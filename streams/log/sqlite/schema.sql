@@ -40,7 +40,7 @@ CREATE INDEX run_expires ON run (expires) WHERE expires IS NOT NULL;
 -- The frames of one run in one commit, back to back. `last` is the number of the last event, `ends`
 -- are the offsets at which the frames end, as 32-bit integers. Without AUTOINCREMENT the id of a
 -- deleted newest row would be used again, and readers that look for newer ids would miss that row.
-CREATE TABLE piece (
+CREATE TABLE batch (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   run INTEGER NOT NULL,
   last INTEGER NOT NULL CHECK (last < 9007199254740992),
@@ -48,10 +48,10 @@ CREATE TABLE piece (
   ends BLOB NOT NULL,
   frames BLOB NOT NULL
 );
-CREATE UNIQUE INDEX piece_last ON piece (run, last);
+CREATE UNIQUE INDEX batch_last ON batch (run, last);
 
 -- So one statement stores the `end` event and the status.
-CREATE TRIGGER piece_end AFTER INSERT ON piece WHEN NEW.status IS NOT NULL BEGIN
+CREATE TRIGGER batch_end AFTER INSERT ON batch WHEN NEW.status IS NOT NULL BEGIN
   UPDATE run
   SET
     status = NEW.status,

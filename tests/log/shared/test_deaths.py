@@ -20,13 +20,24 @@ from tests.log.shared.workers import (
     until_async,
     worker_processes,
 )
-from tests.support.servers import connection, exit_of, until
+from tests.support.servers import Connection, connection, exit_of, until
 from tests.support.stores import remains, shared_log, with_lease
 
 
 @pytest.fixture
 def gate(tmp_path: Path) -> anyio.Path:
     return anyio.Path(tmp_path) / "open"
+
+
+async def run_of(stream: Connection) -> str:
+    """The id of the run, when the response has begun."""
+    await stream.until(*NUMBER_19)
+    return stream.run
+
+
+def whole(body: bytes) -> bytes:
+    """The body up to its last complete event."""
+    return body[: body.rfind(b"\n\n") + 2]
 
 
 async def until_restarted(url: str) -> None:
@@ -68,6 +79,48 @@ async def test_a_run_that_cannot_restart_fails_with_producer_lost(store_url: str
     end = json.loads(view.body.rpartition(b"data: ")[2])
     assert end["status"] == "failed"
     assert end["error"]["type"] == "ProducerLost"
+
+
+async def test_when_the_only_server_is_killed_a_run_that_cannot_restart_fails_with_all_its_history(
+    store_url: str,
+) -> None:
+    with worker_processes(1, store_url) as ((one, process),):
+        async with (
+            connection(one, "/streams/mortal") as stream,
+            connection(one, f"/runs/{await run_of(stream)}") as view,
+        ):
+            await stream.until(*NUMBER_19)
+            await view.until(*NUMBER_19)
+            process.send_signal(signal.SIGKILL)
+            await stream.to_the_end()
+            await view.to_the_end()
+    with worker_processes(1, store_url) as ((one, _),):
+        for viewer in (stream, view):
+            headers = f"Last-Event-ID: {last_id(viewer.body)}\r\n"
+            async with connection(one, "/streams/mortal", headers=headers) as again:
+                await again.until(*TERMINATED)
+            shown = numbers(whole(viewer.body)) + numbers(again.body)
+            assert shown == list(range(len(shown)))
+            end = json.loads(again.body.rpartition(b"data: ")[2])
+            assert (end["status"], end["error"]["type"]) == ("failed", "ProducerLost")
+
+
+async def test_when_the_only_server_is_killed_its_successor_continues_a_restartable_run(
+    store_url: str, gate: anyio.Path
+) -> None:
+    path = f"/streams/gated?gate={gate}"
+    with worker_processes(1, store_url) as ((one, process),):
+        async with connection(one, path) as stream:
+            await stream.until(*NUMBER_19)
+            process.send_signal(signal.SIGKILL)
+            await stream.to_the_end()
+    with worker_processes(1, store_url) as ((other, _),):
+        await until_restarted(other)
+        headers = f"Last-Event-ID: {last_id(stream.body)}\r\n"
+        async with connection(other, path, headers=headers) as again:
+            await gate.touch()
+            await again.until(*TERMINATED)
+    assert numbers(whole(stream.body)) + numbers(again.body) == list(range(40))
 
 
 async def test_a_stopped_producer_that_continues_after_the_takeover_is_fenced(

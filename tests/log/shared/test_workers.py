@@ -1,6 +1,8 @@
 """Several workers with servers, in this process, that know each other only through a store."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -199,3 +201,39 @@ async def test_a_slow_reader_on_another_worker_pauses_the_producer(store_url: st
         await task
         assert quick.body.count(b"\ndata: ") == 603
     await log.aclose()
+
+
+FORKS_WORKERS = """
+import asyncio, os, sys
+from streams import Streams
+from streams.sources import counter
+
+streams = Streams([counter], log=sys.argv[1])
+opened, is_open = os.pipe()
+over, is_over = os.pipe()
+
+async def serve():
+    async with streams:
+        os.write(is_open, b"1")
+        os.close(is_open)
+        os.read(over, 1)  # returns when both workers are open
+
+for _ in range(2):
+    if os.fork() == 0:
+        os.close(is_over)
+        asyncio.run(serve())
+        print(streams.log.worker, flush=True)
+        os._exit(0)
+os.close(is_open)
+os.read(opened, 1), os.read(opened, 1)
+os.close(is_over)
+os.wait(), os.wait()
+"""
+
+
+def test_workers_that_are_forked_after_the_app_was_imported_have_different_names(
+    store_url: str,
+) -> None:
+    command = [sys.executable, "-c", FORKS_WORKERS, store_url]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert len(set(done.stdout.split())) == 2, done.stderr

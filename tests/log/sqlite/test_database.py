@@ -1,8 +1,11 @@
 """The URL of a SQLite file, and files that cannot be used: each is one clear line."""
 
+import asyncio
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,7 +15,8 @@ import pytest
 from streams.errors import StoreDown
 from streams.log import Limits
 from streams.log.sqlite import SQLiteStore
-from streams.log.sqlite.database import NETWORK_FILE_SYSTEMS, file_system
+from streams.log.sqlite.database import NETWORK_FILE_SYSTEMS, Database, file_system
+from streams.log.store import Append, Committed
 from tests.support.event_logs import info
 
 LIMITS = Limits(2**20, 300)
@@ -159,6 +163,53 @@ async def test_a_file_that_cannot_be_used_is_one_clear_line_without_the_path_for
     await store.aclose()
 
 
+async def test_a_second_log_on_the_file_in_one_process_drops_no_lock_of_the_first(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    store, other = SQLiteStore(sqlite_url), SQLiteStore(sqlite_url)
+    await store.open("one")
+    await store.create(info(), LIMITS)
+    other.check()
+    await other.open("other")
+    await other.aclose()
+    # A process that finds no locks on the file deletes the -wal when it closes the database.
+    script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('DELETE FROM run')"
+    command = [sys.executable, "-c", script + "; db.close()", str(tmp_path / "runs.db")]
+    subprocess.run(command, check=True)  # noqa: ASYNC221
+    assert (tmp_path / "runs.db-wal").exists()
+    assert await store.append([Append("r", 0, [b"0"])]) == [Committed(0, 0)]
+    await store.aclose()
+
+
+async def test_the_event_loop_runs_while_a_file_is_opened_that_others_have_locked(
+    sqlite_url: str,
+) -> None:
+    SQLiteStore(sqlite_url).check()
+    store = SQLiteStore(sqlite_url)
+    with closing(locked(sqlite_url)):
+        opening = asyncio.create_task(store.open("one"))
+        await asyncio.sleep(0)
+        assert not opening.done()
+    await opening
+    await store.aclose()
+
+
+@pytest.mark.parametrize(("synchronous", "level"), [("normal", 1), ("full", 2)])
+def test_synchronous_is_that_of_the_url(synchronous: str, level: int, sqlite_url: str) -> None:
+    database = Database(f"{sqlite_url}?synchronous={synchronous}")
+    for connection in (database.open(), database.connect()):
+        assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
+        connection.close()
+
+
+def test_the_log_has_the_version_of_sqlite(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    SQLiteStore(sqlite_url).check()
+    assert f"SQLite {sqlite3.sqlite_version}" in caplog.text
+
+
 @contextmanager
 def unprivileged() -> Iterator[None]:
     """As a user whom the kernel refuses what a mode forbids."""
@@ -197,14 +248,19 @@ async def test_an_empty_file_and_a_symbolic_link_are_taken(tmp_path: Path) -> No
     await other.aclose()
 
 
+def locked(url: str) -> sqlite3.Connection:
+    """A connection that lets nobody else read the file, as one does that repairs it."""
+    other = sqlite3.connect(url.removeprefix("sqlite:"), isolation_level=None)
+    other.execute("PRAGMA locking_mode = exclusive")
+    other.execute("UPDATE generation SET number = number")
+    return other
+
+
 def test_a_file_that_another_process_repairs_after_a_crash_is_waited_for(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     SQLiteStore(sqlite_url).check()
-    other = sqlite3.connect(sqlite_url.removeprefix("sqlite:"), isolation_level=None)
-    # Nobody can read the file meanwhile either.
-    other.execute("PRAGMA locking_mode = exclusive")
-    other.execute("UPDATE generation SET number = number")
+    other = locked(sqlite_url)
     monkeypatch.setattr("streams.log.sqlite.database.time.sleep", lambda seconds: other.close())
     SQLiteStore(sqlite_url).check()
 

@@ -135,6 +135,16 @@ async def test_a_worker_that_is_stopped_for_less_than_its_lease_keeps_its_runs(
             await one.until_acknowledged(one.acknowledged + 20)
 
 
+async def test_no_death_rests_on_a_clock(sqlite_url: str) -> None:
+    """The wall clock can be set, and the monotonic clock starts again when the machine does."""
+    async with opened(sqlite_url, "one"), opened(sqlite_url) as store:
+        with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:"))) as db:
+            for seen in (0, 10**12):
+                with db:
+                    db.execute("UPDATE worker SET seen = ?", (seen,))
+                assert (await store.renew([])).dead == set()
+
+
 FORKS_A_CHILD = """
 import asyncio, os, sys, time
 from streams.log.sqlite import SQLiteStore

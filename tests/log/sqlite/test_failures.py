@@ -8,17 +8,20 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
+from streams import source
 from streams.errors import StoreDown, StoreFull
 from streams.log import Limits
 from streams.log.sqlite import SQLiteStore, link
 from streams.log.store import Append, Committed
+from tests.log.shared.workers import NUMBER_19, TERMINATED, numbers, workers
 from tests.support.event_logs import info
-from tests.support.servers import until
+from tests.support.servers import connection, until
 
 LIMITS = Limits(2**20, 300)
 
@@ -70,16 +73,35 @@ async def test_a_lock_of_another_program_is_named_in_the_log_and_waited_for(
     assert await store.append([Append("r", 1, [b"1"])]) == [Committed(1, 0)]
 
 
+async def test_operations_that_wait_for_a_lock_try_it_less_and_less_often(
+    store: SQLiteStore, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "BUSY_SECONDS", 1)
+    attempts = 0
+
+    def write(db: sqlite3.Connection) -> None:
+        nonlocal attempts
+        attempts += 1
+        db.execute("BEGIN IMMEDIATE")
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreDown):
+            await store._link.do(write)
+    assert 1 < attempts < 100
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
 async def test_a_file_that_was_moved_away_stops_everything_until_it_is_back(
-    store: SQLiteStore, path: str, caplog: pytest.LogCaptureFixture
+    suffix: str, store: SQLiteStore, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = f"{path}.moved"
-    os.rename(path, other)
+    os.rename(path + suffix, other)
     await until_refused(store, path)
     with pytest.raises(StoreDown):
         await store.follow({"r": 0})
-    assert f"{path} or its -wal was deleted or replaced" in caplog.text
-    os.rename(other, path)
+    assert f"{path}, its -wal or its -shm was deleted or replaced" in caplog.text
+    os.rename(other, path + suffix)
     assert await store.append([Append("r", 1, [b"1"])]) == [Committed(1, 0)]
     assert [entry.frame for entry in await store.read("r", -1, 9)] == [b"0", b"1"]
 
@@ -115,16 +137,16 @@ async def test_what_a_deleted_write_ahead_log_held_is_saved(
     await until(lambda: opened_by_this_process(f"{path}-wal") == 2, "the keeper has it open")
     os.unlink(f"{path}-wal")
     await until_refused(store, path)
-    assert f"{path} or its -wal was deleted" in caplog.text
+    assert f"{path}, its -wal or its -shm was deleted" in caplog.text
     rows: list[int] = []
 
     def is_saved() -> bool:
         # A copy, made by another process: this one would drop the locks of the store.
         subprocess.run(["cp", path, tmp_path / "copy.db"], check=True)
         with closing(sqlite3.connect(tmp_path / "copy.db")) as db:
-            tables = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'piece'")
+            tables = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'batch'")
             if tables.fetchone()[0]:
-                rows[:] = [row for (row,) in db.execute("SELECT last FROM piece ORDER BY last")]
+                rows[:] = [row for (row,) in db.execute("SELECT last FROM batch ORDER BY last")]
         return len(rows) >= 50
 
     await until(is_saved, "the keeper has saved all events", 20)
@@ -190,6 +212,44 @@ async def test_on_a_full_disk_runs_wait_new_ones_are_refused_and_nothing_is_lost
     await store.aclose()
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def fill(file: Path) -> None:
+    """Writes until the disk is full."""
+    with suppress(OSError), file.open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+
+
+async def test_on_a_full_disk_viewers_wait_and_new_runs_get_a_503(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = asyncio.Event()
+    produced = 0
+
+    @source
+    async def steady() -> AsyncIterator[dict[str, int]]:
+        nonlocal produced
+        while not over.is_set():
+            yield {"number": produced}
+            produced += 1
+            await asyncio.sleep(0.01)
+
+    async with (
+        workers(1, f"sqlite:{small_disk}/runs.db", [steady]) as (url,),
+        connection(url, "/streams/steady") as stream,
+    ):
+        await stream.until(*NUMBER_19)
+        fill(small_disk / "filler2")
+        await until(lambda: "runs.db is full" in caplog.text, "the disk is full", 20)
+        async with httpx.AsyncClient(base_url=url) as client:
+            refused = await client.get("/streams/steady")
+        assert refused.status_code == 503
+        assert "runs.db" not in refused.text
+        (small_disk / "filler2").unlink()
+        over.set()
+        await stream.until(*TERMINATED)
+    assert numbers(stream.body) == list(range(produced))
 
 
 async def test_a_store_opens_when_the_disk_has_room_again(small_disk: Path) -> None:

@@ -4,15 +4,18 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from streams.event import COMPLETED
 from streams.log import Limits
 from streams.log.sqlite import SQLiteStore, keeper
-from streams.log.store import Append
+from streams.log.sqlite.database import Database
+from streams.log.store import Append, Cursor
 from tests.log.sqlite.writers import event, writers
 from tests.support.event_logs import info
 from tests.support.servers import until
@@ -49,6 +52,68 @@ async def test_the_write_ahead_log_is_emptied_when_it_is_long(
     await until(lambda: size(f"{path}-wal") < keeper.WAL_BYTES, "the log is short", 20)
     assert size(path) > 2_000_000
     assert len(await store.read("r", -1, 100)) == 30
+
+
+async def test_only_the_keeper_moves_the_write_ahead_log(sqlite_url: str) -> None:
+    path = sqlite_url.removeprefix("sqlite:")
+    locks = Database(sqlite_url).locks
+    assert locks.acquire("keeper"), "no keeper works"
+    store = SQLiteStore(sqlite_url)
+    await store.open("one")
+    await store.create(info(), Limits(2**20, 300))
+    before = size(path)
+    for number in range(50):
+        await store.append([Append("r", number, [b"x" * 100_000])])
+    assert size(path) == before
+    assert size(f"{path}-wal") > 5_000_000
+    locks.release_all()
+    await until(lambda: size(f"{path}-wal") < keeper.WAL_BYTES, "the log is short", 20)
+    await store.aclose()
+
+
+async def test_the_write_ahead_log_starts_over_under_four_writers(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    wal = f"{sqlite_url.removeprefix('sqlite:')}-wal"
+    sizes = [0]
+
+    def has_shrunk(times: int) -> bool:
+        if (now := size(wal)) != sizes[-1]:
+            sizes.append(now)
+        return sum(after < before for before, after in pairwise(sizes)) >= times
+
+    with writers(sqlite_url, tmp_path, "a", "b", "c", "d", interval=0) as started:
+        await until(lambda: os.path.exists(wal), "the file is open", 20)
+        await until(lambda: has_shrunk(3), "the log was emptied three times", 50)
+        for writer in started:
+            await writer.until_acknowledged(writer.acknowledged + 1)
+    assert max(sizes) < 20 * keeper.WAL_BYTES
+
+
+async def test_no_operation_leaves_a_snapshot_open(store: SQLiteStore, sqlite_url: str) -> None:
+    cursor = Cursor("r", "one", 0, 1)
+    operations: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.create(info(), Limits(2**20, 300)),
+        lambda: store.append([Append("r", 0, [b"0", b"1"])]),
+        lambda: store.append([Append("r", 7, [b"7"])]),
+        lambda: store.load(["r", "unknown"]),
+        lambda: store.read("r", -1, 1),
+        lambda: store.set_cursors([cursor]),
+        lambda: store.follow({"r": -1}),
+        lambda: store.renew(["r"]),
+        lambda: store.runs_of("one"),
+        lambda: store.claim("r", "one"),
+        lambda: store.remove_worker("one"),
+        lambda: store.close("r", COMPLETED),
+        lambda: store.discard("r"),
+        lambda: store.leave(),
+    ]
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:"), isolation_level=None)) as db:
+        for operation in operations:
+            await operation()
+            db.execute("UPDATE generation SET number = number")
+            (busy, *_) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            assert not busy, operation
 
 
 async def test_nothing_remains_of_runs_whose_time_is_over_or_that_were_discarded(
