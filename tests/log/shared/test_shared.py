@@ -123,22 +123,6 @@ async def test_a_run_whose_creation_got_no_reply_is_discarded(
     await until_gone(one, "r")
 
 
-async def test_a_creation_that_failed_discards_no_run_of_another_worker(
-    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other = new_worker(), new_worker()
-
-    async def fails(info: RunInfo, limits: Limits, *, after: int) -> str:
-        await new(other, info.run)  # Several workers restart a run of one id at once.
-        raise StoreDown("no reply")
-
-    monkeypatch.setattr(one.store, "create", fails)
-    with pytest.raises(StoreDown):
-        await new(one)
-    await until(lambda: not one._background, "what was to be discarded is discarded")
-    assert (await other.find("r")).status == "running"
-
-
 async def test_a_full_worker_discards_finished_runs_in_the_store_too(new_worker: NewWorker) -> None:
     one, other = new_worker(max_runs=1), new_worker()
     (await new(one, "a")).close(COMPLETED)
