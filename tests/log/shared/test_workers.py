@@ -222,7 +222,7 @@ for _ in range(2):
     if os.fork() == 0:
         os.close(is_over)
         asyncio.run(serve())
-        os.write(1, f"{streams.log.worker}\n".encode())
+        os.write(1, b" " + streams.log.worker.encode())
         os._exit(0)
 os.close(is_open)
 os.read(opened, 1), os.read(opened, 1)
