@@ -21,9 +21,9 @@ install: .venv/installed-dev ## create .venv with everything that development ne
 
 # uvicorn restarts a worker that fails to start, forever. So with several workers, import the app
 # once first: an invalid setting then ends the command.
-run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes; LOG=redis://… keeps the log in Redis
-	$(if $(filter-out 1,$(WORKERS)),@WORKERS= $(SETTINGS) $(BIN)/python -c 'import app')
-	@WORKERS=$(WORKERS) $(SETTINGS) $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
+run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes; the log is in streams.db (LOG=memory, LOG=redis://…)
+	$(if $(filter-out 1,$(WORKERS)),@$(SETTINGS) $(BIN)/python -c 'import logging; logging.disable(); import app')
+	@$(SETTINGS) $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
 	    --timeout-graceful-shutdown 5
 
 # Many tests wait, so three processes keep two cores busy. A file's tests share a process, and thus
@@ -91,7 +91,7 @@ bench-redis: .venv/installed-dev ## compare the event log in Valkey with the one
 	$(BIN)/python -m bench.redis_log
 
 clean: ## remove everything that the other targets created
-	rm -rf .venv .venv-lowest build *.egg-info .coverage* .*_cache .hypothesis
+	rm -rf streams.db streams.db-* .venv .venv-lowest build *.egg-info .coverage* .*_cache .hypothesis
 	rm -rf bench/node_modules tests/compat/node_modules tests/llm/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -56,15 +56,15 @@ class Streams:
     """Serves sources as event streams: an ASGI app of its own, or mounted in another.
 
     `models` maps model names to sources, served at /v1/chat/completions in OpenAI's format.
-    `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes (the default), the
-    URL of a Redis or Valkey server for many workers, or any EventLog. Plain generators run in at
+    `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes (the default), for
+    many workers "sqlite:runs.db" or the URL of Redis, or any EventLog. Plain generators run in at
     most `max_threads` threads. Pages of `origins` ("*": all) may start runs from another site, with
     CORS. `max_body` is the limit of a POST body, in bytes. `page` serves the playground at the
     root. `encode` converts a yielded value of a type that msgspec does not know to one that it
     knows. Other keywords are the policy for all sources: see Policy.
 
     Raises TypeError for an invalid source or policy, ValueError for an invalid URL of a log, and
-    StoreDown if the log's server does not answer.
+    StoreDown if the log's server or file cannot be used.
     """
 
     def __init__(

@@ -16,7 +16,8 @@ StreamError                500  raise it in a source: clients see its message an
 ├── CrossSite              403  a page of another site may not start runs
 ├── StoreFull              503  `max_runs` or `max_bytes` is reached; try again later
 │   ├── ShuttingDown       503  this server shuts down; the next one answers
-│   ├── StoreDown          503  the log's server does not answer; try again later
+│   ├── StoreDown          503  the log's server or file cannot be used; try again later
+│   │   └── UnsuitablePlace     its file cannot be written, or is on a network file system
 │   └── TooManyThreads     503  `max_threads` is reached; try again later
 ├── UnencodableValue       500  a source yielded a value that JSON cannot represent
 ├── ProducerLost           500  the worker that produced the run died, and no other can continue it
@@ -128,6 +129,10 @@ class ShuttingDown(StoreFull):
 
 class StoreDown(StoreFull):
     retry_after = 3
+
+
+class UnsuitablePlace(StoreDown):
+    pass
 
 
 class TooManyThreads(StoreFull):

@@ -59,7 +59,7 @@ _LINE_SEPARATORS = (
 
 
 MAX_EVENTS = 2**53
-"""Lua and JavaScript have no larger whole numbers."""
+"""Lua and JavaScript represent larger whole numbers only approximately."""
 
 
 class EventId(NamedTuple):

@@ -17,6 +17,7 @@ from streams.errors import ShuttingDown, StreamError
 from streams.log import EventLog
 from streams.run import Runs
 from streams.shutdown import tell
+from streams.workers import workers_of_first
 
 logger = logging.getLogger("streams")
 
@@ -24,6 +25,12 @@ NO_LIFESPAN = (
     "this Streams runs without its lifespan, so the server may end before its sources are closed; "
     "pass lifespan=streams.lifespan to the app that mounts it, or put `async with streams:` into "
     "the lifespan of that app"
+)
+
+SEPARATE_LOGS = (
+    "%d workers serve this Streams, and each has a log of its own: a client that reconnects to "
+    'another worker cannot resume. Give them one log: Streams(log="sqlite:runs.db"), or in the '
+    "environment STREAMS_LOG=sqlite:streams.db; on several machines, redis://…"
 )
 
 SEARCH_SECONDS = 1.0
@@ -113,6 +120,7 @@ class Lifetime:
         await self._move_to_this_loop()
         if not self._entered:
             await self._log.open()
+            self._warn_of_separate_logs()
         self._entered += 1
         return self
 
@@ -132,8 +140,13 @@ class Lifetime:
             if not self._entered and not self._warned:
                 self._warned = True
                 logger.warning(NO_LIFESPAN)
+                self._warn_of_separate_logs()
         if self.runs.stopping:
             raise ShuttingDown
+
+    def _warn_of_separate_logs(self) -> None:
+        if not self._log.shared and (workers := workers_of_first()):
+            logger.warning(SEPARATE_LOGS, workers)
 
     async def _move_to_this_loop(self) -> asyncio.AbstractEventLoop:
         """Raises StreamError without asyncio, and RuntimeError if another event loop runs, too."""

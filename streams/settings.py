@@ -4,14 +4,18 @@ Each option of Streams is a variable: STREAMS_ and its name in capitals. An empt
 None; lists are separated by commas. STREAMS_SOURCES are import strings, `package.module:name`.
 LLM_BASE_URL, LLM_MODEL, LLM_API_KEY and LLM_TIMEOUT configure the source `chat`.
 
-An invalid setting raises SystemExit with a one-line message that names it. So does a variable that
-looks like a misspelt setting.
+Without STREAMS_LOG, the log is the file streams.db in the working directory; with
+STREAMS_LOG=memory, or an empty one, it is in memory.
+
+An invalid setting ends the process with status 2 and a one-line message that names it. So does a
+variable that looks like a misspelt setting.
 """
 
 import logging
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from hashlib import sha256
 from importlib import import_module
 from multiprocessing import current_process
 from operator import attrgetter
@@ -22,6 +26,7 @@ from msgspec import Meta
 from starlette.config import Config
 
 from streams import Policy, Source, StreamError, Streams
+from streams.errors import UnsuitablePlace
 
 BUILT_IN = ["streams.sources:counter", "streams.sources:tokens", "streams.sources:clock"]
 
@@ -40,31 +45,60 @@ OPTIONS: dict[str, Any] = {
     "sources": list[str],
 }
 
+NO_DEFAULT_LOG = (
+    "%s. Until then, runs are kept in memory, and end with this process. STREAMS_LOG=memory says "
+    "that this is intended, and STREAMS_LOG=sqlite:/path/runs.db names another file"
+)
+
 LLM_OPTIONS = ["BASE_URL", "MODEL", "API_KEY", "TIMEOUT"]
 
 logger = logging.getLogger("streams")
 
 
+class InvalidSetting(SystemExit):
+    """Ends the process with status 2. Its text is one line for the operator."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = 2
+
+
 def from_environ(environ: Mapping[str, str]) -> Streams:
-    """The Streams that the environment describes. Raises SystemExit for an invalid setting."""
-    given = options(environ)
-    workers = environ.get("WORKERS") or environ.get("WEB_CONCURRENCY") or "1"
-    process = current_process().name
-    is_first_worker = process == "SpawnProcess-1" or not process.startswith("SpawnProcess")
-    if workers != "1" and not given.get("log") and is_first_worker:
-        logger.warning(
-            "%s workers without a shared log: a client that reconnects to another worker can "
-            "resume only restartable sources. Set STREAMS_LOG=redis://…",
-            workers,
-        )
+    """The Streams that the environment describes.
+
+    For an invalid setting, prints one line to stderr and raises InvalidSetting.
+    """
     try:
-        return Streams(**given)
+        return _streams(options(environ))
+    except InvalidSetting as invalid:
+        sys.stderr.write(f"{invalid}\n")
+        raise
+
+
+def _streams(given: dict[str, Any]) -> Streams:
+    try:
+        if "log" in given:
+            return Streams(**given)
+        try:
+            return Streams(log=_default_log(given["sources"]), **given)
+        except (ImportError, UnsuitablePlace) as error:
+            if current_process().name in ("MainProcess", "SpawnProcess-1"):  # the first worker
+                logger.warning(NO_DEFAULT_LOG, error)
+            return Streams(**given)
     except (ImportError, StreamError, ValueError) as error:
-        raise SystemExit(f"STREAMS_LOG: {error}") from None  # The URL may contain a password.
+        raise InvalidSetting(f"STREAMS_LOG: {error}") from None  # The URL may contain a password.
+    except TypeError as error:
+        raise InvalidSetting(f"STREAMS_SOURCES: {error}") from None
+
+
+def _default_log(sources: Sequence[Source[..., Any]]) -> str:
+    """A file in the working directory. Only apps with the same sources share its runs."""
+    names = sorted(f"{source.__module__}:{source.name}" for source in sources)
+    return f"sqlite:streams.db?prefix={sha256(','.join(names).encode()).hexdigest()[:16]}"
 
 
 def options(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The options of Streams that the environment sets. Raises SystemExit for an invalid one."""
+    """The options of Streams that the environment sets. Raises InvalidSetting."""
     _check_names(environ, "STREAMS_", [name.upper() for name in OPTIONS], 0.7)
     _check_names(environ, "LLM_", LLM_OPTIONS, 0.6)
     config = Config(environ=environ, env_prefix="STREAMS_")
@@ -73,6 +107,8 @@ def options(environ: Mapping[str, str]) -> dict[str, Any]:
         text = config(name.upper(), default=None)
         if text is not None:
             given[name] = _parse(name, text, type_)
+    if given.get("log") == "memory":
+        given["log"] = None
     given["sources"] = [_import(name) for name in given.get("sources", BUILT_IN)]
     models = {MOCKS[s.name]: s for s in given["sources"] if s.name in MOCKS}
     if environ.get("LLM_BASE_URL") or environ.get("LLM_MODEL"):
@@ -85,7 +121,7 @@ def options(environ: Mapping[str, str]) -> dict[str, Any]:
 def _check_names(
     environ: Mapping[str, str], prefix: str, names: Sequence[str], similarity: float
 ) -> None:
-    """Raises SystemExit for a variable that looks like a misspelt one.
+    """Raises InvalidSetting for a variable that looks like a misspelt one.
 
     Others with the prefix may be another program's: Kubernetes sets STREAMS_PORT for a service
     `streams`.
@@ -96,7 +132,7 @@ def _check_names(
         if not variable.startswith(prefix) or name in names:
             continue
         if nearest := get_close_matches(name, missing, n=1, cutoff=similarity):
-            raise SystemExit(f"{variable} is not a setting; did you mean {prefix}{nearest[0]}?")
+            raise InvalidSetting(f"{variable} is not a setting; did you mean {prefix}{nearest[0]}?")
 
 
 def _parse(name: str, text: str, type_: Any) -> Any:
@@ -105,25 +141,25 @@ def _parse(name: str, text: str, type_: Any) -> Any:
     try:
         return msgspec.convert(value if is_list else value or None, type_, strict=False)
     except msgspec.ValidationError as error:
-        raise SystemExit(f"STREAMS_{name.upper()}={text!r} is invalid: {error}") from None
+        raise InvalidSetting(f"STREAMS_{name.upper()}={text!r} is invalid: {error}") from None
 
 
 def _import(name: str) -> Source[..., Any]:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise SystemExit(f"STREAMS_SOURCES: {name!r} must have the form package.module:name")
+        raise InvalidSetting(f"STREAMS_SOURCES: {name!r} must have the form package.module:name")
     try:
         source = attrgetter(attribute)(import_module(module))
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # The module exists, and fails to import another one.
-        raise SystemExit(f"STREAMS_SOURCES: {name!r} cannot be imported: {error}") from None
+        raise InvalidSetting(f"STREAMS_SOURCES: {name!r} cannot be imported: {error}") from None
     except AttributeError:
         if module not in sys.modules:
             raise  # Its own code raised this.
-        raise SystemExit(f"STREAMS_SOURCES: module {module!r} has no {attribute!r}") from None
+        raise InvalidSetting(f"STREAMS_SOURCES: module {module!r} has no {attribute!r}") from None
     if not isinstance(source, Source):
-        raise SystemExit(f"STREAMS_SOURCES: {name} is not a source; decorate it with @source")
+        raise InvalidSetting(f"STREAMS_SOURCES: {name} is not a source; decorate it with @source")
     return source
 
 
@@ -131,15 +167,15 @@ def _chat(config: Config) -> tuple[str, Source[..., Any]]:
     """The name of the configured model, and the source of its answers."""
     url, model = config("BASE_URL", default=""), config("MODEL", default="")
     if not url or not model:
-        raise SystemExit("LLM_BASE_URL and LLM_MODEL: set both, or neither")
+        raise InvalidSetting("LLM_BASE_URL and LLM_MODEL: set both, or neither")
     try:
         chat_with = import_module("streams.sources.chat").chat_with
     except ImportError:
-        raise SystemExit(
+        raise InvalidSetting(
             "LLM_BASE_URL needs httpx and httpx-sse: pip install 'streams[llm]'"
         ) from None
     try:
         key, timeout = config("API_KEY", default=""), config("TIMEOUT", cast=float, default=60)
         return model, chat_with(url, model, api_key=key, timeout=timeout)
     except ValueError as error:
-        raise SystemExit(f"LLM_BASE_URL, LLM_API_KEY, LLM_TIMEOUT: {error}") from None
+        raise InvalidSetting(f"LLM_BASE_URL, LLM_API_KEY, LLM_TIMEOUT: {error}") from None

@@ -43,7 +43,7 @@ _handlers: dict[int, Any] = {}
 
 def tell(served: Served) -> bool:
     """Tells `served` when the server of the current request shuts down, if one is found."""
-    if servers := _uvicorn_servers():
+    if servers := uvicorn_servers():
         for server in servers:
             if not isinstance(server.shutdown, _Shutdown):
                 server.shutdown = _Shutdown(server)
@@ -75,7 +75,7 @@ class _Shutdown:
             await asyncio.wait(waiting)
 
 
-def _uvicorn_servers() -> list[Any]:
+def uvicorn_servers() -> list[Any]:
     """The servers in this event loop: the one that serves the current request, if that is known.
 
     Nothing leads from a request to its server. But some task of the event loop awaits the server's

@@ -1,6 +1,7 @@
 """Fixtures for all tests: uvloop as the event loop, as in production, and a Valkey server."""
 
 import json
+import os
 import secrets
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 from hypothesis import settings
 
 from tests.support.valkey import Valkey, running_valkey
+
+# `app` and the servers that tests start keep nothing in the working directory.
+os.environ["STREAMS_LOG"] = "memory"
 
 # A busy machine may be slow, and no test measures time: examples have no deadline.
 settings.register_profile("unhurried", deadline=None)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from sse_starlette import ServerSentEvent
 
 from streams import Event
-from streams.errors import UnencodableValue
-from streams.event import RESERVED_NAMES, frame, parse_frames, payload
+from streams.errors import InvalidEventId, UnencodableValue
+from streams.event import RESERVED_NAMES, EventId, frame, parse_frames, payload
 
 RUN = b"AAAAAAAAAAAAAAAAAAAAAA"
 
@@ -94,6 +94,15 @@ def test_event_refuses_data_together_with_text_and_neither() -> None:
         Event(event="name")
     with pytest.raises(ValueError, match="text cannot be encoded as UTF-8"):
         Event(text="\ud800")
+
+
+def test_the_number_in_an_event_id_is_below_2_to_the_53() -> None:
+    """Lua and JavaScript would round a larger one, so that it became another event's."""
+    last = EventId(RUN.decode(), 2**53 - 1)
+    assert EventId.parse(str(last)) == last
+    for number in (2**53, 2**53 + 1, 10**16, 10**100):
+        with pytest.raises(InvalidEventId, match="is not an id that this server sends"):
+            EventId.parse(f"{RUN.decode()}.{number}")
 
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), min_size=1)

@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 import uvicorn
@@ -27,6 +29,7 @@ from tests.support.servers import (
     every_event,
     exit_of,
     free_port,
+    process_group,
     server_process,
     serving,
     until,
@@ -75,6 +78,28 @@ async def test_sources_are_closed_at_sigterm_with_a_lifespan_and_without_one(
     assert b"event: end" not in stream.body
     assert log.count("lifespan=streams.lifespan") == warnings
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("app", "options", "warnings"),
+    [("mounted", ["--workers", "2"], 1), ("with_lifespan", [], 1), ("mounted", ["--reload"], 0)],
+)
+async def test_several_workers_without_a_shared_log_say_once_what_to_set(
+    app: str, options: list[str], warnings: int, tmp_path: Path
+) -> None:
+    log, port = tmp_path / "log", free_port()
+    command = [sys.executable, "-m", "uvicorn", f"tests.support.stopping:{app}"]
+    command += ["--port", str(port), *options]
+    workers: set[str] = set()
+    with process_group(command, log, WEB_CONCURRENCY="2"):
+        await until(lambda: "startup complete" in log.read_text(), "a worker serves", 20)
+        with anyio.fail_after(20):
+            while len(workers) < (1 if "--reload" in options else 2):
+                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                    workers.add((await client.get("/live/health")).json()["worker"])
+        text = log.read_text()
+    assert text.count('Give them one log: Streams(log="sqlite:runs.db")') == warnings
+    assert text.count("lifespan=streams.lifespan") == (len(workers) if app == "mounted" else 0)
 
 
 async def test_a_source_without_a_reader_is_closed_at_sigterm(tmp_path: Path) -> None:

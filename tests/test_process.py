@@ -6,13 +6,25 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
 import httpx
 import pytest
 
-from tests.support.servers import ROOT, connection, exit_of, free_port, server_process, until
+from tests.log.shared.workers import MORTAL, TERMINATED, Condition, last_id, numbers
+from tests.support.servers import (
+    ROOT,
+    connection,
+    exit_of,
+    free_port,
+    kill_group,
+    process_group,
+    server_process,
+    until,
+)
 
 
 async def test_a_client_loses_no_number_when_the_server_is_killed_and_restarted(
@@ -115,10 +127,119 @@ def test_the_server_exits_with_one_line_about_an_invalid_setting() -> None:
     assert lines == ["STREAMS_HEARTBEAT='often' is invalid: Expected `float`, got `str`"]
 
 
+# make run
+
+MAKE = ["make", "-f", f"{ROOT}/Makefile", "-o", ".venv/installed"]
+MAKE += [f"BIN={Path(sys.executable).parent}"]
+
+
+@asynccontextmanager
+async def made(
+    folder: Path, *options: str, workers: int = 1, **environ: str
+) -> AsyncIterator[tuple[str, Path, subprocess.Popen[bytes]]]:
+    """`make run` with its defaults in a folder. Yields the URL, the log and the process."""
+    port = free_port()
+    environ |= {"MAKEFLAGS": "", "PYTHONPATH": str(ROOT), "PORT": str(port)}
+    command = [*MAKE, "run", f"WORKERS={workers}", *options]
+    log = folder.parent / f"{port}.log"
+    with process_group(command, log, folder, STREAMS_LOG=None, **environ) as process:
+
+        def all_serve() -> bool:
+            text = log.read_text()
+            assert process.poll() is None, text
+            return text.count("startup complete") == workers and "Uvicorn running" in text
+
+        await until(all_serve, "all workers serve", 30)
+        yield f"http://127.0.0.1:{port}", log, process
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder in which `make run` is started."""
+    (tmp_path / "folder").mkdir()
+    return tmp_path / "folder"
+
+
+def more_than(count: int) -> Condition:
+    return lambda stream: len(numbers(stream.body)) > count, f"{count} numbers have come", 20
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_after_make_run_was_killed_the_next_one_continues_what_can_be_continued(
+    folder: Path, workers: int
+) -> None:
+    """Each run has two viewers, who have seen more or less of it. Each reads all that was shown."""
+    sources = f"streams.sources:counter,{MORTAL}"
+    paths = ["/streams/counter?count=150&interval=0.02", "/streams/mortal"]
+    seen: list[list[bytes]] = [[], []]
+    async with AsyncExitStack() as stack:
+        url, _, process = await stack.enter_async_context(
+            made(folder, workers=workers, STREAMS_SOURCES=sources)
+        )
+        streams = [await stack.enter_async_context(connection(url, path)) for path in paths]
+        views = []
+        for stream in streams:
+            await stream.until(*more_than(12))
+            view = await stack.enter_async_context(connection(url, f"/runs/{stream.run}"))
+            await view.until(*more_than(4))
+            views.append(view)
+        kill_group(process)
+        for each in (*streams, *views):
+            with suppress(ConnectionError):
+                await each.to_the_end(20)
+        seen = [[stream.body, view.body] for stream, view in zip(streams, views, strict=True)]
+    ends: list[set[bytes]] = [set(), set()]
+    counts: list[set[int]] = [set(), set()]
+    async with made(folder, workers=workers, STREAMS_SOURCES=sources) as (url, log, _):
+        for kind, path in enumerate(paths):
+            for before in seen[kind]:
+                headers = f"Last-Event-ID: {last_id(before)}\r\n"
+                async with connection(url, path, headers=headers) as stream:
+                    await stream.until(*TERMINATED)
+                whole = before[: before.rfind(b"\n\n") + 2] + stream.body
+                assert numbers(whole) == list(range(len(numbers(whole))))
+                counts[kind].add(len(numbers(whole)))
+                ends[kind].add(stream.body.rpartition(b"data: ")[2].strip())
+        assert "Traceback" not in log.read_text()
+    assert counts[0] == {150}
+    assert ends[0] == {b'{"status":"completed"}'}
+    assert len(counts[1]) == 1
+    assert max(counts[1]) >= max(len(numbers(before)) for before in seen[1])
+    (end,) = map(json.loads, ends[1])
+    assert (end["status"], end["error"]["type"]) == ("failed", "ProducerLost")
+    assert {name.partition("-")[0] for name in os.listdir(folder)} == {"streams.db"}
+
+
+SEPARATE = "2 workers serve this Streams, and each has a log of its own"
+
+
+@pytest.mark.parametrize(
+    ("workers", "options", "unwritable", "warnings"),
+    [
+        (2, [], False, []),
+        (2, ["LOG=memory"], False, [SEPARATE]),
+        (1, ["LOG=memory"], False, []),
+        (2, [], True, ["streams.db cannot be written", SEPARATE]),
+    ],
+)
+async def test_workers_without_a_shared_log_say_so_once(
+    workers: int, options: list[str], unwritable: bool, warnings: list[str], folder: Path
+) -> None:
+    if unwritable:
+        (folder / "streams.db-locks").touch()
+    async with made(folder, *options, workers=workers) as (_, log, process):
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+        lines = log.read_text().splitlines()
+    # uvicorn logs with another format than the warnings have.
+    ours = [line for line in lines if not line.startswith(("INFO:", "make:"))]
+    assert len(ours) == len(warnings), ours
+    assert all(sum(warning in line for line in ours) == 1 for warning in warnings), ours
+
+
 def test_make_run_reports_an_invalid_setting_once_for_all_workers() -> None:
-    options = ["-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", "WORKERS=2"]
     made = subprocess.run(
-        ["make", "run", *options],
+        [*MAKE, "run", "WORKERS=2"],
         cwd=ROOT,
         env={**os.environ, "MAKEFLAGS": "", "STREAMS_HEARTBEAT": "often"},
         capture_output=True,

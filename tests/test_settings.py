@@ -1,12 +1,15 @@
 """settings.py: the options of Streams, read from environment variables."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import app
 from streams import Streams, settings
+from streams.log.sqlite import database
 
 
 def test_without_variables_the_built_in_sources_are_served() -> None:
@@ -155,8 +158,105 @@ def test_a_source_may_be_in_a_module_whose_name_has_a_hyphen(
         settings.options({"STREAMS_SOURCES": "my-sources:tick"})
 
 
-def test_an_empty_log_is_the_log_in_memory() -> None:
-    assert settings.options({"STREAMS_LOG": ""})["log"] is None
+@pytest.mark.parametrize("value", ["", "memory"])
+def test_the_log_in_memory_can_be_asked_for(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not settings.from_environ({"STREAMS_LOG": value}).log.shared
+    assert list(tmp_path.iterdir()) == []
+
+
+def default_prefix(sources: str) -> str:
+    """The prefix under which apps with these sources keep their runs in streams.db."""
+    log: Any = settings.from_environ({"STREAMS_SOURCES": sources}).log
+    assert Path(log.store._database.path) == Path("streams.db").resolve()
+    return str(log.store._database.prefix)
+
+
+def test_by_default_the_log_is_a_file_whose_runs_only_the_same_sources_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    clock, counter = "streams.sources:clock", "streams.sources:counter"
+    assert default_prefix(clock) == default_prefix(clock)
+    assert default_prefix(f"{clock},{counter}") == default_prefix(f"{counter},{clock}")
+    other = "tests.support.sources:ticks"
+    lists = [clock, counter, other, f"{clock},{counter}"]
+    assert len({default_prefix(sources) for sources in lists}) == len(lists)
+
+
+def no_writing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "streams.db-locks").touch()  # Here, not even root can make the files of the log.
+
+
+def network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "file_system", lambda folder: "nfs4")
+
+
+def no_sqlite(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "streams.log.sqlite", None)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (no_writing, "streams.db cannot be written"),
+        (network, "streams.db is on a network file system (nfs4)"),
+        (no_sqlite, "streams.log.sqlite"),
+    ],
+)
+def test_where_no_file_can_be_kept_the_default_is_memory_with_one_warning(
+    trouble: Callable[[Path, pytest.MonkeyPatch], None],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trouble(tmp_path, monkeypatch)
+    assert not settings.from_environ({}).log.shared
+    (record,) = caplog.records
+    assert message in record.getMessage()
+    assert "runs are kept in memory" in record.getMessage()
+    with pytest.raises(SystemExit) as exited:
+        settings.from_environ({"STREAMS_LOG": "sqlite:streams.db"})
+    assert exited.value.code == 2
+    assert message in (line := capsys.readouterr().err)
+    assert line.startswith("STREAMS_LOG: ")
+    assert line.count("\n") == 1
+
+
+def test_a_default_log_that_is_damaged_is_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With several workers, some of them might have been able to use it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "streams.db").write_text("This is no database. " * 1000)
+    with pytest.raises(SystemExit, match=r"STREAMS_LOG: .*streams.db is not a database"):
+        settings.from_environ({})
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"STREAMS_LINGER": "long"},
+        {"STREAMS_LINGR": "1"},
+        {"STREAMS_LOG": "nowhere"},
+        {"STREAMS_LOG": "", "STREAMS_SOURCES": ",".join(["streams.sources:clock"] * 2)},
+        {"STREAMS_SOURCES": "nope:x"},
+        {"LLM_MODEL": "m"},
+    ],
+)
+def test_an_invalid_setting_prints_one_line_and_ends_the_process_with_status_2(
+    environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        settings.from_environ(environ)
+    assert exited.value.code == 2
+    assert capsys.readouterr().err == f"{exited.value}\n"
+    assert list(environ)[-1].partition("_")[0] in str(exited.value)
 
 
 @pytest.mark.parametrize(

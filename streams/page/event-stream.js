@@ -48,7 +48,7 @@ export class EventStream extends EventTarget {
       while (true) {
         this.#setState("connecting");
         let response = await this.#send(this.run || this.url);
-        // A restarted server does not know the run, but may restart its source after the event.
+        // The server no longer has the run. A shared source continues with its live one.
         if (this.run && this.lastEventId && [404, 410].includes(response.status))
           response = await this.#send(this.url);
         if (response.status === 204) return;

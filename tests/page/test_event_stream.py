@@ -306,9 +306,10 @@ def test_a_response_without_the_end_event_is_resumed(
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_a_run_that_the_server_does_not_know_is_resumed_with_the_first_request(
+def test_a_run_that_the_server_no_longer_has_is_asked_for_with_the_first_request(
     read: Read, status: int
 ) -> None:
+    """A shared source then continues with its live run."""
     answers = [stream(START, frame(1)), problem(status), stream(frame(2), end(3))]
     with script(*answers) as server:
         output = read(server.url, options={"body": {"n": 2}})

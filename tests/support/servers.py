@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,37 @@ def uvicorn_process(
         process.send_signal(signal.SIGKILL)
         process.wait(10)
         process.stderr.close()
+
+
+@contextmanager
+def process_group(
+    command: Sequence[str | Path], log: Path, folder: Path = ROOT, **environ: str | None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a command in a folder, and kills it and its children at the end.
+
+    The file `log` has its output. A variable that is None is removed from the environment.
+    """
+    variables = {**os.environ, **environ}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={name: value for name, value in variables.items() if value is not None},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        kill_group(process)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills the processes of a process_group at once."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
 
 
 def listening() -> tuple[socket.socket, str]:

@@ -68,6 +68,11 @@ class RedisLink:
                 "the URL of Redis has an invalid port: if its password contains one of # / ? @ :, "
                 "write that character %-encoded, for example %23 for #"
             ) from None
+        if parts.scheme not in ("redis", "rediss", "unix"):
+            raise ValueError(
+                "the URL of a log begins with sqlite:, redis://, rediss:// or redis+unix://, not "
+                f"with {url.partition(':')[0]!r}"
+            )
         pool = BlockingConnectionPool.from_url(
             self._url,
             max_connections=CONNECTIONS,

@@ -21,7 +21,7 @@ from importlib.resources import files
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote
 
-from streams.errors import StoreDown
+from streams.errors import StoreDown, UnsuitablePlace
 from streams.log.sqlite.locks import Locks
 
 SCHEMA_VERSION = 1
@@ -104,12 +104,13 @@ class Database:
             finally:
                 self.locks.release("opening")
         except (sqlite3.Error, OSError) as error:
-            raise StoreDown(self.explain(error)) from error
+            kind = UnsuitablePlace if NEEDS_WRITING.match(errorname(error)) else StoreDown
+            raise kind(self.explain(error)) from error
 
     def _check_place(self) -> None:
         kind = file_system(os.path.dirname(self.path))
         if kind is not None and NETWORK_FILE_SYSTEMS.fullmatch(kind):
-            raise StoreDown(
+            raise UnsuitablePlace(
                 f"{self.path} is on a network file system ({kind}), where SQLite can lose data: "
                 "use a local disk, or a log in Redis"
             )
@@ -152,7 +153,7 @@ class Database:
             "PRAGMA wal_autocheckpoint = 0"
         )
         try:
-            # After a crash the first process repairs the file, and all others wait.
+            # Another process repairs the file after a crash, or closes its last connection.
             patiently(lambda: connection.executescript(pragmas), OPENING_SECONDS)
         except BaseException:
             connection.close()
@@ -179,7 +180,7 @@ class Database:
         connection.execute("PRAGMA auto_vacuum = incremental")
         (mode,) = connection.execute("PRAGMA journal_mode = wal").fetchone()
         if mode != "wal":
-            raise StoreDown(
+            raise UnsuitablePlace(
                 f"the file system of {self.path} has no shared memory, which SQLite needs for "
                 "several processes: use a local disk"
             )

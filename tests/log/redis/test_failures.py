@@ -92,7 +92,7 @@ async def test_a_server_that_does_not_reach_redis_exits_with_a_one_line_message(
         stderr=asyncio.subprocess.PIPE,
     )
     _, printed = await asyncio.wait_for(process.communicate(), 40)
-    assert process.returncode == 1
+    assert process.returncode == 2
     (line,) = printed.decode().splitlines()
     assert f"Redis at {valkey.url} cannot be used" in line
     assert "secret" not in line

@@ -229,3 +229,22 @@ async def test_two_workers_of_one_name_are_refused(
         with pytest.raises(Exception, match="cannot be used now"):
             await SQLiteStore(sqlite_url).open("one")
     assert "worker one has" in caplog.text
+
+
+OPENS_AND_CLOSES = """
+import sys
+from streams.log.sqlite import SQLiteStore
+
+for _ in range(25):
+    SQLiteStore(sys.argv[1]).check()
+"""
+
+
+def test_processes_that_open_and_close_the_file_at_the_same_time_wait_for_each_other(
+    sqlite_url: str,
+) -> None:
+    """As workers do that start together. The last one to close takes the file for itself."""
+    command = [sys.executable, "-c", OPENS_AND_CLOSES, sqlite_url]
+    processes = [subprocess.Popen(command) for _ in range(4)]
+    assert [process.wait(50) for process in processes] == [0] * 4
+    check_integrity(sqlite_url)
