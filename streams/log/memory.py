@@ -38,7 +38,7 @@ class MemoryLog:
     shared = False
 
     def __init__(self, *, max_runs: int = 10_000, max_bytes: int = 256 * 2**20) -> None:
-        self._token = secrets.token_hex(4)
+        self.worker = f"{os.getpid()}-{secrets.token_hex(4)}"
         self.events = 0
         self.bytes = 0
         self.readers = 0
@@ -51,11 +51,6 @@ class MemoryLog:
 
     def __len__(self) -> int:
         return len(self._runs)
-
-    @property
-    def worker(self) -> str:
-        """The name of this process, which differs in each fork of it."""
-        return f"{os.getpid()}-{self._token}"
 
     def register(self, adopter: Adopter) -> None:
         """Does nothing: there are no other workers."""

@@ -23,7 +23,8 @@ from streams.errors import StoreFull, UnknownRun
 from streams.log import Adopter, Limits, RunInfo, RunLog
 from streams.log.memory import MemoryLog
 from streams.log.shared.repeat import Backoff, until_answered
-from streams.log.shared.run import LOST, SharedRun, Work
+from streams.log.shared.run import LOST, SharedRun
+from streams.log.shared.work import Work
 from streams.log.store import Committed, Cursor, Fenced, Missing, Notice, Outcome, State, Store
 
 logger = logging.getLogger("streams")
@@ -68,7 +69,7 @@ class SharedLog:
 
     @property
     def worker(self) -> str:
-        return self._local.worker
+        return self._work.worker
 
     @property
     def events(self) -> int:

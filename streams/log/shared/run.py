@@ -12,7 +12,6 @@ Invariants:
 SharedLog owns the loops that exchange events and notices with the store.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -20,10 +19,11 @@ from functools import partial
 from streams.errors import LogClosed, LostHistory, ProducerLost, RunGone, StreamError
 from streams.event import End, frame
 from streams.log import Status
-from streams.log.memory import CHUNK, MemoryLog, MemoryReader, MemoryRun
+from streams.log.memory import CHUNK, MemoryReader, MemoryRun
 from streams.log.shared import refusal
 from streams.log.shared.repeat import until_answered
-from streams.log.store import Append, Cursor, Entry, State, Store
+from streams.log.shared.work import Work
+from streams.log.store import Append, Cursor, Entry, State
 
 APPEND_BYTES = 256 * 1024
 APPEND_EVENTS = 512
@@ -32,38 +32,7 @@ APPEND_EVENTS = 512
 CLOCK_SECONDS = 0.1
 """This worker keeps a finished run for this much longer than the store: their clocks differ."""
 
-
 LOST = End.failed(ProducerLost("the log has lost events of this run; start a new run"))
-
-
-class Work:
-    """What all runs of one worker share: the store, the local log, and the queues of the loops.
-
-    `appending` are the runs with frames that the store does not have yet. `moved` are those whose
-    cursor has changed, `followed` those of other workers that have readers here.
-    """
-
-    def __init__(self, store: Store, local: MemoryLog) -> None:
-        self.store = store
-        self.local = local
-        self.appending: dict[SharedRun, None] = {}
-        self.moved: dict[SharedRun, None] = {}
-        self.followed: dict[str, SharedRun] = {}
-        self.queued = asyncio.Event()
-        self.done = asyncio.Event()
-        self.done.set()
-
-    def queue_append(self, run: "SharedRun") -> None:
-        """Has the uncommitted frames of a run sent to the store."""
-        self.appending[run] = None
-        self.done.clear()
-        self.queued.set()
-
-    def queue_cursor(self, run: "SharedRun") -> None:
-        """Has the cursor of a run sent to the store."""
-        self.moved[run] = None
-        self.done.clear()
-        self.queued.set()
 
 
 class SharedRun:
@@ -132,7 +101,7 @@ class SharedRun:
         self._watcher = changed
 
     def _set_remote_readers(self, state: State) -> None:
-        me = self._work.local.worker
+        me = self._work.worker
         self._remote_readers = {w: readers for w, (_, readers) in state.cursors.items() if w != me}
 
     def _set_remote_cursors(self, state: State) -> None:
@@ -196,7 +165,7 @@ class SharedRun:
 
     def cursor(self) -> Cursor:
         """The cursor of the readers here."""
-        memory, worker = self.memory, self._work.local.worker
+        memory, worker = self.memory, self._work.worker
         after = memory.slowest if memory.readers and not self.is_producer else None
         return Cursor(self.info.run, worker, after, memory.readers)
 
@@ -216,13 +185,12 @@ class SharedRun:
     def on_missing(self, last: int) -> bool:
         """The store has lost all events after `last`. They are sent again if they are here.
 
-        Returns False if they are not.
+        Returns whether they are.
         """
         self.committed = last
-        if last < self.memory.first - 1:
-            return False
-        self._work.queue_append(self)
-        return True
+        if are_here := last >= self.memory.first - 1:
+            self._work.queue_append(self)
+        return are_here
 
     def on_lost(self, end: End) -> None:
         """The store has lost events that readers here may have had: for them, the run ends."""
@@ -263,7 +231,7 @@ class SharedRun:
     def on_claimed(self, state: State) -> None:
         """This worker has become the producer. It appends after the last committed event."""
         self._unfollow()
-        self.is_producer, self.producer = True, self._work.local.worker
+        self.is_producer, self.producer = True, self._work.worker
         self.first, self.committed = state.first, state.last
         if self.memory.last != state.last:
             self.memory.reset(state.last)

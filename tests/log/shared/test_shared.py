@@ -19,6 +19,7 @@ from tests.log.conftest import NewWorker
 from tests.log.shared.workers import until_async
 from tests.support.event_logs import DATA, SIZE, new, read_all
 from tests.support.servers import until
+from tests.support.stores import shared_log
 
 
 async def until_gone(log: SharedLog, run: str) -> None:
@@ -123,13 +124,15 @@ async def test_a_run_whose_creation_got_no_reply_is_discarded(
     await until_gone(one, "r")
 
 
-async def test_a_full_worker_discards_finished_runs_in_the_store_too(new_worker: NewWorker) -> None:
-    one, other = new_worker(max_runs=1), new_worker()
+async def test_a_full_worker_discards_finished_runs_in_the_store_too(store_url: str) -> None:
+    one, other = shared_log(store_url, max_runs=1), shared_log(store_url)  # with a usual lease
     (await new(one, "a")).close(COMPLETED)
     await one.written()
     await new(one, "b")
     with pytest.raises(UnknownRun):
         await other.find("a")
+    await one.aclose()
+    await other.aclose()
 
 
 async def test_readers_see_only_events_that_the_store_has(
