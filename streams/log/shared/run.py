@@ -127,11 +127,13 @@ class SharedRun:
             raise LogClosed(
                 f"run {self.info.run}: this worker cannot append, {self.producer} is its producer"
             )
-        self.memory.add(frame(self._id, self.memory.last + 1, name, data))
+        memory, last = self.memory, self.memory.buffer.last
+        memory.add(frame(self._id, last + 1, name, data))
         self._work.local.events += 1
-        if not self.memory.opening:  # Until then, the store has no event of the run.
+        # Until it opens, the store has no event of the run.
+        if not memory.opening and self not in self._work.appending:
             self._work.queue_append(self)
-        return False
+        return self.committed == last
 
     def is_full(self) -> bool:
         return self.memory.is_full()
@@ -176,11 +178,12 @@ class SharedRun:
         self.committed, self.first = last, first
         memory = self.memory
         memory.commit(max(last, memory.buffer.committed))
-        if memory.closed and last == memory.last:
+        if last < memory.buffer.last:
+            if not memory.opening:
+                self._work.queue_append(self)
+        elif memory.closed:
             retain = 0 if memory.status == "refused" else memory.limits.retain
             self._work.local.expire(memory, retain + CLOCK_SECONDS)
-        elif last < memory.last and not self.opening:
-            self._work.queue_append(self)
 
     def on_missing(self, last: int) -> bool:
         """The store has lost all events after `last`. They are sent again if they are here.

@@ -19,8 +19,9 @@ logger = logging.getLogger("streams")
 
 TICK_SECONDS = 0.1
 
-WAL_BYTES = 2**20
-"""A longer write-ahead log is moved into the database."""
+WAL_BYTES = 2 * 2**20
+"""A longer write-ahead log is moved into the database. All writers wait meanwhile, mostly for the
+disk, so a shorter one would make them wait more often."""
 
 BUSY_SECONDS = 0.3
 """A checkpoint waits this long for readers, such as a backup, and holds up all writers meanwhile.
@@ -65,6 +66,7 @@ class Keeper(threading.Thread):
                 self._stopping.wait(1)
 
     def _keep(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA secure_delete = on")
         next_expiry = next_checkpoint = 0.0
         pause = TICK_SECONDS
         while not self._stopping.wait(pause):

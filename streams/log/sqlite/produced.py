@@ -46,46 +46,47 @@ class Produced:
         self.notices: list[Notice] = []
 
     def append(self, db: sqlite3.Connection, appends: Sequence[Append]) -> list[Outcome]:
+        has_looked = False
         while True:
-            if any(self._is_surprising(append) for append in appends):
-                self._generation = -1
-            self.find(db, self._generation)
-            generation = self._generation
-            outcomes = [self._outcome(db, append) for append in appends]
+            if self._generation < 0:
+                self.find(db, self._generation)
+                has_looked = True
+            outcomes: list[Outcome] = []
             batches: list[object] = []
-            for append, outcome in zip(appends, outcomes, strict=True):
-                if isinstance(outcome, Committed):
-                    run = self.runs[append.run]
-                    if frames := append.frames[run.last + 1 - append.number :]:
-                        batches += (run.id, outcome.last, append.status, *packed(frames))
-            if (
-                insert_batches(db, batches, generation)
-                if batches
-                else read_generation(db) == generation
-            ):
-                return [
-                    self._after_commit(db, append, outcome)
-                    for append, outcome in zip(appends, outcomes, strict=True)
-                ]
+            for append in appends:
+                run = self.runs.get(append.run)
+                if run is not None and append.number <= run.last + 1:
+                    frames = append.frames[run.last + 1 - append.number :]
+                    last = run.last + len(frames)
+                    if frames:
+                        batches += (run.id, last, append.status, *packed(frames))
+                    outcomes.append(Committed(last, run.first))
+                elif has_looked:
+                    outcomes.append(self._refusal(db, append.run, run))
+                else:  # The database may have something else than this worker remembers.
+                    break
+            else:
+                if self._commit(db, batches):
+                    return [
+                        self._after_commit(db, append, outcome)
+                        if isinstance(outcome, Committed)
+                        else outcome
+                        for append, outcome in zip(appends, outcomes, strict=True)
+                    ]
             self._generation = -1
 
-    def _is_surprising(self, append: Append) -> bool:
-        """Whether the database may have something else than this worker remembers."""
-        run = self.runs.get(append.run)
-        return run is None or append.number > run.last + 1
+    def _commit(self, db: sqlite3.Connection, batches: list[object]) -> bool:
+        """Returns False, and stores nothing, if the generation is not the one of the last look."""
+        if batches:
+            return insert_batches(db, batches, self._generation)
+        return read_generation(db) == self._generation
 
-    def _outcome(self, db: sqlite3.Connection, append: Append) -> Outcome:
-        """What becomes of an append if its commit succeeds."""
-        run = self.runs.get(append.run)
-        if run is None:
-            return Forgotten() if find_run(db, self._app, append.run) is None else Fenced()
-        if append.number > run.last + 1:
+    def _refusal(self, db: sqlite3.Connection, name: str, run: ProducedRun | None) -> Outcome:
+        if run is not None:
             return Missing(run.last)
-        return Committed(max(run.last, append.number + len(append.frames) - 1), run.first)
+        return Forgotten() if find_run(db, self._app, name) is None else Fenced()
 
-    def _after_commit(self, db: sqlite3.Connection, append: Append, outcome: Outcome) -> Outcome:
-        if not isinstance(outcome, Committed):
-            return outcome
+    def _after_commit(self, db: sqlite3.Connection, append: Append, outcome: Committed) -> Outcome:
         run = self.runs[append.run]
         run.last = outcome.last
         if append.status is not None:

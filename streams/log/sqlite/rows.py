@@ -6,9 +6,10 @@ A batch is a row with the frames of one run in one commit.
 import sqlite3
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
+from struct import Struct
 
 import msgspec
 
@@ -16,6 +17,8 @@ from streams.log import Limits, RunInfo
 from streams.log.store import Entry, State
 
 BATCHES_PER_QUERY = 16
+
+_END = Struct("I")
 
 LAST = "coalesce((SELECT max(last) FROM batch WHERE run = r.id), -1)"
 FIRST = (
@@ -82,16 +85,17 @@ def read_entries(db: sqlite3.Connection, run: int, after: int, count: int) -> li
 
 def packed(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
     """The columns `ends` and `frames` of a batch."""
+    if len(frames) == 1:
+        return _END.pack(len(frames[0])), frames[0]
     return array("I", accumulate(map(len, frames))).tobytes(), b"".join(frames)
 
 
-def insert_batches(db: sqlite3.Connection, batches: Iterable[object], generation: int) -> bool:
+def insert_batches(db: sqlite3.Connection, batches: Sequence[object], generation: int) -> bool:
     """Stores batches in one statement. They are given as their columns, one after another.
 
     Returns False, and stores none, if another worker has raised the generation.
     """
-    values = [*batches]
-    cursor = db.execute(_insert(len(values) // 5), (*values, generation))
+    cursor = db.execute(_insert(len(batches) // 5), (*batches, generation))
     return cursor.rowcount > 0
 
 

@@ -196,7 +196,7 @@ async def test_a_run_that_has_lost_events_frees_its_room(new_worker: NewWorker) 
         log.append(None, DATA)
         await one.written()
     log.append(None, DATA)
-    one._on_outcome(log, Missing(0))  # type: ignore[arg-type]
+    one._on_refusal(log, Missing(0))  # type: ignore[arg-type]
     assert not log.producing
     assert (len(one), one.bytes) == (0, 0)
 
