@@ -58,7 +58,7 @@ lowest: .venv/browser .venv/node_modules ## run the tests with the lowest depend
 	    > .venv-lowest/constraints.txt
 	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
 	.venv-lowest/bin/pip install --quiet --editable '.[server,llm,redis]' --group dev -c .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pytest
+	.venv-lowest/bin/python -m pytest -n 3 --dist loadfile
 
 sdks: .venv/installed-dev tests/llm/node_modules ## test the OpenAI API with its npm clients (1 minute)
 	$(BIN)/python -m pytest tests/llm/test_sdks.py
