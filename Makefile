@@ -87,7 +87,7 @@ bench-instructions: .venv/installed-bench ## count instructions with valgrind; w
 bench-quick: .venv/installed-bench ## run the cases of bench once, with small sizes (2 minutes)
 	$(BIN)/python -m bench.run --quick
 
-bench-logs: .venv/installed-dev ## compare the event log in SQLite and in Valkey with the one in memory (10 minutes)
+bench-logs: .venv/installed-dev ## compare the event log in SQLite and in Valkey with the one in memory (25 minutes)
 	$(BIN)/python -m bench.logs
 
 clean: ## remove everything that the other targets created

@@ -32,7 +32,7 @@ LOCK_SECONDS = 5.0
 
 EXPIRY_SECONDS = 1.0
 
-RUNS, BATCHES, PAGES = 20, 1000, 256
+RUNS, BATCHES, PAGES = 50, 1000, 256
 """One transaction deletes or frees at most this many, so that writers wait for milliseconds."""
 
 ORPHAN_SECONDS = 24 * 60 * 60
@@ -76,7 +76,7 @@ class Keeper(threading.Thread):
             if now >= next_expiry:
                 more = self._expire(connection)
                 next_expiry = now if more else now + EXPIRY_SECONDS
-                pause = TICK_SECONDS / 10 if more else TICK_SECONDS
+                pause = TICK_SECONDS / 50 if more else TICK_SECONDS
 
     def _wal_is_long(self) -> bool:
         try:
