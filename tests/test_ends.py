@@ -337,8 +337,10 @@ async def test_a_timeout_around_a_yield_ends_what_is_inside_it(library: str) -> 
         yield "after the timeout"
 
     log = await started(limited)
-    await until(lambda: log.status == "running" and b"after" in newest(log), "the timeout is over")
+    # On a busy machine the source may be so slow that it ends before it has to wait for room.
+    await until(lambda: log.closed or b"after" in newest(log), "the timeout is over")
     body = await body_of(log)
+    assert '"after the timeout"' in body
     assert body.endswith('data: {"status":"completed"}\n\n')
 
 

@@ -158,8 +158,9 @@ class SharedRun:
     def uncommitted(self) -> Append:
         """What to send to the store next."""
         memory = self.memory
-        events = 0 if self.opening else APPEND_EVENTS
-        frames = memory.buffer.frames(self.committed, APPEND_BYTES, events)
+        frames: list[bytes] = []
+        if not self.opening:
+            frames = memory.buffer.frames(self.committed, APPEND_BYTES, APPEND_EVENTS)
         evict = memory.first - 1 if memory.first > self._begin else None
         ends = memory.closed and self.committed + len(frames) == memory.last
         status = memory.status if ends else None
