@@ -26,10 +26,10 @@ run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes; the lo
 	@$(SETTINGS) $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
 	    --timeout-graceful-shutdown 5
 
-# Many tests wait, so three processes keep two cores busy. A file's tests share a process, and thus
-# its browser and its server. `coverage report` then checks the total, as pyproject.toml says.
+# Many tests wait, so three processes keep two cores busy. A process that is done takes tests of another
+# one. `coverage report` then checks the total, as pyproject.toml says.
 test: .venv/installed-dev .venv/browser .venv/node_modules ## run the tests and report branch coverage
-	$(BIN)/python -m pytest -n 3 --dist loadfile --cov --cov-report= --cov-fail-under=0
+	$(BIN)/python -m pytest -n 3 --dist worksteal --cov --cov-report= --cov-fail-under=0
 	$(BIN)/coverage report
 
 lint: .venv/installed-dev .venv/node_modules ## check format, style and types without changing files
@@ -58,7 +58,7 @@ lowest: .venv/browser .venv/node_modules ## run the tests with the lowest depend
 	    > .venv-lowest/constraints.txt
 	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
 	.venv-lowest/bin/pip install --quiet --editable '.[server,llm,redis]' --group dev -c .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pytest -n 3 --dist loadfile
+	.venv-lowest/bin/python -m pytest -n 3 --dist worksteal
 
 sdks: .venv/installed-dev tests/llm/node_modules ## test the OpenAI API with its npm clients (1 minute)
 	$(BIN)/python -m pytest tests/llm/test_sdks.py

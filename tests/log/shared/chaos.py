@@ -34,7 +34,7 @@ SOURCES = f"streams.sources:counter,streams.sources:clock,{MORTAL}"
 FAULTS = ("kill", "kill", "kill all", "pause")
 SILENCE_SECONDS = 5.0
 """A viewer closes a connection that is silent for this long, and connects again."""
-RETAIN = 20
+RETAIN = 12
 """Longer than a viewer is away: it may wait for silence twice, and while all workers start."""
 
 FAULT_SECONDS = 180.0
