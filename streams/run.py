@@ -276,7 +276,8 @@ class Runs:
         while self._producing:
             name, run = self._producing.popitem()
             run.abandon()
-            await self._log.discard(name)
+            if not self._log.shared:  # There, another worker takes it over.
+                await self._log.discard(name)
 
     async def aclose(self) -> None:
         """Ends the runs that no other worker can continue, and waits until sources are closed."""

@@ -73,6 +73,8 @@ class RedisStore:
         self._link.check()
 
     async def open(self, worker: str) -> None:
+        if worker != self._worker:
+            self._link.open()
         self._worker = worker
         self._inbox = f"{self._link.prefix}:inbox:{worker}"
 

@@ -73,7 +73,14 @@ class RedisLink:
                 "the URL of a log begins with sqlite:, redis://, rediss:// or redis+unix://, not "
                 f"with {url.partition(':')[0]!r}"
             )
-        pool = BlockingConnectionPool.from_url(
+        self.open()
+
+    def open(self) -> None:
+        """Begins with new connections. Those of a closed event loop can be neither used nor closed.
+
+        Raises ValueError for an invalid URL.
+        """
+        self._pool = BlockingConnectionPool.from_url(
             self._url,
             max_connections=CONNECTIONS,
             timeout=CALL_SECONDS,
@@ -83,8 +90,7 @@ class RedisLink:
             socket_timeout=None,
             **self._settings,
         )
-        self._pool = pool
-        self._client = Redis(connection_pool=pool)
+        self._client = Redis(connection_pool=self._pool)
         self._reading: AbstractConnection | None = None
         self._works = True
 

@@ -53,8 +53,14 @@ class SharedLog:
     ) -> None:
         self.store = store
         self._adopter: Adopter | None = None
-        self._local = MemoryLog(max_runs=max_runs, max_bytes=max_bytes)
-        self._work = Work(store, self._local)
+        self._limits = {"max_runs": max_runs, "max_bytes": max_bytes}
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Becomes a new worker, which knows no run: an event loop left nothing that can be used."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._local = MemoryLog(**self._limits)
+        self._work = Work(self.store, self._local)
         self._runs: WeakValueDictionary[str, SharedRun] = WeakValueDictionary()
         self._produced: dict[str, SharedRun] = {}
         self._opening = asyncio.Lock()
@@ -86,6 +92,10 @@ class SharedLog:
         self._adopter = adopter
 
     async def open(self) -> None:
+        if (loop := asyncio.get_running_loop()) is not self._loop:
+            if self._loop is not None:
+                self._start_over()
+            self._loop = loop
         async with self._opening:
             if not self._tasks:
                 await self.store.open(self.worker)

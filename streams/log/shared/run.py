@@ -361,10 +361,13 @@ class SharedRun:
         read = partial(self._work.store.read, self.info.run, after, self._piece_events)
         entries = await until_answered(read)
         if not entries:
-            self.on_forgotten()
-            raise StopAsyncIteration
-        if entries[0].number > after + 1:
-            self.first = entries[0].number
+            (state,) = await until_answered(partial(self._work.store.load, [self.info.run]))
+            if state is None:
+                self.on_forgotten()
+                raise StopAsyncIteration
+            self.on_lost(LOST)
+        if not entries or entries[0].number > after + 1:
+            self.first = entries[0].number if entries else self.memory.first
             raise LostHistory(self.first - 1 - after, self.first)
         frames = b"".join([entry.frame for entry in entries])
         self._piece_events = max(1, min(1000, len(entries) * CHUNK // len(frames)))

@@ -56,6 +56,8 @@ class Link:
         self._report = ("", 0.0)
 
     async def open(self, worker: str) -> sqlite3.Connection:
+        if worker != self.worker:  # The earlier one belongs to another event loop, and is dead.
+            await self.aclose()
         self.worker = worker
         self._opening = asyncio.Lock()  # an old one may belong to another event loop
         return await self._connection()
