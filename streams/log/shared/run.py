@@ -285,11 +285,10 @@ class SharedRun:
             if entry.number > memory.last + 1:  # the store has evicted those between
                 memory.reset(entry.number - 1)
             if entry.status == "refused":
-                error = refusal.decode(entry.frame)
                 if not memory.opening:  # This worker had opened it, but could not tell the store.
-                    self.on_lost(End.failed(error))
+                    self.on_lost(LOST)
                     return
-                memory.open(error)
+                memory.open(refusal.decode(entry.frame))
             memory.add(entry.frame)
             if entry.status is not None:
                 self._status = entry.status
