@@ -34,8 +34,9 @@ SOURCES = f"streams.sources:counter,streams.sources:clock,{MORTAL}"
 FAULTS = ("kill", "kill", "kill all", "pause")
 SILENCE_SECONDS = 5.0
 """A viewer closes a connection that is silent for this long, and connects again."""
-RETAIN = 12
-"""Longer than a viewer is away: it may wait for silence twice, and while all workers start."""
+RETAIN, RETAIN_LONG = 12, 30
+"""Longer than a viewer is away: it may wait for silence twice, and while all workers start. 200
+viewers keep the processor so busy that this takes a while."""
 
 FAULT_SECONDS = 180.0
 """On a busy machine, it takes up to so much longer until all has happened that has to."""
@@ -97,11 +98,13 @@ STORES: dict[str, Callable[[], AbstractContextManager[tuple[str, StoreFaults]]]]
 class Worker:
     """A server process on the socket that all workers share."""
 
-    def __init__(self, number: int, sock: socket.socket, url: str, directory: str) -> None:
+    def __init__(
+        self, number: int, sock: socket.socket, url: str, directory: str, retain: int
+    ) -> None:
         self.log = Path(directory) / f"worker-{number}.log"
         self._sock = sock
         self._environ = {"STREAMS_LOG": url, "STREAMS_SOURCES": SOURCES}
-        self._environ |= {"STREAMS_RETAIN": str(RETAIN), "STREAMS_RETRY": "0,0.2"}
+        self._environ |= {"STREAMS_RETAIN": str(retain), "STREAMS_RETRY": "0,0.2"}
         self._process: subprocess.Popen[bytes] | None = None
         self.starts = 0
 
@@ -144,7 +147,8 @@ class Worker:
 class Viewer:
     """Reads one run over any number of connections, and records what it gets.
 
-    `given_up` is the status after which an EventSource does not connect again.
+    `given_up` is the status after which an EventSource does not connect again, and `why` the
+    server's reason, with the seconds since the viewer had its last event.
     """
 
     def __init__(self, random: Random, address: tuple[str, int], path: str) -> None:
@@ -154,6 +158,8 @@ class Viewer:
         self.end: dict[str, Any] | None = None
         self.gaps = 0
         self.given_up = ""
+        self.why = ""
+        self._last_event = anyio.current_time()
         self._random = random
         self._address = address
 
@@ -183,6 +189,8 @@ class Viewer:
             status = int(head.split()[1])
             if status in (204, 404, 410):
                 self.given_up = str(status)
+                away = anyio.current_time() - self._last_event
+                self.why = f"after {away:.1f} s: {(await reader.read(1000)).decode()}"
             if status != 200:
                 return
             stay = 60.0 if over.is_set() else self._random.expovariate(1 / 2)
@@ -204,6 +212,7 @@ class Viewer:
                 self._record(block.decode())
 
     def _record(self, block: str) -> None:
+        self._last_event = anyio.current_time()
         lines = [line for line in block.splitlines() if not line.startswith(":")]
         fields = dict(line.split(": ", 1) for line in lines)
         data = json.loads(fields["data"])
@@ -238,7 +247,9 @@ class Chaos:
         with sock, tempfile.TemporaryDirectory() as directory, STORES[self.store]() as store:
             address = sock.getsockname()
             url, self.store_faults = store
-            self.workers = [Worker(n, sock, url, directory) for n in range(self.worker_count)]
+            retain = RETAIN if self.viewer_count < 100 else RETAIN_LONG
+            numbers = range(self.worker_count)
+            self.workers = [Worker(n, sock, url, directory, retain) for n in numbers]
             try:
                 await self._start()
                 try:
@@ -348,7 +359,8 @@ class Chaos:
         counts = {viewer.run: viewer.count for viewer in self.viewers if viewer.count}
         for viewer in self.viewers:
             what = (
-                f"{viewer.path} {viewer.ids[-1:]} {viewer.end} {viewer.given_up} {viewer.numbers}"
+                f"{viewer.path} {viewer.ids[-1:]} {viewer.end} {viewer.given_up} {viewer.why} "
+                f"{viewer.numbers}"
             )
             assert not viewer.gaps, what
             assert viewer.numbers == list(range(len(viewer.numbers))), what
