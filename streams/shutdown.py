@@ -9,7 +9,7 @@ Invariants:
 
 1. `stop` is called in the event loop that serves, before the server waits for open responses.
 2. The shutdown of uvicorn returns after `stopped` has. The handler of another server is called
-   after the task of `stop` has ended (if a signal handler of its event loop does not preempt that).
+   after the task of `stop` has ended. uvloop handles a signal itself, and does not wait for that.
 3. Signal handlers belong to the process: those, and who is to be told, are the only global state
    of the package. A wrapped `Server.shutdown` belongs to that server.
 """
@@ -101,7 +101,7 @@ def _wrap_handlers() -> bool:
     if threading.current_thread() is not threading.main_thread():
         return False  # Only the main thread may set handlers.
     handler = signal.getsignal(signal.SIGTERM)
-    if not callable(handler) or hasattr(getattr(handler, "__self__", None), "should_exit"):
+    if not callable(handler) or hasattr(_owner(handler), "should_exit"):
         return False  # There is no server, or it is uvicorn, whose `shutdown` is wrapped instead.
     for number in (signal.SIGTERM, signal.SIGINT):
         handler = signal.getsignal(number)
@@ -119,13 +119,21 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
     def forward(stopped: Future[None] | None = None) -> None:
         stopping.discard(stopped)
-        if not stopping:
-            _handlers[number](number, frame)
+        handler = _handlers[number]
+        # uvloop hears of signals by itself, and would take this call for another signal. With one
+        # more than it got, granian's worker does not end.
+        if not stopping and not isinstance(_owner(handler), asyncio.AbstractEventLoop):
+            handler(number, frame)
 
     for future in list(stopping):
         future.add_done_callback(forward)
     if not told:
         forward()
+
+
+def _owner(handler: Any) -> Any:
+    """The object of a bound method."""
+    return getattr(handler, "__self__", None)
 
 
 async def _stop(served: Served) -> None:

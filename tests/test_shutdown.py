@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -206,3 +208,36 @@ async def test_a_stream_that_is_cancelled_before_its_headers_sends_nothing() -> 
         with pytest.raises(asyncio.CancelledError):
             await task
     assert viewer.sent == []
+
+
+HEARS_SIGNALS = """
+import asyncio, os, signal
+import uvloop
+from streams.shutdown import tell
+
+class Served:
+    stopped = False
+
+    def stop(self):
+        self.stopped = True
+
+async def main():
+    heard, served, loop = [], Served(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, heard.append, number.name)
+    assert tell(served)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+        while not served.stopped or number.name not in heard:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    print(*heard)
+
+uvloop.run(main())
+"""
+
+
+def test_uvloop_hears_of_each_signal_once() -> None:
+    command = [sys.executable, "-c", HEARS_SIGNALS]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert done.stdout.split() == ["SIGINT", "SIGTERM"], done.stderr
