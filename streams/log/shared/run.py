@@ -361,7 +361,7 @@ class SharedRun:
         entries = await until_answered(read)
         if not entries:
             (state,) = await until_answered(partial(self._work.store.load, [self.info.run]))
-            if state is None:
+            if state is None or state.last > after:  # The run expires: its events go first.
                 self.on_forgotten()
                 raise StopAsyncIteration
             self.on_lost(LOST)
