@@ -11,6 +11,7 @@ Invariants of every store:
 4. What an operation has stored survives the death of any worker.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
@@ -207,3 +208,17 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Closes connections and files."""
+
+
+def parse_lease(value: str, default: str) -> float:
+    """The seconds in the parameter `lease` of a URL. Raises ValueError, and tells the default."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < math.inf:
+        raise ValueError(
+            f"lease={value!r} in the URL of the log is not a positive number of seconds: write for "
+            f"example lease={default}"
+        )
+    return seconds

@@ -42,8 +42,10 @@ from streams.log.store import (
     Outcome,
     State,
     Workers,
+    parse_lease,
 )
 
+DEFAULT_LEASE = "2.5"
 RENEWALS_PER_LEASE = 3
 RENEWALS_PER_EXTENSION = 1000
 
@@ -59,8 +61,8 @@ class RedisStore:
     append_interval = 0.0
 
     def __init__(self, url: str) -> None:
-        self._link = RedisLink(url, prefix="streams", lease="2.5")
-        lease = self._link.seconds("lease")
+        self._link = RedisLink(url, prefix="streams", lease=DEFAULT_LEASE)
+        lease = parse_lease(self._link.options["lease"], DEFAULT_LEASE)
         self.renew_interval = lease / RENEWALS_PER_LEASE
         self._lease = int(lease * 1000)
         self._logs = f"{self._link.prefix}:log:"

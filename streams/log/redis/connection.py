@@ -11,7 +11,6 @@ Invariants:
 
 import asyncio
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -93,20 +92,6 @@ class RedisLink:
         self._client = Redis(connection_pool=self._pool)
         self._reading: AbstractConnection | None = None
         self._works = True
-
-    def seconds(self, name: str) -> float:
-        """The value of one of `parameters` that is a positive number. Raises ValueError."""
-        value = self.options[name]
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = 0
-        if not 0 < seconds < math.inf:
-            raise ValueError(
-                f"{name}={value!r} in the URL of Redis is not a positive number of seconds: "
-                f"write for example {name}=2.5"
-            )
-        return seconds
 
     def check(self) -> None:
         """Asks Redis for its version, and blocks the thread meanwhile.

@@ -275,7 +275,7 @@ class SharedLog:
             case Missing(last):
                 if not run.on_missing(last):
                     self._release(run)
-                    run.on_lost(LOST)
+                    run.on_lost()
                     close = partial(self.store.close, run.info.run, LOST)
                     self._in_background(until_answered(close))
             case Fenced():
@@ -321,7 +321,7 @@ class SharedLog:
         elif notice.kind == "cursor":
             known.on_cursor(notice.worker, notice.after, notice.readers)
         elif notice.run in self._produced:  # closed, claimed or forgotten
-            # The store refuses this append, unless the run has been created again since.
+            # The store refuses this append, unless this worker has claimed the run back since.
             self._work.queue_append(known)
         elif notice.kind == "forgotten":
             self._forget(notice.run)

@@ -130,7 +130,7 @@ class SharedRun:
         memory, last = self.memory, self.memory.buffer.last
         memory.add(frame(self._id, last + 1, name, data))
         self._work.local.events += 1
-        # Until it opens, the store has no event of the run.
+        # Until it opens, there is nothing to send.
         if not memory.opening and self not in self._work.appending:
             self._work.queue_append(self)
         return self.committed == last
@@ -196,15 +196,15 @@ class SharedRun:
             self._work.queue_append(self)
         return are_here
 
-    def on_lost(self, end: End) -> None:
+    def on_lost(self) -> None:
         """The store has lost events that readers here may have had: for them, the run ends."""
         self.is_producer = False
         self._work.appending.pop(self, None)
         memory = self.memory
         if not memory.closed:
             memory.discard_uncommitted()
-            memory.add(frame(self._id, memory.last + 1, b"end", end.encode()))
-            memory.finish(end.status)
+            memory.add(frame(self._id, memory.last + 1, b"end", LOST.encode()))
+            memory.finish(LOST.status)
         memory.commit(memory.last)
         self.readers_changed()
         self._watcher()
@@ -270,7 +270,7 @@ class SharedRun:
         if state.last >= 0:
             self.memory.open()
         if state.status != "running" and state.last < self.memory.buffer.committed:
-            self.on_lost(LOST)
+            self.on_lost()
         if not self.is_producer and not self.memory.readers and not self.memory.closed:
             self.memory.reset(state.last)
             if state.status != "running":
@@ -286,7 +286,7 @@ class SharedRun:
                 memory.reset(entry.number - 1)
             if entry.status == "refused":
                 if not memory.opening:  # This worker had opened it, but could not tell the store.
-                    self.on_lost(LOST)
+                    self.on_lost()
                     return
                 memory.open(refusal.decode(entry.frame))
             memory.add(entry.frame)
@@ -300,7 +300,7 @@ class SharedRun:
             self._unfollow()
 
     def _unfollow(self) -> None:
-        # A newer run with the same id may be followed by now.
+        # Another object may stand for the run by now, after this one was forgotten.
         if self._work.followed.get(self.info.run) is self:
             del self._work.followed[self.info.run]
 
@@ -364,9 +364,10 @@ class SharedRun:
             if state is None or state.last > after:  # The run expires: its events go first.
                 self.on_forgotten()
                 raise StopAsyncIteration
-            self.on_lost(LOST)
-        if not entries or entries[0].number > after + 1:
-            self.first = entries[0].number if entries else self.memory.first
+            self.on_lost()
+            return self.memory.piece(self.memory.last - 1)  # only the `end` event, which says so
+        if entries[0].number > after + 1:
+            self.first = entries[0].number
             raise LostHistory(self.first - 1 - after, self.first)
         frames = b"".join([entry.frame for entry in entries])
         self._piece_events = max(1, min(1000, len(entries) * CHUNK // len(frames)))

@@ -209,7 +209,7 @@ class SQLiteStore:
         return News(news.entries, news.notices + notices)
 
     async def _pause(self, seconds: float) -> None:
-        """Waits, but not when `_wake` was called meanwhile."""
+        """Waits for so long, or until `_end_pause` is called."""
         loop = asyncio.get_running_loop()
         self._wait = loop.create_future()
         timer = loop.call_later(seconds, self._end_pause)

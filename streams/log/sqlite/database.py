@@ -10,7 +10,6 @@ Invariants:
 """
 
 import errno
-import math
 import os
 import re
 import sqlite3
@@ -23,6 +22,9 @@ from urllib.parse import parse_qsl, quote
 
 from streams.errors import StoreDown, UnsuitablePlace
 from streams.log.sqlite.locks import Locks
+from streams.log.store import parse_lease
+
+DEFAULT_LEASE = "10"
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 1400137037
@@ -57,7 +59,7 @@ class Database:
                 f"{url!r} does not name a database file: write sqlite:runs.db or "
                 "sqlite:/absolute/path/runs.db"
             )
-        options = {"prefix": "streams", "lease": "10", "synchronous": "normal"}
+        options = {"prefix": "streams", "lease": DEFAULT_LEASE, "synchronous": "normal"}
         for name, value in parse_qsl(query, keep_blank_values=True):
             if name not in options:
                 raise ValueError(
@@ -77,7 +79,7 @@ class Database:
             )
         self.prefix = options["prefix"]
         self.synchronous = options["synchronous"]
-        self.lease = _seconds("lease", options["lease"])
+        self.lease = parse_lease(options["lease"], DEFAULT_LEASE)
         self.path = os.path.realpath(path)
         self.wal = f"{self.path}-wal"
         self.locks = Locks(f"{self.path}-locks")
@@ -282,16 +284,3 @@ def file_system(folder: str, mounts: str = "/proc/self/mounts") -> str | None:
             if inside and len(point) >= len(found[0]):
                 found = (point, kind)
     return found[1]
-
-
-def _seconds(name: str, value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0
-    if not 0 < seconds < math.inf:
-        raise ValueError(
-            f"{name}={value!r} in the sqlite: URL is not a positive number of seconds: write for "
-            f"example {name}=10"
-        )
-    return seconds

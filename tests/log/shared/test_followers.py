@@ -1,12 +1,14 @@
 """Readers whose run another worker produces; all workers are in this process."""
 
 import asyncio
+from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from streams.errors import LostHistory, StoreDown, UnknownRun
 from streams.event import COMPLETED, End
-from streams.log.store import Cursor
+from streams.log.store import Cursor, Entry, State
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import AdoptNothing, kill, until_async
 from tests.support.event_logs import DATA, SIZE, drained, new, read_all
@@ -159,3 +161,30 @@ async def test_a_reader_ends_when_the_run_was_discarded_before_it_attached(
     await one.discard("r")
     assert await read_all(found, 0) == b""
     await found.cancel(End.cancelled("stopped"))
+
+
+async def test_a_reader_learns_that_the_store_has_lost_the_events_that_it_needs(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one)
+    for data in (b"0", b"1", b"2"):
+        log.append(None, data)
+    await one.written()
+    found = await other.find("r")
+    (state,) = await other.store.load(["r"])
+    assert state is not None
+
+    async def nothing(run: str, after: int, count: int) -> list[Entry]:
+        return []
+
+    async def emptied(runs: Sequence[str]) -> list[State | None]:
+        return [msgspec.structs.replace(state, last=-1)]
+
+    monkeypatch.setattr(other.store, "read", nothing)
+    monkeypatch.setattr(other.store, "load", emptied)
+    with found.read(-1) as reader:
+        end = await asyncio.wait_for(drained(reader), 5)
+    assert found.status == "failed"
+    assert end.count(b"id: ") == 1
+    assert b'event: end\ndata: {"status":"failed","error":{"type":"ProducerLost"' in end

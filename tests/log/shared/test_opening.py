@@ -263,7 +263,7 @@ async def test_a_client_that_waited_on_another_worker_has_time_to_read_the_run(
     starting.cancel()
     gate.set()
     log = await asyncio.wait_for(waiting, 10)
-    await until(lambda: not run.log.readers, "the producer knows who has stopped to wait")
+    await until(lambda: not run.log.readers, "the producer knows that the client no longer waits")
     with log.read(-1) as reader:
         reading = asyncio.ensure_future(drained(reader))
         await until(lambda: run.log.readers, "the producer knows the reader")

@@ -80,7 +80,7 @@ async def test_an_unexpected_error_is_logged_and_writing_continues(
     assert (await read_all(log)).count(b"id: ") == 3
 
 
-async def test_a_late_notice_does_not_end_a_run_that_was_created_again(
+async def test_an_outdated_notice_does_not_end_a_run_of_this_worker(
     new_worker: NewWorker,
 ) -> None:
     one, other = new_worker(), new_worker()
