@@ -272,6 +272,26 @@ async def test_a_follower_of_several_runs_can_change_which_it_follows(new_store:
         await until(lambda: follower.after["a"] == 4, "what came meanwhile is there")
 
 
+async def test_a_follower_of_many_runs_gets_all_that_came_between_two_calls(
+    new_store: NewStore,
+) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    runs = [f"run-{number}" for number in range(100)]
+    for run in runs:
+        await appended(one, run=run)
+    async with Following(other, **dict.fromkeys(runs, 1)) as follower:
+        await until(lambda: len(follower.entries) == 100, "all runs are followed")
+    for number in range(3, 7):
+        frames = FRAMES[number : number + 1]
+        await one.append([Append(run, number, frames) for run in [*runs, "unknown"]])
+        await one.append([Append(run, number, frames) for run in runs])
+    await one.append([Append(run, 7, [FRAMES[7], END], status="completed") for run in runs])
+    async with Following(other, **follower.after) as follower:
+        await until(lambda: set(follower.after.values()) == {8}, "all runs have ended")
+    assert [len(follower.entries), len(set(follower.entries))] == [600, 6]
+    assert {entry.status for entry in follower.entries if entry.number == 8} == {"completed"}
+
+
 async def test_the_producer_hears_of_cursors_and_they_are_in_the_state(new_store: NewStore) -> None:
     one, other = await new_store("one"), await new_store("other")
     await appended(one)

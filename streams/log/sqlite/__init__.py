@@ -46,7 +46,7 @@ from streams.log.store import (
 
 logger = logging.getLogger("streams")
 
-LOOK_SECONDS = 0.005
+LOOK_SECONDS = 0.004
 """The pause between two looks for news while a run is followed, or shortly after a notice."""
 
 IDLE_LOOK_SECONDS = 0.05

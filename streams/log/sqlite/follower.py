@@ -6,13 +6,14 @@ Invariant: a look that fails loses nothing; the next one finds the same.
 import sqlite3
 from collections.abc import Mapping
 
-from streams.log.sqlite.rows import find_run, read_entries, read_generation
+from streams.log.sqlite.rows import BATCH, find_run, read_entries, read_generation, unpacked
 from streams.log.store import Entry, News, Notice
 
 EVENTS = 512
-"""A look returns at most this many events of a run."""
+"""A look returns at most this many events of a run that it reads by itself."""
 
-ROWS = 1000
+BATCHES = 256
+"""A look reads at most this many new batches. The next one goes on from there."""
 
 
 class Follower:
@@ -51,9 +52,8 @@ class Follower:
             self._due |= self._after.keys()
             self._runs.clear()
         newest_cursor, notices = self._find_cursors(db)
-        self._find_due(db)
+        entries, newest_batch, has_more = self._read_new_batches(db)
         done: set[str] = set()
-        entries: dict[str, list[Entry]] = {}
         for run in self._due:
             number = find_run(db, self._app, run)
             if number is None:
@@ -65,25 +65,29 @@ class Follower:
                 entries[run] = found
             if len(found) < EVENTS:
                 done.add(run)
-        self._seen, self.generation = (db, version), generation
-        self._cursor = newest_cursor
+        self._seen = (None, -1) if has_more else (db, version)
+        self.generation, self._batch, self._cursor = generation, newest_batch, newest_cursor
         self._due -= done
         for run, found in entries.items():
             self._after[run] = found[-1].number
         return News(entries, notices)
 
-    def _find_due(self, db: sqlite3.Connection) -> None:
-        """Finds the followed runs with new batches. The batches themselves are not read here."""
+    def _read_new_batches(self, db: sqlite3.Connection) -> tuple[dict[str, list[Entry]], int, bool]:
+        """The events of followed runs, except due ones, in the batches since the last look.
+
+        One query for all runs. Returns also the id of the last batch, and whether more may follow.
+        """
+        entries: dict[str, list[Entry]] = {}
         if not self._runs:  # The followed runs, if any, are all due.
-            self._batch = _newest(db, "batch")
-        while self._runs:
-            query = f"SELECT id, run FROM batch WHERE id > ? ORDER BY id LIMIT {ROWS}"
-            rows = db.execute(query, (self._batch,)).fetchall()
-            self._due |= {self._runs[run] for _, run in rows if run in self._runs}
-            if rows:
-                self._batch = rows[-1][0]
-            if len(rows) < ROWS:
-                break
+            return entries, _newest(db, "batch"), False
+        query = f"SELECT id, run, {BATCH} FROM batch WHERE id > ? ORDER BY id LIMIT {BATCHES}"
+        rows = db.execute(query, (self._batch,)).fetchall()
+        for _, number, *batch in rows:
+            run = self._runs.get(number)
+            if run is not None and run not in self._due:
+                entries.setdefault(run, []).extend(unpacked(*batch, after=self._after[run]))
+        newest = rows[-1][0] if rows else self._batch
+        return {run: new for run, new in entries.items() if new}, newest, len(rows) == BATCHES
 
     def _find_cursors(self, db: sqlite3.Connection) -> tuple[int, list[Notice]]:
         """Notices of changed cursors of runs that this worker produces."""

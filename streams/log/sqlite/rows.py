@@ -8,18 +8,19 @@ import time
 from array import array
 from collections.abc import Sequence
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from struct import Struct
 
 import msgspec
 
-from streams.log import Limits, RunInfo
+from streams.log import Limits, RunInfo, Status
 from streams.log.store import Entry, State
 
 BATCHES_PER_QUERY = 16
 
 _END = Struct("I")
 
+BATCH = "last, status, ends, frames"
 LAST = "coalesce((SELECT max(last) FROM batch WHERE run = r.id), -1)"
 FIRST = (
     "coalesce((SELECT last + 1 - length(ends) / 4 FROM batch WHERE run = r.id "
@@ -61,26 +62,36 @@ def read_entries(db: sqlite3.Connection, run: int, after: int, count: int) -> li
     """At most `count` events of a run after event `after`."""
     entries: list[Entry] = []
     query = (
-        "SELECT last, status, ends, frames FROM batch WHERE run = ? AND last > ? ORDER BY last "
+        f"SELECT {BATCH} FROM batch WHERE run = ? AND last > ? ORDER BY last "
         f"LIMIT {BATCHES_PER_QUERY}"
     )
     while len(entries) < count:
         # To the end: a cursor that is not read to its end would keep its snapshot.
         rows = db.execute(query, (run, after)).fetchall()
-        for last, status, packed, frames in rows:
-            ends = array("I", packed)
-            begin, number = 0, last - len(ends)
-            for end in ends:
-                number += 1
-                if number > after:
-                    entries.append(Entry(number, frames[begin:end]))
-                begin = end
-            if status is not None:
-                entries[-1] = Entry(last, entries[-1].frame, status)
-            after = last
+        for batch in rows:
+            entries += unpacked(*batch, after=after)
+            after = batch[0]
         if len(rows) < BATCHES_PER_QUERY:
             break
     return entries[:count]
+
+
+def unpacked(
+    last: int, status: Status | None, ends: bytes, frames: bytes, *, after: int
+) -> list[Entry]:
+    """The events after `after` of a batch with these columns."""
+    if len(ends) == _END.size:
+        return [Entry(last, frames, status)] if last > after else []
+    bounds = [0, *array("I", ends)]
+    number = last - len(bounds) + 1
+    entries = [
+        Entry(number + i, frames[begin:end])
+        for i, (begin, end) in enumerate(pairwise(bounds), 1)
+        if number + i > after
+    ]
+    if status is not None and entries:
+        entries[-1] = Entry(last, entries[-1].frame, status)
+    return entries
 
 
 def packed(frames: Sequence[bytes]) -> tuple[bytes, bytes]:

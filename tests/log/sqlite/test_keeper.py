@@ -150,6 +150,24 @@ async def test_the_file_stays_small_while_runs_come_and_go(
     await until(lambda: size(f"{path}-wal") < keeper.WAL_BYTES, "the log is short", 20)
 
 
+async def test_a_keeper_that_was_held_up_catches_up(sqlite_url: str) -> None:
+    path = sqlite_url.removeprefix("sqlite:")
+    locks = Database(sqlite_url).locks
+    assert locks.acquire("keeper"), "no keeper works"
+    store = SQLiteStore(sqlite_url)
+    await store.open("one")
+    for number in range(500):
+        await store.create(info(f"run-{number}"), Limits(2**20, 0.01))
+        await store.append([Append(f"run-{number}", 0, [b"x" * 9000] * 2, status="completed")])
+    assert len(remains(sqlite_url)) == 1000
+    locks.release_all()
+    await until(lambda: not remains(sqlite_url), "nothing remains", 20)
+    await until(lambda: pages(path) < 100, "free pages are given back", 20)
+    await until(lambda: size(f"{path}-wal") < keeper.WAL_BYTES, "the log is short", 20)
+    await store.aclose()
+    assert size(path) < 1_000_000
+
+
 async def test_unfinished_runs_that_nobody_has_claimed_for_a_day_go(
     store: SQLiteStore, sqlite_url: str
 ) -> None:
