@@ -283,21 +283,9 @@ class Streams:
     # The endpoints
 
     async def _list(self, request: Request) -> Response:
-        return json_response(
-            {
-                "sources": [
-                    {
-                        "name": source.name,
-                        "description": source.description,
-                        "parameters": source.schema,
-                        "shared": source.shared,
-                        "restartable": source.restartable,
-                        "url": f"{quote(root_path(request))}/streams/{source.name}",
-                    }
-                    for source in self.sources.values()
-                ]
-            }
-        )
+        url = f"{quote(root_path(request))}/streams"
+        sources = self.sources.values()
+        return json_response({"sources": [s.published(f"{url}/{s.name}") for s in sources]})
 
     async def _health(self, request: Request) -> Response:
         return json_response(self.runs.health())

@@ -21,42 +21,47 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
-def code_of(function: Any) -> Callable[..., Any]:
-    """The function inside a partial, a bound method or a callable object.
+def inner_function(function: Any) -> Callable[..., Any]:
+    """The function inside a partial or a callable object. A bound method stays what it is.
 
     Raises TypeError for a value that cannot be called.
     """
-    while isinstance(function, functools.partial):
-        function = function.func
+    function, _ = _without_partials(function)
     if isinstance(function, str):
         raise TypeError(f"give a source's name by keyword: @source(name={function!r})")
     if not callable(function) or inspect.isclass(function):
         raise TypeError(f"{function!r} is not a function, so it cannot be a source")
     if not inspect.isroutine(function) and not hasattr(function, "__name__"):
         function = type(function).__call__
-    code: Callable[..., Any] = function
-    return code
+    inner: Callable[..., Any] = function
+    return inner
+
+
+def _without_partials(function: Any) -> tuple[Any, dict[str, Any]]:
+    """What partials are made of, and the keyword arguments that they have bound."""
+    bound: dict[str, Any] = {}
+    while isinstance(function, functools.partial):
+        bound = {**function.keywords, **bound}
+        function = function.func
+    return function, bound
 
 
 def name_of(function: Any) -> str:
     """The name of a function, or of a callable object's class."""
-    while isinstance(function, functools.partial):
-        function = function.func
+    function, _ = _without_partials(function)
     return str(getattr(function, "__name__", type(function).__name__))
 
 
 def parameters_of(name: str, function: Any) -> list[tuple[inspect.Parameter, Any]]:
     """The parameters that a caller of source `name` gives, with their types (None: untyped).
 
-    A partial gives the arguments that it has bound itself. The return annotation is not evaluated:
-    it may need imports that only type checkers do.
+    Arguments that a partial has bound are left out. The return annotation is not evaluated: it may
+    need imports that only type checkers do.
     """
-    code = inspect.unwrap(code_of(function))
-    bound: dict[str, Any] = {}
-    inner = function
-    while isinstance(inner, functools.partial):
-        bound |= inner.keywords
-        inner = inner.func
+    code = inspect.unwrap(inner_function(function))
+    inner, bound = _without_partials(function)
+    # In a partial's signature, all parameters after one that it has bound are keyword-only.
+    kinds = {p.name: p.kind for p in inspect.signature(inner).parameters.values()}
     annotations = getattr(code, "__annotations__", {})
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
@@ -78,7 +83,7 @@ def parameters_of(name: str, function: Any) -> list[tuple[inspect.Parameter, Any
                 ) from None
             type_ = hints[parameter.name]
         _check_parameter(name, parameter, type_)
-        parameters.append((parameter, type_))
+        parameters.append((parameter.replace(kind=kinds[parameter.name]), type_))
     return parameters
 
 

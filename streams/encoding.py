@@ -2,7 +2,7 @@
 
 pydantic is not a dependency. Only an app that has imported it can have its models.
 
-Invariant: a value that msgspec encodes by itself costs nothing more than that.
+Invariant: no binary value becomes base64 without the app's knowledge.
 """
 
 import dataclasses
@@ -14,10 +14,7 @@ import msgspec
 
 # msgspec encodes these, but not their subclasses, as base64.
 BINARY = frozenset({bytes, bytearray, memoryview})
-_SCALARS = frozenset({str, int, float, bool, type(None)})
-
-# How much of a run's first event is searched for binary values.
-SEARCHED_VALUES = 1000
+SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 class HookFailed(Exception):
@@ -44,14 +41,18 @@ def hook(encode: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
     def encode_unknown(value: Any) -> Any:
         if is_model(value):
             return value.model_dump(mode="json")
+        unknown = f"Encoding objects of type {type(value).__name__} is unsupported"
         if encode is not None:
             try:
-                return encode(value)
-            except (NotImplementedError, TypeError):
-                pass
+                encoded = encode(value)
+            except (NotImplementedError, TypeError) as error:
+                raise TypeError(f"{unknown} (`encode` raised {error!r})") from error
             except Exception as error:
                 raise HookFailed from error
-        raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+            if type(encoded) in BINARY:
+                raise TypeError(f"`encode` returned {type(encoded).__name__}, which is binary")
+            return encoded
+        raise TypeError(unknown)
 
     return encode_unknown
 
@@ -112,14 +113,17 @@ def find_unencodable(value: Any, encode: Callable[[Any], bytes]) -> tuple[str, A
     return _formatted(path), value
 
 
-def find_binary(value: Any) -> tuple[str, Any] | None:
-    """The path to a binary part of a value, and that part; None if its first parts are not."""
-    parts: list[tuple[tuple[Any, ...], Any]] = [((), value)]
-    for path, part in parts:  # The list grows.
-        if type(part) in BINARY:
-            return _formatted(path), part
-        if type(part) not in _SCALARS and len(parts) < SEARCHED_VALUES:
-            parts += [((*path, key), child) for key, child in _children(part)]
+def find_binary(container: Any) -> tuple[str, Any] | None:
+    """The path to a binary part or key of a container that can be encoded, and that part."""
+    containers: list[tuple[tuple[Any, ...], Any]] = [((), container)]
+    for path, parent in containers:  # The list grows.
+        for key, child in parent.items() if type(parent) is dict else _children(parent):
+            if type(key) in BINARY:
+                return _formatted((*path, key)), key
+            if type(child) not in SCALARS:
+                if type(child) in BINARY:
+                    return _formatted((*path, key)), child
+                containers.append(((*path, key), child))
     return None
 
 

@@ -58,8 +58,8 @@ def route_of(scope: Scope) -> str:
     """The path of the route that a request matched, as a template if the framework gives one.
 
     A template is relative to the mounts and routers around it, so what the path has before it is
-    put in front. One with a parameter for several segments has no place in the path; the path is
-    used instead.
+    put in front. A parameter like `{rest:path}` matches any number of segments, so nobody can say
+    what is before a template with one; the path is used instead.
     """
     route, path = scope.get("route"), scope["path"].strip("/")
     template = None if isinstance(route, Mount) else getattr(route, "path", None)
@@ -77,7 +77,7 @@ def source_name(events: Any, scope: Scope) -> str:
     name = name_of(events)
     if name == "<lambda>":
         name = getattr(scope.get("endpoint"), "__name__", "endpoint")
-    return re.sub(r"\W", "", name)
+    return re.sub(r"\W", "", name, flags=re.ASCII) or "endpoint"
 
 
 def mount_path(app: Any, scope: Scope) -> str | None:
@@ -131,7 +131,7 @@ class EndpointResponse(Response):
         """Adds what another response has: its status, headers, cookies and background task."""
         self.status_code = response.status_code or self.status_code  # FastAPI's is None.
         self.background = response.background or self.background
-        self.raw_headers += [h for h in response.raw_headers if h[0] not in _OF_THE_BODY]
+        self.raw_headers += response.raw_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

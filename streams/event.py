@@ -20,6 +20,7 @@ from sse_starlette import ServerSentEvent
 
 from streams.encoding import (
     BINARY,
+    SCALARS,
     HookFailed,
     encode_json,
     find_binary,
@@ -202,31 +203,30 @@ class Encoder:
         except Exception as error:  # msgspec raises TypeError, ValueError, RecursionError, ...
             path, part = find_unencodable(value, self._encode_json)
             raise _unencodable(value, path, part, f"{error}; {_ENCODE}") from error
+        if type(value) not in SCALARS and (binary := find_binary(value)):
+            raise _unencodable(value, *binary, _TEXT)
         if not data.isascii():
             for raw, escaped in _LINE_SEPARATORS:
                 data = data.replace(raw, escaped)
         return name, data
 
     def first_payload(self, value: Any, source: str) -> Payload:
-        """`payload` for the first event of a run, which also looks for usual mistakes in it.
+        """`payload` for the first event of a run.
 
-        Raises UnencodableValue for binary data inside the value. Logs a warning, once for each
-        source, for text that is an SSE frame already.
+        Logs a warning, once for each source, for text that is an SSE frame already.
         """
         content = value
         if isinstance(value, Event):
             content = value.data if value.text is None else value.text
-        if isinstance(content, str):
-            if source not in self._warned and _FRAMED.fullmatch(content):
-                self._warned.add(source)
-                logger.warning(
-                    "source %s yields text that is an SSE frame already, %s: clients get it as "
-                    "data, inside another frame. Yield only the value, or Event(value, event=…)",
-                    source,
-                    abbreviated(content),
-                )
-        elif found := find_binary(content):
-            raise _unencodable(content, *found, _TEXT)
+        is_framed = isinstance(content, str) and _FRAMED.fullmatch(content)
+        if is_framed and source not in self._warned:
+            self._warned.add(source)
+            logger.warning(
+                "source %s yields text that is an SSE frame already, %s: clients get it as "
+                "data, inside another frame. Yield only the value, or Event(value, event=…)",
+                source,
+                abbreviated(content),
+            )
         return self.payload(value)
 
 
@@ -267,12 +267,7 @@ class LoggedEvent(NamedTuple):
 def parse_frames(frames: bytes) -> Iterator[LoggedEvent]:
     """The events of whole frames that `frame` made. Lines of data are joined with LF."""
     for frame in frames.split(b"\n\n")[:-1]:
-        id_, *lines = frame.split(b"\n")
-        name = "message"
-        data = []
-        for field, _, value in (line.partition(b": ") for line in lines):
-            if field == b"event":
-                name = value.decode()
-            else:
-                data.append(value)
-        yield LoggedEvent(int(id_.rpartition(b".")[2]), name, b"\n".join(data))
+        head, _, data = frame.partition(b"\ndata: ")
+        id_, _, name = head.partition(b"\nevent: ")
+        number = int(id_.rpartition(b".")[2])
+        yield LoggedEvent(number, name.decode() or "message", data.replace(b"\ndata: ", b"\n"))

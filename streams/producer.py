@@ -68,7 +68,6 @@ class Run:
         self._first_reader_seconds = FIRST_READER_SECONDS
         self._readers = log.readers
         self._events: AsyncIterator[Any] | None = None
-        self._start: int | None = None  # the last event before the source's first
         self._turns = 0
         self._over = False
         self._closing = False
@@ -99,21 +98,23 @@ class Run:
                     if self._over:  # The source caught its cancellation; now it is closed.
                         return
                     try:
-                        if log.append(*encode(value)):  # Others had a turn.
+                        others_had_a_turn = log.append(*encode(value))
+                        if encode is not payload:  # It is the first event.
+                            encode = payload
+                            log.open()
+                        if others_had_a_turn:
                             burst, since = 0, clock()
                         elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
                             await asyncio.sleep(0)
                             burst, since = 0, clock()
                         burst += 1
-                        if encode is not payload:  # It is the first event.
-                            encode = payload
-                            log.open()
                         if log.is_full():
                             await log.room()
                         break
                     except asyncio.CancelledError as error:
                         # The source is suspended at a `yield`. If that is inside a cancel scope, a
-                        # timeout or a task group, the cancellation is probably meant for it.
+                        # timeout or a task group, the cancellation is probably meant for it. It may
+                        # answer with another value, which is then appended.
                         if self._over or not inspect.isasyncgen(events):
                             raise
                         try:
@@ -141,7 +142,6 @@ class Run:
         log = self.log
         if log.last < 0:
             log.append(b"start", log.info.start)
-        self._start = log.last
         if not log.readers:
             self._cancel_unread_after(self._first_reader_seconds)
         if isinstance(self._events, ThreadIterator):
@@ -151,14 +151,14 @@ class Run:
 
     def _take_turn(self) -> None:
         self._turns += 1
-        if self._turns == OPENING_TURNS or self.log.last != self._start:
+        if self._turns == OPENING_TURNS:
             self.log.open()
         elif self.log.opening:
             self._loop.call_soon(self._take_turn)
 
     def _fail(self, error: BaseException) -> None:
         self._log_failure(error)
-        if self.log.opening and (self._start is None or self.log.last == self._start):
+        if self.log.opening:
             refusal = as_stream_error(error)
             # Clients do not see these, and they would keep the source's variables.
             refusal.__cause__ = refusal.__context__ = refusal.__traceback__ = None
@@ -182,9 +182,18 @@ class Run:
         )
 
     def _end(self, end: End) -> None:
-        over, self._over = self._over, True
-        if not over and self.log.producing:
+        if self._ends_now():
             self.log.close(end)
+
+    def _refuse(self, error: StreamError) -> None:
+        """Ends a run that has not opened."""
+        if self._ends_now():
+            self.log.refuse(error)
+
+    def _ends_now(self) -> bool:
+        """Whether the run has not ended before, here or by another worker. It is over from now."""
+        over, self._over = self._over, True
+        return not over and self.log.producing
 
     def cancel(self, reason: str) -> None:
         """Ends the run for its readers at once, and closes its source meanwhile."""
@@ -218,12 +227,6 @@ class Run:
             self.task.cancel()
             self._limit_cleanup()
 
-    def _refuse(self, error: StreamError) -> None:
-        """Ends a run that has not opened."""
-        over, self._over = self._over, True
-        if not over and self.log.producing:
-            self.log.refuse(error)
-
     async def _close(self) -> None:
         """Closes the source, unless it has ended.
 
@@ -234,12 +237,12 @@ class Run:
         events = self._events
         aclose = getattr(events, "aclose", None)
         if aclose is None or getattr(events, "ag_frame", events) is None:
-            return
+            return  # An async generator without a frame has ended.
         self._limit_cleanup()
         try:
-            if self._over:  # A cancellation that is still to come must not interrupt the cleanup.
-                with suppress(asyncio.CancelledError):
-                    await asyncio.sleep(0)
+            # A cancellation that is still to come must not interrupt the cleanup.
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
             if inspect.isasyncgen(events):
                 with suppress(asyncio.CancelledError, StopAsyncIteration):
                     await events.athrow(asyncio.CancelledError())
@@ -288,10 +291,11 @@ class Run:
             self.hand_over()
         elif self._readers:
             self._stop_timer()
-            # Whoever waits for the opening on another worker counts as a reader, too.
+            # Clients on other workers that wait for the opening count as readers meanwhile, but
+            # have read nothing.
             if self._readers > before and not self.log.opening:
                 self._first_reader_seconds = 0
-        elif self._start is not None:
+        elif self._events is not None:
             self._cancel_unread_after(self._first_reader_seconds)
 
     def _cancel_unread_after(self, at_least: float) -> None:

@@ -61,7 +61,7 @@ def stream_headers(location: str | None) -> dict[str, str]:
 
 
 def head_response(location: str | None = None) -> Response:
-    """The headers of a stream, which the request does not start."""
+    """The answer to HEAD: the headers of a stream. Starts no run."""
     response = Response(headers=stream_headers(location), media_type=EVENT_STREAM)
     del response.headers["content-length"]
     return response
@@ -83,7 +83,8 @@ class RunResponse(EventSourceResponse):
     """Sends a run's events through a wire, from a position to the end of the run.
 
     It stops earlier if the wire is done, the client disconnects or the server shuts down.
-    `location` is the run's URL.
+    `location` is the run's URL. For sse-starlette, this object is also its own content
+    (`__anext__`) and the event that it sets at the server's shutdown (`set`).
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class RunResponse(EventSourceResponse):
         if self._reader is not None:
             self._reader.stop()
 
-    set = stop  # This is the event that sse-starlette sets when the server shuts down.
+    set = stop
 
     def time_out(self) -> None:
         """Cancels the send that does not finish, and with it the response."""

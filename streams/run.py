@@ -136,6 +136,7 @@ class Runs:
         except UnknownRun:
             if log.status == "refused":  # The source has raised it.
                 raise
+            # The log has lost the run. Those who wait for a shared one start it again.
             if job.key is None:
                 retry = f"try again in {StoreFull.retry_after} s"
                 raise StoreFull(f"the log has lost the run before it opened; {retry}") from None
@@ -198,6 +199,7 @@ class Runs:
             elif log.producing:
                 log.close(End.failed(error))
             return
+        # Event 0 is `start`, so the source has yielded `last` events.
         self._produce(log, partial(source.open, arguments, None, max(last, 0)), policy, Context())
         with suppress(StreamError):  # It has been logged.
             await log.opened()
@@ -251,7 +253,7 @@ class Runs:
             return Position(log, -1)
         if last.run != log.info.run:
             raise InvalidEventId(f"event {last} is not an event of run {log.info.run}")
-        if log.status != "running" and last.number >= log.last:
+        if log.status != "running" and last.number == log.last:
             return None
         if last.number > log.last:
             raise RunGone(f"run {last.run} has no event {last.number}; start a new one")
@@ -262,7 +264,7 @@ class Runs:
         await log.cancel(End.cancelled(reason))
 
     def cancel_openings(self) -> None:
-        """The server shuts down: ends the runs that have not opened, and all waiting for others."""
+        """The server shuts down: ends all openings, and the waits for others."""
         self.stopping = True
         for run in list(self._producing.values()):
             if run.log.opening:
@@ -284,7 +286,7 @@ class Runs:
         self.cancel_openings()
         runs = list(self._producing.values())
         for run in runs:
-            if self._log.shared and run.log.info.arguments is not None:
+            if run.log.info.arguments is not None:
                 run.hand_over()
             else:
                 run.cancel("shutdown")

@@ -1,8 +1,9 @@
 """Settings: a Streams from environment variables.
 
-Each option of Streams is a variable: STREAMS_ and its name in capitals. An empty variable means
-None; lists are separated by commas. STREAMS_SOURCES are import strings, `package.module:name`.
-LLM_BASE_URL, LLM_MODEL, LLM_API_KEY and LLM_TIMEOUT configure the source `chat`.
+Each option of Streams but `encode` and `models` is a variable: STREAMS_ and its name in capitals.
+An empty variable means None; lists are separated by commas. STREAMS_SOURCES are import strings,
+`package.module:name`. LLM_BASE_URL, LLM_MODEL, LLM_API_KEY and LLM_TIMEOUT configure the source
+`chat`.
 
 Without STREAMS_LOG, the log is the file streams.db in the working directory; with
 STREAMS_LOG=memory, or an empty one, it is in memory.

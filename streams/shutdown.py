@@ -120,8 +120,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     def forward(stopped: Future[None] | None = None) -> None:
         stopping.discard(stopped)
         handler = _handlers[number]
-        # uvloop hears of signals by itself, and would take this call for another signal. With one
-        # more than it got, granian's worker does not end.
+        # uvloop hears of signals by itself, and would take this call for another signal. A worker
+        # of granian that counts more signals than it got does not end.
         if not stopping and not isinstance(_owner(handler), asyncio.AbstractEventLoop):
             handler(number, frame)
 

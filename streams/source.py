@@ -18,6 +18,7 @@ from collections.abc import (
     Mapping,
 )
 from hashlib import sha256
+from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
@@ -25,6 +26,7 @@ from typing import (
     ParamSpec,
     TypedDict,
     TypeVar,
+    Union,
     Unpack,
     get_args,
     get_origin,
@@ -36,7 +38,7 @@ from msgspec import Meta
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from streams.declaration import code_of, did_you_mean, name_of, parameters_of, schema_of
+from streams.declaration import did_you_mean, inner_function, name_of, parameters_of, schema_of
 from streams.encoding import decode_model, encode_json, encode_sorted
 from streams.errors import InvalidBody, InvalidParameters, abbreviated
 
@@ -79,9 +81,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Seconds after which a client that accepts no data is disconnected."""
 
     def replace(self, changes: PolicyOptions, of: str, others: Iterable[str] = ()) -> "Policy":
-        """A copy with `changes`, which are options of `of`; its `others` are not of the policy.
+        """A copy with `changes`.
 
-        Raises TypeError for an unknown option and for an invalid value.
+        Raises TypeError for an unknown option and for an invalid value. `of` names in it whose
+        options these are, and `others` are options that are not of the policy, but may be meant.
         """
         for name in changes:
             if name not in self.__struct_fields__:
@@ -138,7 +141,7 @@ class Source(Generic[P, T]):
         version: str = "",
         **policy: Unpack[PolicyOptions],
     ) -> None:
-        code = code_of(function)
+        code = inner_function(function)
         # A callable object's attributes must not replace those of the source.
         functools.update_wrapper(self, function, updated=["__dict__"] if code is function else [])
         self.function = function
@@ -206,6 +209,17 @@ class Source(Generic[P, T]):
         """Whether another worker can continue a run: it needs the arguments, but no request."""
         return self.restartable and not self._needs_request
 
+    def published(self, url: str) -> dict[str, Any]:
+        """What clients may know about it."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.schema,
+            "shared": self.shared,
+            "restartable": self.restartable,
+            "url": url,
+        }
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         return self.function(*args, **kwargs)
 
@@ -221,13 +235,10 @@ class Source(Generic[P, T]):
         for name in query:
             if name not in EVENT_ID_PARAMETERS:
                 values = query.getlist(name)
-                given[name] = values if len(values) > 1 or self._is_list(name) else values[0]
+                given[name] = (
+                    values if len(values) > 1 or _is_list(self._types.get(name)) else values[0]
+                )
         return self._arguments(given, strict=False)
-
-    def _is_list(self, name: str) -> bool:
-        type_: Any = self._types.get(name)
-        origin = get_origin(type_.__origin__ if get_origin(type_) is Annotated else type_)
-        return inspect.isclass(origin) and issubclass(origin, list | set | frozenset | tuple)
 
     def from_json(self, body: bytes) -> dict[str, Any]:
         """The arguments in a JSON object.
@@ -253,12 +264,11 @@ class Source(Generic[P, T]):
                     value, self._types[name], strict=strict, dec_hook=decode_model
                 )
             except msgspec.ValidationError as error:
-                faults[name] = (
-                    f"{str(error)[0].lower()}{str(error)[1:]}, given {abbreviated(value)}"
-                )
+                text = str(error) or "is invalid"
+                faults[name] = f"{text[:1].lower()}{text[1:]}, given {abbreviated(value)}"
         if faults:
             raise InvalidParameters(
-                "; ".join(f"{abbreviated(name)[1:-1]}: {fault}" for name, fault in faults.items()),
+                "; ".join(f"{_unquoted(name)}: {fault}" for name, fault in faults.items()),
                 errors=[{"name": name, "detail": fault} for name, fault in faults.items()],
             )
         return arguments
@@ -305,10 +315,27 @@ class Source(Generic[P, T]):
         return produced
 
 
+def _unquoted(name: str) -> str:
+    return abbreviated(name).strip("'")
+
+
+def _is_list(type_: Any) -> bool:
+    """Whether values of a type are lists in a query, even if there is only one."""
+    origin = get_origin(type_)
+    if origin is Annotated:
+        return _is_list(type_.__origin__)
+    if origin in (Union, UnionType):
+        return all(_is_list(each) for each in get_args(type_) if each is not NoneType)
+    kind = origin or type_
+    return inspect.isclass(kind) and issubclass(kind, list | set | frozenset | tuple)
+
+
 def check_name(name: str) -> None:
-    """Raises TypeError for a source name that would have to be quoted in a URL."""
-    if not re.fullmatch(r"[\w.~-]+", name, re.ASCII):
-        raise TypeError(f"source name {name!r} does not fit into a URL; use letters")
+    """Raises TypeError for a source name that would have to be quoted in a URL, or changes it."""
+    if not re.fullmatch(r"[\w.~-]+", name, re.ASCII) or name in (".", ".."):
+        raise TypeError(
+            f"source name {name!r} does not fit into a URL; use ASCII letters, digits and _ . ~ -"
+        )
 
 
 @overload

@@ -88,31 +88,24 @@ class ThreadIterator:
         self._loop = asyncio.get_running_loop()
         self._token = current_token()
         self._steps: SimpleQueue[asyncio.Future[Any] | None] = SimpleQueue()
-        self._step: asyncio.Future[Any] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self.stopping = False
 
     def start(self) -> None:
         """Starts the thread. Raises RuntimeError if the operating system refuses."""
-        target, thread = copy_context().run, (self._run,)
-        Thread(target=target, args=thread, name=self._name, daemon=True).start()
+        in_context = copy_context().run
+        Thread(target=in_context, args=(self._run,), name=self._name, daemon=True).start()
 
     def __aiter__(self) -> Self:
         return self
 
     def __anext__(self) -> asyncio.Future[Any]:
-        self._step = step = self._loop.create_future()
+        step = self._loop.create_future()
         self._steps.put(step)
         return step
 
-    async def stepped(self, seconds: float) -> None:
-        """Waits until the step that was asked for last has returned, for at most `seconds`."""
-        if self._step is not None:
-            await asyncio.wait([self._step], timeout=seconds)
-
     async def aclose(self) -> None:
         """Waits until the current step has returned and the iterator is closed."""
-        self._step = None
         self.stopping = True
         self._steps.put(None)
         await self._closed
@@ -138,7 +131,7 @@ class ThreadIterator:
                 outcome = None, error
             reported = self._report(step, *outcome)
             del step, outcome  # A thread that waits keeps no event and no traceback.
-        self.stopping = False
+        self.stopping = False  # check_cancelled() must not raise in the cleanup.
         outcome = None, None
         try:
             close = getattr(self._iterable if iterator is None else iterator, "close", None)

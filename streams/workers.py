@@ -1,7 +1,7 @@
 """The workers of a server: the processes that serve one app on one socket.
 
-uvicorn and gunicorn know how many workers they have, and the first worker asks them. What other
-servers do is not known here: they have one worker, as far as this module can say.
+uvicorn and gunicorn know how many workers they have, and the first worker asks them. The workers of
+other servers are not counted.
 """
 
 from multiprocessing import current_process, parent_process

@@ -76,6 +76,15 @@ async def test_anything_that_can_be_called_like_a_function_is_a_source(
         assert events[1].json() == 7 * factor
 
 
+def test_a_partial_leaves_the_other_parameters_as_they_are() -> None:
+    async def counted(first: int, after: int = 0, *, last: int) -> AsyncIterator[int]:
+        yield first + after + last
+
+    made = Source(partial(counted, first=1), name="counted")
+    assert list(made.schema["properties"]) == ["after", "last"]
+    assert not made.restartable
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [

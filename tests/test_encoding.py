@@ -1,7 +1,8 @@
 """encoding.py and the Encoder of event.py: pydantic's models, `encode`, and errors with a path."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from datetime import date
 from pathlib import PurePosixPath
 from typing import Any
@@ -35,6 +36,11 @@ class Timestamp:
 
 class Shelf(msgspec.Struct):
     boxes: list[Any]
+
+
+@dataclass
+class Crate:
+    content: Any
 
 
 BOX = Box(size=Size(side=1), packed=date(2026, 1, 2))
@@ -143,6 +149,11 @@ def test_the_error_for_an_unencodable_value_names_the_path_and_encode(
         encoder.payload(value)
 
 
+def test_the_error_for_a_type_that_encode_does_not_take_says_why() -> None:
+    with pytest.raises(UnencodableValue, match=r"object: .* \(`encode` raised TypeError\(.*no len"):
+        Encoder(len).payload([object()])
+
+
 def test_an_error_in_encode_is_raised_with_the_path_as_a_note() -> None:
     def broken(value: Any) -> Any:
         raise KeyError("x")
@@ -158,15 +169,46 @@ def test_a_binary_value_is_refused(value: Any) -> None:
         payload(value)
 
 
-async def test_binary_data_inside_the_first_value_is_refused() -> None:
+@pytest.mark.parametrize("binary", [b"x", bytearray(b"x"), memoryview(b"x")])
+@pytest.mark.parametrize(
+    ("wrap", "path"),
+    [
+        (lambda binary: {"a": 1, "png": binary}, "png"),
+        (lambda binary: {"images": [{"png": binary}]}, r"images\[0\].png"),
+        (lambda binary: Event([(1, binary)], event="image"), r"\[0\]\[1\]"),
+        (lambda binary: Shelf([{"a": binary}]), r"boxes\[0\].a"),
+        (lambda binary: Crate(binary), "content"),
+        (lambda binary: [0] * 100_000 + [binary], r"\[100000\]"),
+    ],
+)
+def test_binary_data_anywhere_in_a_value_is_refused(
+    wrap: Callable[[Any], Any], path: str, binary: Any
+) -> None:
+    with pytest.raises(UnencodableValue, match=f": {path}: {type(binary).__name__}: yield text"):
+        payload(wrap(binary))
+
+
+def test_a_binary_key_is_refused() -> None:
+    with pytest.raises(UnencodableValue, match=r"a\[0\]\[b.key.\]: bytes: yield text"):
+        payload({"a": [{b"key": 1}]})
+
+
+def test_what_encode_returns_is_not_binary() -> None:
+    with pytest.raises(UnencodableValue, match=r"\[0\]: Timestamp: `encode` returned bytes"):
+        Encoder(lambda value: b"x").payload([Timestamp()])
+
+
+async def test_binary_data_in_a_later_event_ends_the_run() -> None:
     @source
     async def images() -> AsyncIterator[Any]:
+        yield {"images": []}
         yield {"images": [{"png": b"x"}]}
 
     async with client_of(Streams([images])) as client:
-        response = await client.get("/streams/images")
-    assert response.status_code == 500
-    assert "images[0].png: bytes: yield text, or encode it" in response.json()["detail"]
+        _, _, end = await every_event(client, "/streams/images")
+    assert end.json()["status"] == "failed"
+    assert end.json()["error"]["type"] == "UnencodableValue"
+    assert "images[0].png: bytes: yield text" in end.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,23 @@ async def test_a_response_accepts_plain_iterables_and_needs_no_mount() -> None:
         assert "not a int" in (await client.get("/w")).text
 
 
+async def test_a_generator_with_any_name_is_a_source() -> None:
+    async def größe() -> AsyncIterator[int]:
+        yield 1
+
+    async def 数() -> AsyncIterator[int]:  # noqa: N802
+        yield 1
+
+    async def size(request: Request) -> Response:
+        return streams.response(request, größe() if request.query_params else 数())
+
+    streams = Streams()
+    async with client_of(Starlette(routes=[Route("/", size)])) as client:
+        for query, name in [("?a=1", "gre"), ("", "endpoint")]:
+            events = await every_event(client, f"/{query}")
+            assert events[0].json()["source"] == name
+
+
 @pytest.mark.parametrize("kind", ["stream", "head", "204", "410", "503"])
 async def test_a_response_keeps_what_its_endpoint_sets(kind: str) -> None:
     streams = Streams(max_runs=0 if kind == "503" else 10)

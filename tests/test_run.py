@@ -97,6 +97,9 @@ async def test_every_event_arrives_once_and_in_order_wherever_the_stream_is_cut(
         ]
         again = await client.get(url, headers={"Last-Event-ID": str(last)})
         assert (again.status_code, again.content) == (204, b"")
+        beyond = await client.get(url, headers={"Last-Event-ID": f"{run}.22"})
+        assert beyond.status_code == 410
+        assert "has no event 22" in beyond.text
 
 
 async def test_a_client_that_is_cut_off_before_the_first_token_resumes_the_same_run() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Optional
 
 import msgspec
 import pytest
@@ -56,6 +56,37 @@ def test_a_query_and_a_body_give_the_same_arguments() -> None:
     assert everything.from_json(b'{"count":1,"box":{"side":2}}') == {"count": 1, "box": Box(2)}
 
 
+@pytest.mark.parametrize(
+    "type_",
+    [
+        list,
+        list[int],
+        list[int] | None,
+        Optional[tuple[int, ...]],  # noqa: UP045
+        Annotated[set[int], Meta(max_length=3)],
+        Annotated[list[Annotated[int, Meta(ge=0)]] | None, Meta(description="Numbers")],
+    ],
+)
+def test_one_value_in_a_query_is_a_list_if_the_parameter_is(type_: Any) -> None:
+    async def numbers(values: Any = None) -> AsyncIterator[Any]:
+        yield values
+
+    numbers.__annotations__["values"] = type_
+    made = Source(numbers)
+    for query in ("values=1", "values=1&values=2"):
+        (values,) = made.from_query(QueryParams(query)).values()
+        assert [*map(int, values)] == [1, 2][: len(values)] != []
+
+
+def test_one_value_in_a_query_is_not_a_list_if_the_parameter_may_be_text() -> None:
+    @source
+    async def names(value: str | list[str]) -> AsyncIterator[Any]:
+        yield value
+
+    assert names.from_query(QueryParams("value=a")) == {"value": "a"}
+    assert names.from_query(QueryParams("value=a&value=b")) == {"value": ["a", "b"]}
+
+
 def test_the_last_event_id_in_a_query_is_not_a_parameter() -> None:
     query = QueryParams("count=3&last_event_id=x&lastEventId=y")
     assert everything.from_query(query) == {"count": 3}
@@ -91,6 +122,27 @@ def test_one_error_lists_every_invalid_parameter(query: str, faults: dict[str, s
     errors = caught.value.members["errors"]
     assert {error["name"]: error["detail"] for error in errors} == faults
     assert all(f"{name}: {fault}" in str(caught.value) for name, fault in faults.items())
+
+
+def test_an_error_without_a_message_in_a_type_of_the_user_is_a_fault() -> None:
+    class Positive(msgspec.Struct):
+        value: int
+
+        def __post_init__(self) -> None:
+            if self.value < 0:
+                raise ValueError
+
+    async def positive(n: Any) -> AsyncIterator[Any]:
+        yield n
+
+    positive.__annotations__["n"] = Positive
+    with pytest.raises(InvalidParameters, match=r"n: is invalid, given \{'value': -1\}"):
+        Source(positive).from_json(b'{"n":{"value":-1}}')
+
+
+def test_the_error_message_shortens_a_long_name() -> None:
+    with pytest.raises(InvalidParameters, match=r"x… \(102 characters\): is not a parameter"):
+        everything.from_query(QueryParams({"count": "1", "x" * 100: "1"}))
 
 
 def test_the_error_message_shortens_a_long_value() -> None:
@@ -201,7 +253,9 @@ async def _taken(last_event_id: str) -> AsyncIterator[int]:
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
-        (lambda: None, {}, "does not fit into a URL"),
+        (lambda: None, {}, "does not fit into a URL; use ASCII letters, digits and _ . ~ -"),
+        (_fine, {"name": "größe"}, "does not fit into a URL"),
+        (_fine, {"name": ".."}, "does not fit into a URL"),
         (lambda: None, {"name": "x"}, "must be an async generator function"),
         (_star, {}, r"\*numbers cannot be published"),
         (_positional, {}, "must not be positional-only"),

@@ -1,12 +1,13 @@
 """The event log: it keeps what runs produce, and lets readers read it from any position.
 
 This file defines the protocols. `memory` implements them for one process, `shared` for many
-workers. `run.py` appends to a log, `response.py` reads from it.
+workers. `producer.py` appends to a log, `run.py` finds runs in it, `response.py` reads them.
 
 Invariants of every log:
 
 1. The events of a run are numbered from 0 without holes. An event never changes.
-2. Events leave only at the old end, and no event that an attached reader has not read leaves.
+2. Events leave only at the old end. One that an attached reader has not read leaves only if the
+   store has lost it; the reader gets LostHistory then.
 3. The `end` event and the status that it announces are set together; nothing follows them.
 4. A run has one producer at a time. Readers may be anywhere.
 5. Nobody reads a run before it has opened. All who wait for that, on any worker, get its refusal.
@@ -134,9 +135,9 @@ class RunLog(Protocol):
         """Waits until the run has opened. Raises its refusal, or UnknownRun if it was forgotten."""
 
     def append(self, name: bytes | None, data: bytes) -> bool:
-        """Appends the next event. Returns whether other tasks have run since the one before.
+        """Appends the next event. Returns whether other tasks have run since the last append.
 
-        They have if a reader waits for this event, say. If not, the caller may have to let them.
+        False means that they may not have run, so the caller has to let them, from time to time.
         Raises LogClosed after the end, and if another worker produces the run.
         """
 

@@ -88,10 +88,10 @@ class EventStream(Wire):
         return b"retry: %d\n" % (1000 * random.uniform(*self._retry))
 
     def start(self, frames: bytes, url: str | None) -> bytes:
-        start, end, rest = frames.partition(b"}\n\n")
+        start, brace, rest = frames.partition(b"}\n\n")
         if url is None or b"\nevent: start\n" not in start:
             return frames
-        return b'%b,"url":%b%b%b' % (start, encode_json(url), end, rest)
+        return b'%b,"url":%b%b%b' % (start, encode_json(url), brace, rest)
 
     def feed(self, frames: bytes) -> bytes:
         return frames
