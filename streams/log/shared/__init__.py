@@ -64,6 +64,7 @@ class SharedLog:
         self._runs: WeakValueDictionary[str, SharedRun] = WeakValueDictionary()
         self._produced: dict[str, SharedRun] = {}
         self._opening = asyncio.Lock()
+        self._registered = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._next_append = 0.0
@@ -99,6 +100,7 @@ class SharedLog:
         async with self._opening:
             if not self._tasks:
                 await self.store.open(self.worker)
+                self._registered = asyncio.Event()
                 loops = (self._write, self._follow, self._keep_lease)
                 self._tasks = [asyncio.create_task(self._repeat(loop)) for loop in loops]
 
@@ -219,6 +221,8 @@ class SharedLog:
 
     async def _write(self) -> None:
         work = self._work
+        # Others remove the cursors of a worker that they do not know.
+        await self._registered.wait()
         await work.queued.wait()
         if interval := self.store.append_interval:
             loop = asyncio.get_running_loop()
@@ -338,7 +342,10 @@ class SharedLog:
         suspects: set[str] = set()
         handled: set[str] = set()
         while True:
+            # The store knew the workers of these before their cursors.
+            cursors = [(run, w) for run in self._produced.values() for w in run.remote_cursors]
             workers = await self.store.renew(self._produced)
+            self._registered.set()
             # A lease that has expired counts at two renewals in a row. After an outage of the store
             # all leases have expired, and each worker renews its own before the second.
             dead = (workers.dead & suspects) | workers.certain
@@ -347,7 +354,7 @@ class SharedLog:
                 self._in_background(self._take_over(worker))
             handled &= workers.dead
             suspects = workers.dead
-            await self._remove_cursors_of_others_than(workers.all)
+            await self._remove_cursors([c for c in cursors if c[1] not in workers.all])
             if not workers.had_lease:  # others may have claimed the runs of this worker
                 await self._refresh(self._produced.values())
             self._renewals += 1
@@ -357,9 +364,7 @@ class SharedLog:
                     run.send_cursor_again(force=not workers.had_lease)
             await asyncio.sleep(self.store.renew_interval)
 
-    async def _remove_cursors_of_others_than(self, workers: set[str]) -> None:
-        runs = self._produced.values()
-        gone = [(run, worker) for run in runs for worker in run.remote_cursors.keys() - workers]
+    async def _remove_cursors(self, gone: list[tuple[SharedRun, str]]) -> None:
         if gone:
             cursors = [Cursor(run.info.run, worker, None, 0) for run, worker in gone]
             await self.store.set_cursors(cursors)
@@ -367,6 +372,15 @@ class SharedLog:
                 run.on_cursor(worker, None, 0)
 
     async def _take_over(self, worker: str) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                return await self._take_over_runs(worker)
+            except Exception:
+                logger.exception("unexpected error while the runs of %s are taken over", worker)
+                await backoff.wait()
+
+    async def _take_over_runs(self, worker: str) -> None:
         if self._adopter is None:
             return
         runs = await until_answered(partial(self.store.runs_of, worker))

@@ -1,14 +1,14 @@
 """Readers whose run another worker produces; all workers are in this process."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 import pytest
 
 from streams.errors import LostHistory, StoreDown, UnknownRun
 from streams.event import COMPLETED, End
-from streams.log.store import Cursor, Entry, State
+from streams.log.store import Cursor, Entry, State, Workers
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import AdoptNothing, kill, until_async
 from tests.support.event_logs import DATA, SIZE, drained, new, read_all
@@ -64,6 +64,62 @@ async def test_the_cursor_of_a_dead_worker_leaves_the_store_even_if_that_fails_a
 
         await until_async(gone, "the store has no cursor of the dead worker")
         await until(lambda: log.readers == 0, "the producer has forgotten the dead worker")
+
+
+async def test_the_cursor_of_a_worker_that_comes_during_a_renewal_stays(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one)
+    renew = one.store.renew
+    renewals: list[Workers] = []
+    renewing = asyncio.Event()
+
+    async def renewed(runs: Collection[str]) -> Workers:
+        """At first answers only when a worker has come that the answer does not contain."""
+        renewing.set()
+        workers = await renew(runs)
+        if not renewals:
+            await until(lambda: log.readers == 1, "the producer knows the reader", 10)
+            workers = msgspec.structs.replace(workers, all={one.worker})
+        renewals.append(workers)
+        return workers
+
+    monkeypatch.setattr(one.store, "renew", renewed)
+    await asyncio.wait_for(renewing.wait(), 10)
+    with (await other.find("r")).read(-1):
+        await until(lambda: len(renewals) > 2, "the lease was renewed twice more", 10)
+        assert log.readers == 1
+        (state,) = await one.store.load(["r"])
+        assert state is not None
+        assert state.cursors.keys() == {other.worker}
+
+
+async def test_a_new_worker_sends_no_cursor_before_the_store_knows_it(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one)
+    renew, set_cursors = other.store.renew, other.store.set_cursors
+    may_renew = asyncio.Event()
+    calls: list[str] = []
+
+    async def late(runs: Collection[str]) -> Workers:
+        await may_renew.wait()
+        calls.append("renew")
+        return await renew(runs)
+
+    async def recorded(cursors: list[Cursor]) -> list[bool]:
+        calls.append("set_cursors")
+        return await set_cursors(cursors)
+
+    monkeypatch.setattr(other.store, "renew", late)
+    monkeypatch.setattr(other.store, "set_cursors", recorded)
+    with (await other.find("r")).read(-1):
+        await until(lambda: other._work.moved, "the cursor is to be sent")
+        may_renew.set()
+        await until(lambda: log.readers == 1, "the producer knows the reader")
+    assert calls[:2] == ["renew", "set_cursors"]
 
 
 async def test_a_worker_with_a_slow_reader_loads_no_more_than_its_window(

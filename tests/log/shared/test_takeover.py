@@ -65,6 +65,23 @@ async def test_a_fenced_producer_is_notified_and_its_readers_get_only_committed_
     assert got.count(b"id: ") == 3
 
 
+async def test_a_takeover_that_fails_unexpectedly_is_tried_again(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one)
+    log.append(None, b"0")
+    await one.written()
+
+    async def broken(worker: str) -> list[str]:
+        monkeypatch.undo()
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(other.store, "runs_of", broken)
+    assert (await claimed(other, one)).producing
+    assert f"unexpected error while the runs of {one.worker} are taken over" in caplog.text
+
+
 async def test_a_worker_can_claim_a_run_back_that_another_worker_had_claimed(
     new_worker: NewWorker,
 ) -> None:
