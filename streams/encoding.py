@@ -2,7 +2,7 @@
 
 pydantic is not a dependency. Only an app that has imported it can have its models.
 
-Invariant: no binary value becomes base64 without the app's knowledge.
+Invariant: a value that msgspec encodes by itself costs nothing more than that.
 """
 
 import dataclasses
@@ -14,7 +14,10 @@ import msgspec
 
 # msgspec encodes these, but not their subclasses, as base64.
 BINARY = frozenset({bytes, bytearray, memoryview})
-SCALARS = frozenset({str, int, float, bool, type(None)})
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+# How many containers in a run's first event are searched for binary values.
+SEARCHED_CONTAINERS = 1000
 
 
 class HookFailed(Exception):
@@ -113,16 +116,16 @@ def find_unencodable(value: Any, encode: Callable[[Any], bytes]) -> tuple[str, A
     return _formatted(path), value
 
 
-def find_binary(container: Any) -> tuple[str, Any] | None:
-    """The path to a binary part or key of a container that can be encoded, and that part."""
-    containers: list[tuple[tuple[Any, ...], Any]] = [((), container)]
+def find_binary(value: Any) -> tuple[str, Any] | None:
+    """The path to a binary part or key of a value, and that part."""
+    containers: list[tuple[tuple[Any, ...], Any]] = [((), value)]
     for path, parent in containers:  # The list grows.
         for key, child in parent.items() if type(parent) is dict else _children(parent):
             if type(key) in BINARY:
                 return _formatted((*path, key)), key
-            if type(child) not in SCALARS:
-                if type(child) in BINARY:
-                    return _formatted((*path, key)), child
+            if type(child) in BINARY:
+                return _formatted((*path, key)), child
+            if type(child) not in _SCALARS and len(containers) < SEARCHED_CONTAINERS:
                 containers.append(((*path, key), child))
     return None
 

@@ -20,7 +20,6 @@ from sse_starlette import ServerSentEvent
 
 from streams.encoding import (
     BINARY,
-    SCALARS,
     HookFailed,
     encode_json,
     find_binary,
@@ -203,17 +202,17 @@ class Encoder:
         except Exception as error:  # msgspec raises TypeError, ValueError, RecursionError, ...
             path, part = find_unencodable(value, self._encode_json)
             raise _unencodable(value, path, part, f"{error}; {_ENCODE}") from error
-        if type(value) not in SCALARS and (binary := find_binary(value)):
-            raise _unencodable(value, *binary, _TEXT)
         if not data.isascii():
             for raw, escaped in _LINE_SEPARATORS:
                 data = data.replace(raw, escaped)
         return name, data
 
     def first_payload(self, value: Any, source: str) -> Payload:
-        """`payload` for the first event of a run.
+        """`payload` for the first event of a run, which also looks for usual mistakes in it.
 
-        Logs a warning, once for each source, for text that is an SSE frame already.
+        Raises UnencodableValue for binary data inside the value: to look into every event would
+        cost a fifth of one. Logs a warning, once for each source, for text that is an SSE frame
+        already.
         """
         content = value
         if isinstance(value, Event):
@@ -227,7 +226,10 @@ class Encoder:
                 source,
                 abbreviated(content),
             )
-        return self.payload(value)
+        payload = self.payload(value)
+        if binary := find_binary(content):
+            raise _unencodable(content, *binary, _TEXT)
+        return payload
 
 
 def _unencodable(value: Any, path: str, part: Any, reason: str) -> UnencodableValue:

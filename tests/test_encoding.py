@@ -181,16 +181,16 @@ def test_a_binary_value_is_refused(value: Any) -> None:
         (lambda binary: [0] * 100_000 + [binary], r"\[100000\]"),
     ],
 )
-def test_binary_data_anywhere_in_a_value_is_refused(
+def test_binary_data_anywhere_in_the_first_value_is_refused(
     wrap: Callable[[Any], Any], path: str, binary: Any
 ) -> None:
     with pytest.raises(UnencodableValue, match=f": {path}: {type(binary).__name__}: yield text"):
-        payload(wrap(binary))
+        Encoder().first_payload(wrap(binary), "source")
 
 
 def test_a_binary_key_is_refused() -> None:
     with pytest.raises(UnencodableValue, match=r"a\[0\]\[b.key.\]: bytes: yield text"):
-        payload({"a": [{b"key": 1}]})
+        Encoder().first_payload({"a": [{b"key": 1}]}, "source")
 
 
 def test_what_encode_returns_is_not_binary() -> None:
@@ -198,17 +198,15 @@ def test_what_encode_returns_is_not_binary() -> None:
         Encoder(lambda value: b"x").payload([Timestamp()])
 
 
-async def test_binary_data_in_a_later_event_ends_the_run() -> None:
+async def test_a_run_checks_its_first_event_for_binary_data() -> None:
     @source
     async def images() -> AsyncIterator[Any]:
-        yield {"images": []}
         yield {"images": [{"png": b"x"}]}
 
     async with client_of(Streams([images])) as client:
-        _, _, end = await every_event(client, "/streams/images")
-    assert end.json()["status"] == "failed"
-    assert end.json()["error"]["type"] == "UnencodableValue"
-    assert "images[0].png: bytes: yield text" in end.json()["error"]["message"]
+        response = await client.get("/streams/images")
+    assert response.status_code == 500
+    assert "images[0].png: bytes: yield text, or encode it" in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
