@@ -433,12 +433,13 @@ async def second_table(name: str) -> AsyncIterator[str]:
         for log in LOGS:
             yield await held(log)
     if name == "locked":
-        for workers, readers in [(1, 100), (2, 100), (4, 100), (1, 400), (4, 400)]:
+        for workers, readers in LOCKED:
             yield await locked(workers, readers)
     if name == "day":
         yield await day()
 
 
+LOCKED = [(1, 100), (2, 100), (4, 100), (1, 400), (1, 800), (4, 800), (4, 1600)]
 PARTS = ("resume", "kept", "locked", "day")
 
 

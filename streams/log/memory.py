@@ -241,10 +241,7 @@ class MemoryRun(OpeningRun):
 
     @property
     def slowest(self) -> int:
-        """The newest event that may be dropped, because all readers have read it.
-
-        Without readers, that is every event that a reader could see, or none: see `Limits`.
-        """
+        """The newest event that may be dropped. (Without readers, see `Limits.drops_oldest`.)"""
         cursors = [reader.after for reader in self._readers]
         if self.backing is not None:
             cursors += self.backing.cursors()
