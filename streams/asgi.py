@@ -5,11 +5,12 @@ that says what to do. Nothing here knows how events are kept or sent.
 """
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, Unpack
 from urllib.parse import quote
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -18,6 +19,8 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.endpoint import (
+    Answer,
+    Endpoint,
     EndpointResponse,
     Produced,
     mount_path,
@@ -36,8 +39,8 @@ from streams.request import (
     accepts,
     check_accepts,
     check_site,
+    idempotency_key,
     identity,
-    in_middleware,
     last_event_id,
     read_json,
     root_path,
@@ -46,10 +49,8 @@ from streams.request import (
 )
 from streams.response import RunResponse, head_response, json_response, refusal
 from streams.run import Position, Runs
-from streams.source import Job, Policy, PolicyOptions, Source, check_name
+from streams.source import Job, Policy, PolicyOptions, Source, check_name, check_source
 from streams.wires import EventStream, Wire
-
-Answer = Callable[[Request], Awaitable[Response]]
 
 
 class Streams:
@@ -87,12 +88,12 @@ class Streams:
         if isinstance(sources, Source) or not isinstance(sources, Iterable):
             raise TypeError("Streams takes a list of sources: Streams([source])")
         for source in sources:
-            _check_source(source)
+            check_source(source)
             if source.name in self.sources:
                 raise TypeError(f"two sources have the name {source.name!r}; rename one")
             self.sources[source.name] = source
         for source in self.models.values():
-            _check_source(source)
+            check_source(source)
         self.policy = Policy().replace(policy, "Streams", Streams.__init__.__kwdefaults__ or ())
         self._policies = {
             source: self.policy.replace(source.policy, f"source {source.name!r}")
@@ -180,6 +181,8 @@ class Streams:
         events: Produced,
         *,
         name: str | None = None,
+        key: str | None = None,
+        arguments: Any = None,
         like: Response | None = None,
         **policy: Unpack[PolicyOptions],
     ) -> Response:
@@ -191,6 +194,10 @@ class Streams:
         unstarted. `name` (default: the generator's or function's) is the source's name; a run can
         be resumed only under the same name, by the same route.
 
+        `key` (default: the request's Idempotency-Key) names one run of the user, the route and the
+        name: a request with the same key attaches to it, while it is running or retained. With
+        other `arguments`, which JSON can represent and of which a hash is kept, that is a 422.
+
         The stream keeps the status, headers and cookies that you set on the response, and those of
         `like`. Its background task runs after each response. Other keywords are exceptions from
         the policy. Raises TypeError if `events` cannot be iterated or called, and for a request
@@ -201,22 +208,29 @@ class Streams:
             name = source_name(events, request.scope)
         check_name(name)
         changed = (
-            self.policy.replace(policy, "response", ("name", "like")) if policy else self.policy
+            self.policy.replace(policy, "response", ("name", "key", "arguments", "like"))
+            if policy
+            else self.policy
         )
         answer = functools.partial(self._answer_endpoint, request)
-        response = EndpointResponse(answer, request, name, events, changed)
+        response = EndpointResponse(answer, request, name, events, changed, key, arguments)
         if like is not None:
             response.take_over(like)
         return response
 
     async def resumes(
-        self, request: Request, events: Produced | None = None, *, name: str | None = None
+        self,
+        request: Request,
+        events: Produced | None = None,
+        *,
+        name: str | None = None,
+        key: str | None = None,
     ) -> bool:
         """Whether a request attaches to a run that exists, so that `response` starts none.
 
-        Give the same `events`, the function that makes them, or the same `name`. Without both, the
-        run may have any name. False also for a request that `response` will refuse. Raises
-        StoreDown.
+        Give the same `events`, the function that makes them, or the same `name`, and the same
+        `key`. Without events and name, a run that is resumed may have any name, and a key finds
+        none. False also for a request that `response` will refuse. Raises StoreDown.
         """
         request = starlette_request(request)
         if name is None and events is not None:
@@ -224,21 +238,30 @@ class Streams:
         try:
             await self._lifetime.serve()
             check_site(request, self._origins)
-            if (last := last_event_id(request)) is None:
+            owner, route = identity(request.scope), route_of(request.scope)
+            last, key = last_event_id(request), idempotency_key(request, owner, key)
+            if last is not None:
+                log = await self.runs.find(last.run, owner)
+            elif key is not None and name is not None:
+                log = await self.runs.find_by_key(owner, name, route, key)
+            else:
                 return False
-            info = (log := await self.runs.find(last.run, identity(request.scope))).info
             await self.runs.position(log, last)
         except StoreFull:
             raise
         except StreamError:
             return False
-        return info.route == route_of(request.scope) and name in (None, info.source)
+        info = log.info
+        expected = (route, name or info.source, info.key if key is None else key)
+        return (info.route, info.source, info.key) == expected
 
     async def _answer_endpoint(self, request: Request, job: Job) -> Response:
         if request.method == "HEAD":
             return head_response()
         try:
             await self._lifetime.serve()
+            key = idempotency_key(request, job.owner, job.key)
+            job = msgspec.structs.replace(job, key=key)
             return await self.attach(request, job, mount_path(self, request.scope))
         except StreamError as error:
             return refusal(error, request)
@@ -247,7 +270,7 @@ class Streams:
 
     def endpoint(self, answer: Answer) -> ASGIApp:
         """A route's function as an ASGI app."""
-        return _Endpoint(answer)
+        return Endpoint(answer)
 
     async def read_json(self, request: Request) -> bytes:
         """The JSON body of a request. Raises StreamError if that is refused."""
@@ -301,10 +324,11 @@ class Streams:
             arguments = source.from_json(await self.read_json(request))
         else:
             arguments = source.from_query(request.query_params)
+        policy, owner = self._policies[source], identity(request.scope)
+        key = idempotency_key(request, owner)
         if request.method == "HEAD":
             return head_response()
-        policy, owner = self._policies[source], identity(request.scope)
-        job = source.job(arguments, request, policy=policy, owner=owner)
+        job = source.job(arguments, request, policy=policy, owner=owner, key=key)
         return await self.attach(request, job, root_path(request))
 
     async def attach(self, request: Request, job: Job, root: str | None) -> Response:
@@ -336,31 +360,6 @@ class Streams:
         policy = self.policy if source is None else self._policies[source]
         position = await self.runs.position(log, last_event_id(request))
         return self._read(position, policy, root_path(request))
-
-
-class _Endpoint:
-    """A route's function as an ASGI app.
-
-    Starlette's own wrapper, which is there for exception handlers, would keep three more
-    coroutines, and 1 KiB, for as long as a stream is open.
-    """
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._answer(Request(scope, receive, send))
-        await in_middleware(response, scope)(scope, receive, send)
-
-
-def _check_source(source: Any) -> None:
-    if isinstance(source, str):
-        raise TypeError(
-            f"{source!r} is not a source; import it and give the source itself (only "
-            "STREAMS_SOURCES takes names)"
-        )
-    if not isinstance(source, Source):
-        raise TypeError(f"{source!r} is not a source; decorate it with @source")
 
 
 def _log_at(url: str, limits: Mapping[str, int]) -> EventLog:

@@ -1,6 +1,6 @@
-"""The response of an endpoint of the user's own: `Streams.response` makes it.
+"""Endpoints: those of the route table, and the responses of the user's own.
 
-Invariants:
+Invariants of a response that `Streams.response` makes:
 
 1. What the endpoint gives is opened only if a run starts. Otherwise it is closed unstarted.
 2. A run can be resumed only by an endpoint with the same route, and under the same name.
@@ -20,14 +20,16 @@ from starlette.types import Receive, Scope, Send
 from streams.declaration import name_of
 from streams.request import identity, in_middleware
 from streams.response import RunResponse
-from streams.source import Job, Policy
+from streams.source import Job, Policy, hash_of
 from streams.thread import check_iterable
 
 Events = AsyncIterable[Any] | Iterable[Any]
 Produced = Events | Callable[[], Events | Awaitable[Events]]
 """What an endpoint streams: an iterator, or a function that returns one when a run starts."""
 
-Answer = Callable[[Job], Awaitable[Response]]
+Answer = Callable[[Request], Awaitable[Response]]
+
+AnswerJob = Callable[[Job], Awaitable[Response]]
 """The response to a job. Refusals are responses, too."""
 
 # These describe the body, so the stream (or the refusal) alone sets them.
@@ -101,14 +103,37 @@ def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
     return None
 
 
+class Endpoint:
+    """A route's function as an ASGI app.
+
+    Starlette's own wrapper, which is there for exception handlers, would keep three more
+    coroutines, and 1 KiB, for as long as a stream is open.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._answer(Request(scope, receive, send))
+        await in_middleware(response, scope)(scope, receive, send)
+
+
 class EndpointResponse(Response):
     """Starts or resumes a run when it is called, since it may wait only then.
 
-    Raises TypeError if `produced` can be neither iterated nor called.
+    Raises TypeError if `produced` can be neither iterated nor called, for a key that is not text,
+    and for arguments that JSON cannot represent.
     """
 
     def __init__(
-        self, answer: Answer, request: Request, name: str, produced: Produced, policy: Policy
+        self,
+        answer: AnswerJob,
+        request: Request,
+        name: str,
+        produced: Produced,
+        policy: Policy,
+        key: str | None,
+        arguments: Any,
     ) -> None:
         super().__init__()
         self.raw_headers.clear()  # From here on, it holds only what the endpoint sets.
@@ -117,6 +142,8 @@ class EndpointResponse(Response):
         self._function = _function_of(produced)
         if self._function is None:
             check_iterable(produced)
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"response() takes text as the key, not {key!r}; give str(…) of it")
         self._started = False
         self._is_head = request.method == "HEAD"
         self._job = Job(
@@ -125,6 +152,9 @@ class EndpointResponse(Response):
             open=self._open,
             owner=identity(request.scope),
             route=route_of(request.scope),
+            key=key,
+            arguments_hash=None if arguments is None else _hash_of(arguments),
+            gives_arguments=arguments is not None,
         )
 
     def take_over(self, response: Response) -> None:
@@ -171,6 +201,16 @@ class EndpointResponse(Response):
             await aclose()
         elif (close := getattr(self._produced, "close", None)) is not None:
             close()
+
+
+def _hash_of(arguments: Any) -> str:
+    try:
+        return hash_of(arguments)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"the arguments of response() are hashed as JSON, but: {error}; give what JSON can "
+            "represent"
+        ) from None
 
 
 def _function_of(produced: Any) -> Callable[[], Any] | None:

@@ -7,6 +7,7 @@ StreamError                500  raise it in a source: clients see its message an
 ├── InvalidParameters      422  lists every invalid parameter
 ├── InvalidBody            422  the body is not a JSON object
 ├── InvalidEventId         422  a Last-Event-ID that this server cannot have sent
+├── InvalidKey             422  an idempotency key that is malformed, or too short for its client
 ├── UnsupportedMediaType   415  the body's Content-Type is not JSON
 ├── BodyTooLarge           413  the body is longer than `max_body`
 ├── RunGone                410  the run cannot be resumed: it is not retained, or another one's
@@ -76,6 +77,10 @@ class InvalidBody(StreamError):
 
 
 class InvalidEventId(StreamError):
+    status = 422
+
+
+class InvalidKey(StreamError):
     status = 422
 
 

@@ -157,6 +157,9 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True):
 
 COMPLETED = End("completed")
 
+NO_READER = "no reader"
+"""Why a run was cancelled that had no reader for `linger` seconds."""
+
 # Most values are of these types, and neither an Event nor binary.
 _ORDINARY = frozenset({dict, str, int, float, bool, type(None), list, tuple})
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from streams.errors import RunGone, ShuttingDown, StreamError, as_stream_error, for_clients, leaves
-from streams.event import COMPLETED, Encoder, End
+from streams.event import COMPLETED, NO_READER, Encoder, End
 from streams.log import RunLog
 from streams.source import Policy
 from streams.thread import ThreadIterator
@@ -300,7 +300,7 @@ class Run:
 
     def _cancel_unread_after(self, at_least: float) -> None:
         if self._linger is not None:
-            self._set_timer(max(self._linger, at_least), self.cancel, "no reader")
+            self._set_timer(max(self._linger, at_least), self.cancel, NO_READER)
 
     def _set_timer(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
         self._stop_timer()

@@ -4,15 +4,30 @@ Each function answers one question about a request, or raises the StreamError th
 None of them starts anything.
 """
 
+import re
 from collections.abc import Callable
 from urllib.parse import quote, unquote
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Scope
 
-from streams.errors import BodyTooLarge, CrossSite, NotAcceptable, UnsupportedMediaType
+from streams.errors import (
+    BodyTooLarge,
+    CrossSite,
+    InvalidKey,
+    NotAcceptable,
+    UnsupportedMediaType,
+    abbreviated,
+)
 from streams.event import EventId
-from streams.source import EVENT_ID_PARAMETERS
+from streams.source import EVENT_ID_PARAMETERS, KEY_PARAMETER
+
+MAX_KEY = 256
+ANONYMOUS_KEY = 16
+"""Characters that the key of an anonymous client has at least: whoever knows it has the run."""
+
+# A string of RFC 8941, section 3.3.3, perhaps with parameters, which mean nothing here.
+_QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"(?:[ \t]*;.*)?')
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
@@ -67,9 +82,63 @@ def check_accepts(request: Request, media_type: str) -> None:
 def last_event_id(request: Request) -> EventId | None:
     """The Last-Event-ID, from the header or the query. Raises InvalidEventId."""
     query = request.query_params
-    given = (query.get(name) for name in EVENT_ID_PARAMETERS)
-    text = request.headers.get("last-event-id") or next(filter(None, given), None)
+    given = _headers(request, b"last-event-id")[:1]
+    given += [query[name] for name in EVENT_ID_PARAMETERS if name in query]
+    text = next(filter(None, given), None)
     return EventId.parse(text) if text else None
+
+
+def _headers(request: Request, name: bytes) -> list[str]:
+    """The values of a header. Starlette's way costs more if there is none, as for most streams."""
+    return [value.decode("latin-1") for key, value in request.scope["headers"] if key == name]
+
+
+def idempotency_key(request: Request, owner: str | None, own: str | None = None) -> str | None:
+    """The key that names the run of a request: the app's `own`, else the one that the client gives.
+
+    That is in the header (draft-ietf-httpapi-idempotency-key-header) or the query, with or without
+    quotes. Raises InvalidKey.
+    """
+    if own is not None:
+        check_key(own)
+        return own
+    given = _headers(request, b"idempotency-key")
+    if not given:
+        if KEY_PARAMETER not in request.query_params:
+            return None
+        given = [request.query_params[KEY_PARAMETER]]
+    if len(given) > 1:
+        raise InvalidKey(f"{len(given)} Idempotency-Key headers; send one")
+    key = given[0]
+    if key.startswith('"'):
+        if (quoted := _QUOTED.fullmatch(key)) is None:
+            raise InvalidKey(
+                f'the idempotency key {abbreviated(key)} is no quoted string; send it as "…", with '
+                "a backslash before each quote and backslash in it, or without quotes"
+            )
+        key = re.sub(r"\\(.)", r"\1", quoted[1])
+    check_key(key)
+    if owner is None and len(key) < ANONYMOUS_KEY:
+        raise InvalidKey(
+            f"the idempotency key {key!r} has {len(key)} characters. Without a login, whoever "
+            f"knows the key can read the run: send {ANONYMOUS_KEY} random ones or more, such as a "
+            "UUID"
+        )
+    return key
+
+
+def check_key(key: str) -> None:
+    """Raises InvalidKey for a key of a wrong length, or with other characters than ASCII's."""
+    if not 1 <= len(key) <= MAX_KEY:
+        raise InvalidKey(
+            f"an idempotency key has 1 to {MAX_KEY} characters, not {len(key)}; send for example a "
+            "UUID"
+        )
+    if not key.isascii() or not key.isprintable():
+        raise InvalidKey(
+            f"the idempotency key {abbreviated(key)} has other characters than printable ASCII; "
+            "send for example a UUID"
+        )
 
 
 def identity(scope: Scope) -> str | None:

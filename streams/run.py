@@ -29,8 +29,8 @@ from streams.errors import (
     StreamError,
     UnknownRun,
 )
-from streams.event import Encoder, End, EventId
-from streams.log import EventLog, Limits, RunInfo, RunLog
+from streams.event import NO_READER, Encoder, End, EventId
+from streams.log import EventLog, Limits, RunInfo, RunLog, unique_key
 from streams.producer import CLEANUP_SECONDS, Run
 from streams.source import Job, Policy, Source
 from streams.thread import Threads
@@ -77,28 +77,29 @@ class Runs:
         return self._log.readers
 
     async def attach(self, job: Job, last: EventId | None) -> Position | None:
-        """Where the reader of a new, shared or resumed run begins. `last` is its last event.
+        """Where the reader of a new, shared, keyed or resumed run begins. `last` is its last event.
 
         Returns None if the reader has had the `end` event. Raises RunGone if the run of `last`
         cannot be resumed, and what `start` raises.
         """
         if last is not None:
             return await self._resume(job, last)
-        if job.key is not None:
+        if job.shared:
             return await self._join(job)
         return Position(await self.start(job), -1)
 
     async def start(self, job: Job) -> RunLog:
-        """Starts a run; or, if a running run has the job's key, returns the log of that one.
+        """Starts a run; or, if there is one that the job shares, or with its key, returns its log.
 
-        1. Create the log. From here on, others find the run by its key.
+        1. Create the log. From here on, others find the run by its unique key.
         2. In a task of the run, open the source. If that fails, refuse and raise.
         3. Append the `start` event.
         4. Let the source take its first step, to its first event or to where it waits. If it fails
            in it, refuse and raise.
 
         Whoever finds the run by its key meanwhile waits for step 4, and gets the same error. Raises
-        StoreFull, and what the source raises in its first step.
+        StoreFull, InvalidParameters if the run with the key has others, and what the source raises
+        in its first step.
         """
         log, _ = await self._start(job)
         return log
@@ -112,6 +113,7 @@ class Runs:
             started=datetime.now(UTC),
             owner=job.owner,
             key=job.key,
+            shared=job.shared,
             arguments=job.arguments if self._log.shared else None,
             arguments_hash=job.arguments_hash,
             fingerprint=job.fingerprint,
@@ -119,25 +121,31 @@ class Runs:
         policy = job.policy
         limits = Limits(policy.window, policy.retain, drops_oldest=policy.linger is None)
         log = await self._log.create(info, limits)
-        was_open = not log.opening
-        if log.info.run == info.run:
+        was_open, is_new = not log.opening, log.info.run == info.run
+        if is_new:
             if self.stopping:
                 log.refuse(ShuttingDown())
             else:
                 # Nothing of the client that happens to start a shared run may be visible in it.
-                context = None if job.key is None else Context()
-                self._produce(log, job.open, policy, context)
+                self._produce(log, job.open, policy, Context() if job.shared else None)
+        elif job.arguments_hash not in (None, log.info.arguments_hash):
+            raise InvalidParameters(
+                f"the run with the key {job.key!r} has other parameters; send the same ones, or "
+                "another key"
+            )
         try:
             await self._opened(log)
         except asyncio.CancelledError:
-            if job.key is None and (run := self._producing.get(info.run)) is not None:
-                run.cancel("no reader")  # Nobody else can wait for it.
+            can_attach = job.shared or job.key is not None
+            if not can_attach and (run := self._producing.get(info.run)) is not None:
+                run.cancel(NO_READER)
             raise
         except UnknownRun:
             if log.status == "refused":  # The source has raised it.
                 raise
-            # The log has lost the run. Those who wait for a shared one start it again.
-            if job.key is None:
+            # The log has lost the run. Those who wait for somebody else's start it again; whoever
+            # has started it may not be able to open the source a second time.
+            if is_new and not job.shared:
                 retry = f"try again in {StoreFull.retry_after} s"
                 raise StoreFull(f"the log has lost the run before it opened; {retry}") from None
             return await self._start(job)
@@ -219,7 +227,7 @@ class Runs:
         try:
             log = await self._log.find(last.run)
         except UnknownRun:
-            if job.key is None:
+            if not job.shared:
                 raise RunGone(f"run {last.run} is no longer retained; start a new one") from None
             self.gaps += 1
             return (await self._join(job))._replace(lost_run=True)
@@ -227,6 +235,11 @@ class Runs:
         same_source = (info.source, info.route) == (job.source, job.route)
         if not same_source or info.owner not in (None, job.owner):
             raise RunGone(f"run {last.run} is not a run of source {job.source}; start a new one")
+        if job.key not in (None, info.key):
+            raise RunGone(
+                f"run {last.run} does not have the key {job.key!r}; without a Last-Event-ID, the "
+                "key attaches to its run"
+            )
         if job.gives_arguments and job.arguments_hash != info.arguments_hash:
             raise InvalidParameters(
                 f"run {last.run} has other parameters; resume it with the same ones, or start "
@@ -239,6 +252,15 @@ class Runs:
         log = await self._log.find(run)
         if log.info.owner not in (None, owner):
             raise UnknownRun.of(run)
+        return log
+
+    async def find_by_key(
+        self, owner: str | None, source: str, route: str | None, key: str
+    ) -> RunLog:
+        """The log of the run that a key names. Raises UnknownRun."""
+        log = await self._log.find_by_key(unique_key(owner, source, route, key))
+        if log is None:
+            raise UnknownRun(f"there is no run with the key {key!r}, or it is no longer retained")
         return log
 
     async def position(self, log: RunLog, last: EventId | None) -> Position | None:

@@ -47,6 +47,8 @@ T = TypeVar("T")
 
 # An EventSource cannot set a header on its first request, so these query parameters do it.
 EVENT_ID_PARAMETERS = ("last_event_id", "lastEventId")
+KEY_PARAMETER = "idempotency_key"
+RESERVED_PARAMETERS = (*EVENT_ID_PARAMETERS, KEY_PARAMETER)
 
 Seconds = Annotated[float, Meta(ge=0, le=10**9)]
 Interval = Annotated[float, Meta(ge=0.01, le=86_400)]
@@ -121,7 +123,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str | None = None
     """The fingerprint of the source, if another worker can continue the run."""
     key: str | None = None
-    """At most one running run has a given key: its viewers share it."""
+    """Names one run of its owner, source and route: what has the same key attaches to it."""
+    shared: bool = False
+    """Whether all who give the same arguments view one run."""
 
 
 class Source(Generic[P, T]):
@@ -180,7 +184,7 @@ class Source(Generic[P, T]):
                 )
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise TypeError(f"source {self.name!r}: {name!r} must not be positional-only")
-            if name in EVENT_ID_PARAMETERS:
+            if name in RESERVED_PARAMETERS:
                 raise TypeError(f"source {self.name!r}: the parameter name {name!r} is reserved")
             if any(
                 inspect.isclass(t) and issubclass(t, Request) for t in (type_, *get_args(type_))
@@ -233,7 +237,7 @@ class Source(Generic[P, T]):
         """
         given: dict[str, Any] = {}
         for name in query:
-            if name not in EVENT_ID_PARAMETERS:
+            if name not in RESERVED_PARAMETERS:
                 values = query.getlist(name)
                 given[name] = (
                     values if len(values) > 1 or _is_list(self._types.get(name)) else values[0]
@@ -280,20 +284,20 @@ class Source(Generic[P, T]):
         *,
         policy: Policy,
         owner: str | None = None,
+        key: str | None = None,
     ) -> Job:
-        """A job with these arguments. A shared source's job has a key, and no owner."""
-        # A retained run keeps the hash, but not what may be a megabyte of arguments.
-        hashed = sha256(encode_sorted({**self.defaults, **arguments})).hexdigest()
+        """A job with these arguments. A shared source's job has no owner and no key."""
         return Job(
             source=self.name,
             policy=policy,
             open=functools.partial(self.open, arguments, request),
             owner=None if self.shared else owner,
             arguments=encode_json(arguments).decode() if self.movable else None,
-            arguments_hash=hashed,
+            arguments_hash=hash_of({**self.defaults, **arguments}),
             gives_arguments=bool(arguments),
             fingerprint=self.fingerprint if self.movable else None,
-            key=f"{self.name} {hashed}" if self.shared else None,
+            key=None if self.shared else key,
+            shared=self.shared,
         )
 
     async def open(
@@ -328,6 +332,22 @@ def _is_list(type_: Any) -> bool:
         return all(_is_list(each) for each in get_args(type_) if each is not NoneType)
     kind = origin or type_
     return inspect.isclass(kind) and issubclass(kind, list | set | frozenset | tuple)
+
+
+def hash_of(arguments: Any) -> str:
+    """A hash of what may be a megabyte of arguments: a retained run keeps only this."""
+    return sha256(encode_sorted(arguments)).hexdigest()
+
+
+def check_source(source: Any) -> None:
+    """Raises TypeError for what is not a source."""
+    if isinstance(source, str):
+        raise TypeError(
+            f"{source!r} is not a source; import it and give the source itself (only "
+            "STREAMS_SOURCES takes names)"
+        )
+    if not isinstance(source, Source):
+        raise TypeError(f"{source!r} is not a source; decorate it with @source")
 
 
 def check_name(name: str) -> None:

@@ -664,7 +664,7 @@ def test_a_shared_runs_key_has_the_same_length_for_all_arguments() -> None:
         yield text * count
 
     def key(**arguments: Any) -> str:
-        return repeat.job(arguments, None, policy=Policy()).key or ""
+        return repeat.job(arguments, None, policy=Policy()).arguments_hash or ""
 
     assert len(key(text="a" * 10**6)) == len(key(text="")) < 100
     assert key(text="a") == key(count=1, text="a")

@@ -29,6 +29,7 @@ CORE = [
     "run",
     "producer",
     "log.memory",
+    "log.table",
     "log.backing",
     "log.opening",
     "log.buffer",
@@ -209,7 +210,7 @@ def test_make_alone_prints_its_targets() -> None:
 
 BLOCKS = {
     f"{page}, block {number}": block
-    for page in ("README.md", "docs/migration.md")
+    for page in ("README.md", "docs/migration.md", "docs/keys.md")
     for number, block in enumerate(
         re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     )

@@ -636,7 +636,7 @@ def test_without_lifespan_sources_are_closed_before_the_event_loop_ends() -> Non
 
 async def only_run(streams: Streams) -> str:
     """The status of the only run in the log."""
-    (log,) = streams.log._runs.values()  # type: ignore[attr-defined]
+    (log,) = streams.log.runs  # type: ignore[attr-defined]
     return str(log.status)
 
 

@@ -21,10 +21,15 @@ from typing import Literal, Protocol
 import msgspec
 
 from streams.errors import StreamError
-from streams.event import End, encode_json, frame
+from streams.event import NO_READER, End, encode_json, frame
 
 Status = Literal["running", "completed", "failed", "cancelled", "refused"]
 """`refused`: the source failed in its first step, before anybody could read the run."""
+
+
+def unique_key(owner: str | None, source: str, route: str | None, key: str) -> str:
+    """The unique key of a run with a key."""
+    return encode_json([owner, source, route, key]).decode()
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,13 +45,32 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     owner: str | None = None
     """The identity of the user who started it; None: anybody who knows its id may use it."""
     key: str | None = None
-    """At most one running run has a given key; viewers share that run."""
+    """The key that its client or the app gave it: it names one run of its owner, source and
+    route."""
+    shared: bool = False
+    """Whether all who give its arguments view it while it is running."""
     arguments: str | None = None
     """The source's arguments as a JSON object, if another worker can continue the run."""
     arguments_hash: str | None = None
     """A hash of all arguments, defaults included; None for an endpoint of the user's own."""
     fingerprint: str | None = None
     """Identifies the program of the source: a worker continues only runs of its own program."""
+
+    @property
+    def unique_key(self) -> str | None:
+        """What only one run has at a time, until an end that frees it, or until it is forgotten.
+
+        None: nothing.
+        """
+        if self.shared:
+            return f"{self.source} {self.arguments_hash}"
+        if self.key is None:
+            return None
+        return unique_key(self.owner, self.source, self.route, self.key)
+
+    def frees_key(self, end: End) -> bool:
+        """Whether another run may have its unique key after it has ended so."""
+        return self.shared or end.reason == NO_READER
 
     @property
     def start(self) -> bytes:
@@ -207,13 +231,17 @@ class EventLog(Protocol):
         """Starts to watch for workers that die. Other methods do this themselves if needed."""
 
     async def create(self, info: RunInfo, limits: Limits) -> RunLog:
-        """A new run's log; or, if a running run has the same key, the log of that run.
+        """A new run's log; or, if another run has the same unique key, the log of that run.
 
-        Raises StoreFull if there is no room for a run.
+        A run has its unique key until it is refused, until it has ended so that `frees_key` is
+        true, or until it is forgotten. Raises StoreFull if there is no room for a run.
         """
 
     async def find(self, run: str) -> RunLog:
         """The log of a run. Raises UnknownRun."""
+
+    async def find_by_key(self, unique_key: str) -> RunLog | None:
+        """The log of the run that has a unique key, if there is one."""
 
     async def discard(self, run: str) -> None:
         """Forgets a run at once, if it exists. The iterations of its readers end."""

@@ -3,7 +3,8 @@
 Invariants:
 
 1. The bytes in all buffers are counted in `MemoryLog.bytes`.
-2. At a limit, finished runs without readers are forgotten, oldest first; no other run is.
+2. At a limit, finished runs without readers are forgotten, oldest first; no other run is. Those
+   with a key come last.
 3. Every event after the cursor of an attached reader is held, or the run's backing can load it.
 """
 
@@ -11,7 +12,6 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable
-from contextvars import Context
 from typing import Self
 
 from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
@@ -20,6 +20,7 @@ from streams.log import Adopter, Limits, RunInfo, RunLog, Status
 from streams.log.backing import Backing
 from streams.log.buffer import FrameBuffer
 from streams.log.opening import OpeningRun
+from streams.log.table import RunTable
 
 # The most bytes of one write, unless one event has more. A client that stops reading costs this
 # much in addition to the server's own write buffer, which has the same size.
@@ -31,8 +32,9 @@ NO_PIECE = (-1, -1, b"")
 class MemoryLog:
     """Runs in the memory of this process: at most `max_runs` runs and `max_bytes` bytes.
 
-    At a limit, finished runs without readers are forgotten, oldest first. If that is not enough,
-    new runs are refused, and producers wait until their readers have read what is there.
+    At a limit, finished runs without readers are forgotten, oldest first and those with a key last.
+    If that is not enough, new runs are refused, and producers wait until their readers have read
+    what is there.
     """
 
     shared = False
@@ -44,13 +46,11 @@ class MemoryLog:
         self.readers = 0
         self.max_bytes = max_bytes
         self._max_runs = max_runs
-        self._runs: dict[str, MemoryRun] = {}
-        self._by_key: dict[str, MemoryRun] = {}
-        self._expiring: dict[str, asyncio.TimerHandle] = {}
+        self.runs: RunTable[MemoryRun] = RunTable(self.forget)
         self.paused: set[MemoryRun] = set()  # their producers wait for room
 
     def __len__(self) -> int:
-        return len(self._runs)
+        return len(self.runs)
 
     def register(self, adopter: Adopter) -> None:
         """Does nothing: there are no other workers."""
@@ -62,45 +62,27 @@ class MemoryLog:
         """Does nothing: there is nothing to write."""
 
     async def create(self, info: RunInfo, limits: Limits) -> RunLog:
-        if info.key is not None and (running := self._by_key.get(info.key)) and not running.closed:
-            return running
+        if (held := self.runs.with_key(info.unique_key)) is not None:
+            return held
         self.make_room()
         run = MemoryRun(self, info, limits)
-        self.hold(run)
+        self.runs.add(run)
         return run
 
     async def find(self, run: str) -> RunLog:
-        if (held := self._runs.get(run)) is None:
+        if (held := self.runs.get(run)) is None:
             raise UnknownRun.of(run)
         return held
+
+    async def find_by_key(self, unique_key: str) -> RunLog | None:
+        return self.runs.with_key(unique_key)
 
     async def discard(self, run: str) -> None:
         self.forget(run)
 
     def forget(self, run: str) -> None:
-        if (held := self.release(run)) is not None:
+        if (held := self.runs.remove(run)) is not None:
             held.forget()
-
-    def hold(self, run: "MemoryRun") -> None:
-        """Counts a run and makes it known by its id and its key."""
-        self._runs[run.info.run] = run
-        if run.info.key is not None:
-            self._by_key[run.info.key] = run
-
-    def release(self, run: str) -> "MemoryRun | None":
-        """The reverse of `hold`; the run itself does not change."""
-        held = self._runs.pop(run, None)
-        if (timer := self._expiring.pop(run, None)) is not None:
-            timer.cancel()
-        if held and held.info.key is not None and self._by_key.get(held.info.key) is held:
-            del self._by_key[held.info.key]
-        return held
-
-    def expire(self, run: "MemoryRun", seconds: float) -> None:
-        """Forgets a finished run after `seconds`, or earlier if its room is needed."""
-        name, loop = run.info.run, asyncio.get_running_loop()
-        # The context of the request that started the run must not be kept as long.
-        self._expiring[name] = loop.call_later(seconds, self.forget, name, context=Context())
 
     def make_room(self) -> list[str]:
         """Forgets finished runs until there is room for a new one. Returns their ids.
@@ -108,9 +90,8 @@ class MemoryLog:
         Raises StoreFull if no finished run without readers is left.
         """
         forgotten = []
-        while len(self._runs) >= self._max_runs or self.bytes >= self.max_bytes:
-            run = next((run for run in self._expiring if not self._runs[run].readers), None)
-            if run is None:
+        while len(self) >= self._max_runs or self.bytes >= self.max_bytes:
+            if (run := self.runs.first_to_forget()) is None:
                 raise StoreFull(
                     f"this server holds {len(self)} runs (limit {self._max_runs}), {self.bytes} "
                     f"bytes (limit {self.max_bytes}); try again in {StoreFull.retry_after} s"
@@ -214,7 +195,9 @@ class MemoryRun(OpeningRun):
         self.append(b"end", end.encode())
         self.finish(end.status)
         self.open()
-        self._log.expire(self, self.limits.retain)
+        if self.info.frees_key(end):
+            self._log.runs.free_key(self)
+        self._log.runs.expire(self, self.limits.retain)
         self._changed()
 
     def finish(self, status: Status) -> None:

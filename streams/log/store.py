@@ -50,7 +50,8 @@ class Entry(msgspec.Struct, frozen=True):
 class Append(msgspec.Struct, frozen=True):
     """Frames of a run, from event `number` on. `status`: the last frame is its `end` event.
 
-    A refused run is retained for REFUSAL_SECONDS.
+    A refused run is retained for REFUSAL_SECONDS. `frees_key`: another run may have the unique key
+    of the run from then on.
     """
 
     run: str
@@ -59,6 +60,7 @@ class Append(msgspec.Struct, frozen=True):
     evict: int | None = None
     """The newest event that the store may drop; a reader of another worker may need it still."""
     status: Status | None = None
+    frees_key: bool = False
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -153,7 +155,13 @@ class Store(Protocol):
         """Names the calling worker. Comes before the other operations, and again after `aclose`."""
 
     async def create(self, info: RunInfo, limits: Limits) -> str:
-        """Creates a running run. Returns its id, or that of the running run with the same key."""
+        """Creates a running run. Returns its id, or that of the run with the same unique key.
+
+        A run has its unique key until an end that frees it, or until it is gone.
+        """
+
+    async def find_by_key(self, unique_key: str) -> str | None:
+        """The id of the run that has a unique key; None if there is none."""
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
         """The state of each run; None if there is no such run."""
@@ -164,7 +172,7 @@ class Store(Protocol):
         Returns the error of a run if the others may have been appended to.
         """
 
-    async def close(self, run: str, end: End) -> bool:
+    async def close(self, run: str, end: End, *, frees_key: bool) -> bool:
         """Closes a running run on behalf of any worker, and notifies its producer.
 
         Returns False if the run is not running.

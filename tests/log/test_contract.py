@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from streams import EventLog, MemoryLog
 from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
-from streams.event import COMPLETED, End, frame
-from streams.log import Limits
+from streams.event import COMPLETED, NO_READER, End, frame
+from streams.log import Limits, RunLog
 from streams.log.shared import SharedLog
 from tests.support.event_logs import DATA, SIZE, drained, info, new, opening, read_all
 from tests.support.list_log import ListLog
@@ -363,17 +364,107 @@ async def test_stop_ends_the_iteration_of_a_reader_whether_it_waits_or_not(
     assert log.readers == 0
 
 
-async def test_at_most_one_running_run_has_a_key(make_log: MakeLog) -> None:
+LIMITS = Limits(window=2**20, retain=300)
+
+
+async def test_a_shared_run_is_the_only_one_with_its_arguments_while_it_is_running(
+    make_log: MakeLog,
+) -> None:
     store = make_log()
-    limits = Limits(window=2**20, retain=300)
-    log = await store.create(info("a", key="k"), limits)
-    assert (await store.create(info("b", key="k"), limits)).info.run == "a"
-    assert (await store.create(info("c", key="other"), limits)).info.run == "c"
+
+    async def create(run: str, arguments: str = "x") -> RunLog:
+        return await store.create(info(run, shared=True, arguments_hash=arguments), LIMITS)
+
+    log = await create("a")
+    assert (await create("b")).info.run == "a"
+    assert (await create("c", "other")).info.run == "c"
     log.close(COMPLETED)
     await settled(store)
-    assert (await store.create(info("d", key="k"), limits)).info.run == "d"
+    assert (await create("d")).info.run == "d"
     await store.discard("d")
-    assert (await store.create(info("e", key="k"), limits)).info.run == "e"
+    assert (await create("e")).info.run == "e"
+
+
+@pytest.mark.parametrize("end", [None, COMPLETED, End("failed"), CANCELLED])
+async def test_a_key_names_one_run_of_its_owner_source_and_route_while_that_is_held(
+    make_log: MakeLog, end: End | None
+) -> None:
+    store = make_log()
+    run = info("a", key="k", owner="ann", source="s", route="/r")
+    log = await store.create(run, LIMITS)
+    assert run.unique_key is not None
+    if end is not None:
+        log.close(end)
+        await settled(store)
+    found = await store.find_by_key(run.unique_key)
+    assert found is not None
+    assert found.info.run == "a"
+    again = msgspec.structs.replace(run, run="b")
+    assert (await store.create(again, LIMITS)).info.run == "a"
+    with pytest.raises(UnknownRun):
+        await store.find("b")
+    for name, value in (("key", "K"), ("owner", None), ("source", "S"), ("route", None)):
+        other = msgspec.structs.replace(again, run=name, **{name: value})
+        assert other.unique_key is not None
+        assert await store.find_by_key(other.unique_key) is None
+        assert (await store.create(other, LIMITS)).info.run == name
+
+
+async def test_a_run_that_is_refused_discarded_expired_or_without_a_reader_frees_its_key(
+    make_log: MakeLog,
+) -> None:
+    store = make_log()
+
+    async def create(run: str, retain: float = 300) -> RunLog:
+        return await store.create(info(run, key="k"), Limits(window=2**20, retain=retain))
+
+    (await create("refused")).refuse(StreamError("no"))
+    await settled(store)
+    async with asyncio.timeout(5):
+        unread = await create("unread")
+    unread.close(End.cancelled(NO_READER))
+    await settled(store)
+    assert (await store.find("unread")).status == "cancelled", "it is retained"
+    assert (await create("discarded")).info.run == "discarded"
+    await store.discard("discarded")
+    log = await create("expired", retain=0.05)
+    assert log.info.run == "expired"
+    log.close(COMPLETED)
+    await settled(store)
+    key = log.info.unique_key
+    assert key is not None
+    async with asyncio.timeout(5):
+        while await store.find_by_key(key) is not None:
+            await asyncio.sleep(0.01)
+    assert (await create("last")).info.run == "last"
+
+
+async def test_the_end_of_a_run_whose_key_another_run_has_leaves_the_key_to_that_one(
+    make_log: MakeLog,
+) -> None:
+    store = make_log()
+    first = await store.create(info("a", key="k"), LIMITS)
+    first.close(End.cancelled(NO_READER))
+    await settled(store)
+    await store.create(info("b", key="k"), LIMITS)
+    await store.discard("a")
+    assert (await store.create(info("c", key="k"), LIMITS)).info.run == "b"
+
+
+async def test_runs_with_a_key_make_room_last_and_are_found_when_there_is_none(
+    make_log: MakeLog,
+) -> None:
+    store = make_log(max_runs=3)
+    for run, key in (("a", "k"), ("b", None), ("c", None)):
+        (await store.create(info(run, key=key), LIMITS)).close(COMPLETED)
+        await settled(store)
+    await new(store, "d")
+    await new(store, "e")
+    assert (await store.create(info("f", key="k"), LIMITS)).info.run == "a"
+    await new(store, "g")
+    for run in ("a", "b", "c"):
+        with pytest.raises(UnknownRun):
+            await store.find(run)
 
 
 async def test_cancel_closes_the_log_once_and_calls_the_producers_watcher(

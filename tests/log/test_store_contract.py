@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from streams.event import COMPLETED, End, frame
-from streams.log import Limits
+from streams.log import Limits, RunInfo
 from streams.log.store import (
     Append,
     Committed,
@@ -19,6 +19,7 @@ from streams.log.store import (
     Notice,
     Store,
 )
+from tests.log.shared.workers import until_async
 from tests.support.event_logs import info
 from tests.support.servers import until
 from tests.support.stores import STORES
@@ -94,7 +95,7 @@ async def test_what_was_appended_is_read_after_any_event(new_store: NewStore) ->
 
 async def test_a_state_says_what_the_store_has_of_a_run(new_store: NewStore) -> None:
     one, other = await new_store("one"), await new_store("other")
-    described = info(owner="ann", key="k" * 2000, arguments='{"a":1}')
+    described = info(owner="ann" * 2000, key="k", arguments='{"a":1}')
     limits = Limits(1234, 56.5, True)
     assert await one.create(described, limits) == "r"
     unknown, state = await other.load(["unknown", "r"])
@@ -109,13 +110,79 @@ async def test_a_state_says_what_the_store_has_of_a_run(new_store: NewStore) -> 
     assert (state.first, state.last) == (0, 1)
 
 
-async def test_a_key_exists_once_while_its_run_is_running(new_store: NewStore) -> None:
+def key_of(run: RunInfo) -> str:
+    assert run.unique_key is not None
+    return run.unique_key
+
+
+@pytest.mark.parametrize("ended_by", ["its producer", "another worker"])
+async def test_a_unique_key_exists_once_until_an_end_that_frees_it(
+    new_store: NewStore, ended_by: str
+) -> None:
     one, other = await new_store("one"), await new_store("other")
+    key = key_of(info("a", key="k"))
+    for store in (one, other):
+        assert await store.find_by_key(key) is None
+
+    async def end(run: str, frees_key: bool) -> None:
+        if ended_by == "its producer":
+            append = Append(run, 0, [END], status="completed", frees_key=frees_key)
+            assert await one.append([append]) == [Committed(0, 0)]
+        else:
+            assert await other.close(run, COMPLETED, frees_key=frees_key)
+
     assert await one.create(info("a", key="k"), LIMITS) == "a"
+    for ended in (False, True):
+        if ended:
+            await end("a", frees_key=False)
+        for store in (one, other):
+            assert await store.create(info("b", key="k"), LIMITS) == "a"
+            assert await store.find_by_key(key) == "a"
+        assert await other.load(["b"]) == [None]
+    await other.discard("a")
+    assert await one.create(info("b", key="k"), LIMITS) == "b"
+    await end("b", frees_key=True)
+    assert await one.find_by_key(key) is None
+    assert await other.create(info("c", key="k"), LIMITS) == "c"
+    await one.discard("b")
+    assert await one.find_by_key(key) == "c"
+
+
+async def test_two_workers_that_create_a_run_with_one_key_at_once_create_one(
+    new_store: NewStore,
+) -> None:
+    stores = [await new_store(name) for name in ("one", "other", "third")]
+    created = await asyncio.gather(
+        *(
+            store.create(info(f"{number}-{attempt}", key=f"k{attempt}"), LIMITS)
+            for attempt in range(10)
+            for number, store in enumerate(stores)
+        )
+    )
+    assert len(created) == 30
+    assert len(set(created)) == 10
+
+
+async def test_a_run_keeps_its_key_when_another_worker_claims_it(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.create(info("a", key="k"), LIMITS)
+    await one.leave()
+    assert await other.claim("a", "one") is not None
     assert await other.create(info("b", key="k"), LIMITS) == "a"
-    assert await other.load(["b"]) == [None]
+
+
+async def test_the_key_of_a_run_is_free_when_the_run_is_gone_after_its_time(
+    new_store: NewStore,
+) -> None:
+    one = await new_store("one")
+    await one.create(info("a", key="k"), Limits(2**20, 0.05))
     await one.append([Append("a", 0, [END], status="completed")])
-    assert await other.create(info("b", key="k"), LIMITS) == "b"
+
+    async def is_free() -> bool:
+        return await one.find_by_key(key_of(info(key="k"))) is None
+
+    await until_async(is_free, "the key is free")
+    assert await one.create(info("b", key="k"), LIMITS) == "b"
 
 
 async def test_a_creation_can_be_repeated(new_store: NewStore) -> None:
@@ -130,7 +197,8 @@ async def test_a_creation_can_be_repeated(new_store: NewStore) -> None:
 async def test_a_refused_run_is_not_running_and_frees_its_key(new_store: NewStore) -> None:
     one, other = await new_store("one"), await new_store("other")
     await one.create(info("r", key="k"), LIMITS)
-    assert await one.append([Append("r", 0, [END], status="refused")]) == [Committed(0, 0)]
+    refusal = Append("r", 0, [END], status="refused", frees_key=True)
+    assert await one.append([refusal]) == [Committed(0, 0)]
     (state,) = await other.load(["r"])
     assert state is not None
     assert state.status == "refused"
@@ -197,15 +265,15 @@ async def test_any_worker_closes_a_run_and_its_producer_is_fenced(new_store: New
     await appended(one)
     cancelled = End.cancelled("stopped")
     async with Following(one) as producer, Following(other, r=-1) as follower:
-        assert await other.close("r", cancelled)
-        assert not await other.close("r", cancelled), "it is closed"
+        assert await other.close("r", cancelled, frees_key=False)
+        assert not await other.close("r", cancelled, frees_key=False), "it is closed"
         end = Entry(3, frame(b"r", 3, b"end", cancelled.encode()), "cancelled")
         await until(lambda: producer.notices, "the producer has a notice")
         await until(lambda: end in follower.entries, "the follower has the end")
     assert producer.notices == [Notice("closed", "r")]
     assert await one.append([Append("r", 3, FRAMES[3:4])]) == [Fenced()]
     assert (await one.read("r", 2, 100)) == [end]
-    assert not await other.close("unknown", cancelled)
+    assert not await other.close("unknown", cancelled, frees_key=False)
 
 
 async def test_a_discarded_run_is_gone_and_those_with_a_part_in_it_hear_of_it(

@@ -38,10 +38,9 @@ class ListLog:
     async def aclose(self) -> None: ...
 
     async def create(self, info: RunInfo, limits: Limits) -> RunLog:
-        for log in self.runs.values():
-            if log.producing and info.key is not None and log.info.key == info.key:
-                return log
-        for run, log in list(self.runs.items()):
+        if info.unique_key and (found := await self.find_by_key(info.unique_key)):
+            return found
+        for run, log in sorted(self.runs.items(), key=lambda item: item[1].info.key is not None):
             full = len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes
             if full and log.status != "running" and not log.readers:
                 await self.discard(run)
@@ -54,6 +53,12 @@ class ListLog:
         if run not in self.runs:
             raise UnknownRun.of(run)
         return self.runs[run]
+
+    async def find_by_key(self, unique_key: str) -> RunLog | None:
+        for log in self.runs.values():
+            if log.info.unique_key == unique_key and not log.freed_key:
+                return log
+        return None
 
     async def discard(self, run: str) -> None:
         if log := self.runs.pop(run, None):
@@ -69,6 +74,7 @@ class ListRun:
         self.info = info
         self.status: Status = "running"
         self.opening = True
+        self.freed_key = False
         self.refusal: StreamError | None = None
         self.first = 0
         self.store = store
@@ -164,6 +170,7 @@ class ListRun:
     def close(self, end: End) -> None:
         self.append(b"end", end.encode())
         self.status, self.opening = end.status, False
+        self.freed_key = self.info.frees_key(end)
         self.changed()
         self.watching()
         loop = asyncio.get_running_loop()

@@ -39,4 +39,4 @@ def remains(url: str) -> list[Any]:
             return connection.execute(query).fetchall()
     with redis.Redis.from_url(url.partition("?")[0], decode_responses=True) as client:
         keys: Any = client.keys(f"{url.partition('prefix=')[2] or 'streams'}:*")
-    return [key for key in keys if key.split(":")[1] in ("run", "log", "cursors", "shared", "runs")]
+    return [key for key in keys if key.split(":")[1] in ("run", "log", "cursors", "unique", "runs")]

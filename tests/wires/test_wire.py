@@ -100,7 +100,7 @@ async def test_a_wire_that_is_done_at_a_gap_does_not_wait_for_the_next_event() -
         """Lets the log drop all events between the start of the run and its reading."""
 
         def begin(self) -> bytes:
-            [log] = streams.log._runs.values()  # type: ignore[attr-defined]
+            [log] = streams.log.runs  # type: ignore[attr-defined]
             log.buffer.trim(0, log.last)
             return super().begin()
 
@@ -122,7 +122,7 @@ async def test_a_wire_is_told_of_lost_history_before_what_follows() -> None:
         """Lets the log drop its first events between the start of the run and its reading."""
 
         def begin(self) -> bytes:
-            [log] = streams.log._runs.values()  # type: ignore[attr-defined]
+            [log] = streams.log.runs  # type: ignore[attr-defined]
             log.buffer.trim(0, 2)
             return super().begin()
 

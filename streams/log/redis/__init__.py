@@ -20,6 +20,7 @@ from streams.log.redis.scripts import (
     CREATE,
     DISCARD,
     EXTEND,
+    FIND_BY_KEY,
     LEAVE,
     LIST_RUNS,
     LOAD_EVENTS,
@@ -92,11 +93,15 @@ class RedisStore:
         return replies
 
     async def create(self, info: RunInfo, limits: Limits) -> str:
-        key = "" if info.key is None else hashlib.sha256(info.key.encode()).hexdigest()
+        key = "" if info.unique_key is None else _hash(info.unique_key)
         retain_ms = max(int(limits.retain * 1000), 1)
         policy = (limits.window, retain_ms, int(limits.drops_oldest))
         run = await self._call(CREATE, info.run, encode_json(info), *policy, key, self._lease)
         return str(run.decode())
+
+    async def find_by_key(self, unique_key: str) -> str | None:
+        run = await self._call(FIND_BY_KEY, _hash(unique_key))
+        return None if run is None else run.decode()
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
         return [_state(reply) for reply in await self._call_all(LOAD_STATE, [(r,) for r in runs])]
@@ -105,8 +110,9 @@ class RedisStore:
         calls = []
         for append in appends:
             evict = -2 if append.evict is None else append.evict
-            head = (self._worker, append.run, append.number, evict, append.status or "")
-            calls.append((APPEND, (*head, *append.frames)))
+            head = (self._worker, append.run, append.number, evict)
+            ending = (append.status or "", int(append.frees_key))
+            calls.append((APPEND, (*head, *ending, *append.frames)))
         return [self._outcome(reply) for reply in await self._link.call_all(calls)]
 
     def _outcome(self, reply: Any) -> Outcome | StoreFull:
@@ -122,11 +128,11 @@ class RedisStore:
             case _:
                 return self._link.failure(reply)
 
-    async def close(self, run: str, end: End) -> bool:
+    async def close(self, run: str, end: End, *, frees_key: bool) -> bool:
         # Only Redis knows the number of the event: the script puts it between head and tail.
         head = b"id: %b." % run.encode()
         tail = frame(run.encode(), 0, b"end", end.encode()).removeprefix(head + b"0")
-        return bool(await self._call(CLOSE, run, end.status, head, tail))
+        return bool(await self._call(CLOSE, run, end.status, int(frees_key), head, tail))
 
     async def read(self, run: str, after: int, count: int) -> list[Entry]:
         return [_entry(entry) for entry in await self._call(LOAD_EVENTS, run, after, count)]
@@ -183,6 +189,10 @@ class RedisStore:
 
     async def aclose(self) -> None:
         await self._link.aclose()
+
+
+def _hash(unique_key: str) -> str:
+    return hashlib.sha256(unique_key.encode()).hexdigest()
 
 
 def _state(reply: list[Any]) -> State | None:

@@ -1,7 +1,7 @@
 -- Appends frames to a run that is running and has the caller as its producer.
 --
 -- ARGV: worker, run, number of the first frame, newest event that may be evicted (-2: none),
---       status or '', frames...
+--       status or '', whether the end frees the unique key (0 or 1), frames...
 -- With a status, the last frame is the `end` event, and the script closes the run.
 -- Returns
 --   {'committed', last, first}  the newest and the oldest event that the run has now
@@ -14,12 +14,12 @@
 
 local run, number, evict, status = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local fields = redis.call('HMGET', key('run', run), 'producer', 'status', 'last', 'first',
-  'retain', 'shared')
+  'retain')
 if not fields[1] then return {'forgotten'} end
 if fields[1] ~= me or fields[2] ~= 'running' then return {'fenced'} end
 local last, first = tonumber(fields[3]), tonumber(fields[4])
 if number > last + 1 then return {'missing', text(last)} end
-for i = 6, #ARGV do
+for i = 7, #ARGV do
   if number > last then
     local id = text(number + 1) .. '-0'
     if i == #ARGV and status ~= '' then
@@ -46,7 +46,7 @@ if redis.call('PTTL', key('log', run)) < 0 then expire(run, ORPHAN_MS) end
 if status ~= '' then
   redis.call('HSET', key('run', run), 'status', status)
   redis.call('SREM', key('runs', me), run)
-  release(fields[6], run)
+  if ARGV[6] == '1' then free_key(run) end
   expire(run, status == 'refused' and REFUSED_MS or fields[5])
 end
 return {'committed', text(last), text(first)}

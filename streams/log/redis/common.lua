@@ -30,18 +30,33 @@ local function notify(worker, ...)
   redis.call('EXPIRE', key('inbox', worker), INBOX_SECONDS)
 end
 
+-- The key of the unique key that a run has, if it has one.
+local function key_of(run)
+  local unique = redis.call('HGET', key('run', run), 'unique')
+  if unique and unique ~= '' and redis.call('GET', key('unique', unique)) == run then
+    return key('unique', unique)
+  end
+end
+
+-- The run that has a unique key, given as its hash or ''.
+local function find_by_key(unique)
+  local run = unique ~= '' and redis.call('GET', key('unique', unique))
+  return run and redis.call('EXISTS', key('run', run)) == 1 and run
+end
+
 -- Lets all keys of a run expire after this time.
 local function expire(run, milliseconds)
   for _, kind in ipairs({'run', 'log', 'cursors'}) do
     redis.call('PEXPIRE', key(kind, run), milliseconds)
   end
+  local unique = key_of(run)
+  if unique then redis.call('PEXPIRE', unique, milliseconds) end
 end
 
--- Makes a shared key free for another run.
-local function release(shared_key, run)
-  if shared_key and shared_key ~= '' and redis.call('GET', key('shared', shared_key)) == run then
-    redis.call('DEL', key('shared', shared_key))
-  end
+-- Makes the unique key of a run free for another run.
+local function free_key(run)
+  local unique = key_of(run)
+  if unique then redis.call('DEL', unique) end
 end
 
 -- The state of a run, as a list that ends with the cursors. The first item of the list is false

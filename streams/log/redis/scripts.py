@@ -14,11 +14,11 @@ Invariants:
 Keys, all with the prefix:
 
     run:<run>       hash    info, status, producer, numbers of the first and the last event, policy,
-                            shared key
+                            hash of its unique key
     log:<run>       stream  the frame of event n is entry (n+1)-0; the `end` event has the status
     cursors:<run>   hash    worker with readers -> event that all its readers have had, and their
                             number
-    shared:<key>    string  the running run with that shared key
+    unique:<hash>   string  the run that has the unique key with that hash
     workers         zset    worker -> end of its lease, in ms of Redis's clock; 0: it has left
     runs:<worker>   set     the unfinished runs that it produces
     inbox:<worker>  stream  its notifications: closed, claimed, forgotten, cursor, left, wake
@@ -45,6 +45,7 @@ CLOSE = Script("close")
 CREATE = Script("create")
 DISCARD = Script("discard")
 EXTEND = Script("extend")
+FIND_BY_KEY = Script("find_by_key")
 LEAVE = Script("leave")
 LIST_RUNS = Script("list_runs")
 LOAD_EVENTS = Script("load_events")

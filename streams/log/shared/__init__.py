@@ -106,8 +106,10 @@ class SharedLog:
 
     async def create(self, info: RunInfo, limits: Limits) -> RunLog:
         await self.open()
-        await self._discard_all(self._local.make_room())
         while True:
+            if info.unique_key and (found := await self.find_by_key(info.unique_key)):
+                return found  # It needs no room.
+            await self._discard_all(self._local.make_room())
             try:
                 run = await self.store.create(info, limits)
             except (StoreFull, asyncio.CancelledError):
@@ -117,15 +119,13 @@ class SharedLog:
                 raise
             if run == info.run:
                 break
-            with suppress(UnknownRun):  # It was refused just now, or discarded.
-                return await self.find(run)
         state = State(info, "running", self.worker, -1, 0, limits, {})
         created = self._runs[run] = SharedRun(self._work, state, is_producer=True)
         self._keep(created)
         return created
 
     def _keep(self, run: SharedRun) -> None:
-        self._local.hold(run.memory)
+        self._local.runs.add(run.memory)
         self._produced[run.info.run] = run
 
     async def find(self, run: str) -> RunLog:
@@ -136,6 +136,13 @@ class SharedLog:
                 self._update(known, None)
             raise UnknownRun.of(run)
         return self._run_of(state)
+
+    async def find_by_key(self, unique_key: str) -> RunLog | None:
+        await self.open()
+        run = await self.store.find_by_key(unique_key)
+        with suppress(UnknownRun):  # It was refused just now, or discarded.
+            return None if run is None else await self.find(run)
+        return None
 
     def _run_of(self, state: State) -> SharedRun:
         known = self._runs.get(state.info.run)
@@ -175,12 +182,12 @@ class SharedLog:
     def _release(self, run: SharedRun) -> None:
         """Lets go of a run that this worker has produced. Its readers here may read on."""
         self._produced.pop(run.info.run, None)
-        self._local.release(run.info.run)
+        self._local.runs.remove(run.info.run)
 
     def _forget(self, run: str) -> None:
         self._produced.pop(run, None)
         if (known := self._runs.get(run)) is not None:
-            self._local.release(run)
+            self._local.runs.remove(run)
             known.on_forgotten()
 
     async def written(self) -> None:
@@ -280,8 +287,7 @@ class SharedLog:
                 if not run.on_missing(last):
                     self._release(run)
                     run.on_lost()
-                    close = partial(self.store.close, run.info.run, LOST)
-                    self._in_background(until_answered(close))
+                    self._in_background(until_answered(partial(run.close_in_store, LOST)))
             case Fenced():
                 self._on_fenced(run)
             case _:

@@ -56,6 +56,7 @@ class SharedRun:
         self._begin = state.last + 1
         self._id = state.info.run.encode()
         self._sent_cursor = -1
+        self._frees_key = False
         self._remote_readers: dict[str, int] = {}
         self.remote_cursors: dict[str, int] = {}
         self._watcher: Callable[[], None] = lambda: None
@@ -119,6 +120,7 @@ class SharedRun:
         self.memory.add(frame(self._id, 0, b"end", refusal.encode(error)))
         self.memory.open(error)
         self.memory.finish("refused")
+        self._frees_key = True
         self._work.queue_append(self)
         self._watcher()
 
@@ -144,6 +146,7 @@ class SharedRun:
     def close(self, end: End) -> None:
         self.append(b"end", end.encode())
         self.memory.finish(end.status)
+        self._frees_key = self.info.frees_key(end)
         self.open()
         self._watcher()
 
@@ -153,7 +156,11 @@ class SharedRun:
         elif self.producing:
             self.close(end)
         elif self.status == "running":
-            await self._work.store.close(self.info.run, end)
+            await self.close_in_store(end)
+
+    async def close_in_store(self, end: End) -> None:
+        frees_key = self.info.frees_key(end)
+        await self._work.store.close(self.info.run, end, frees_key=frees_key)
 
     def uncommitted(self) -> Append:
         """What to send to the store next."""
@@ -164,7 +171,8 @@ class SharedRun:
         evict = memory.first - 1 if memory.first > self._begin else None
         ends = memory.closed and self.committed + len(frames) == memory.last
         status = memory.status if ends else None
-        return Append(self.info.run, self.committed + 1, frames, evict, status)
+        frees_key = ends and self._frees_key
+        return Append(self.info.run, self.committed + 1, frames, evict, status, frees_key)
 
     def cursor(self) -> Cursor:
         """The cursor of the readers here."""
@@ -184,7 +192,7 @@ class SharedRun:
                 self._work.queue_append(self)
         elif memory.closed:
             retain = 0 if memory.status == "refused" else memory.limits.retain
-            self._work.local.expire(memory, retain + CLOCK_SECONDS)
+            self._work.local.runs.expire(memory, retain + CLOCK_SECONDS)
 
     def on_missing(self, last: int) -> bool:
         """The store has lost all events after `last`. They are sent again if they are here.

@@ -26,6 +26,7 @@ from streams.log.sqlite.locks import Deaths
 from streams.log.sqlite.produced import Produced, ProducedRun
 from streams.log.sqlite.rows import (
     LAST,
+    find_key,
     find_run,
     insert_batches,
     load_state,
@@ -113,18 +114,18 @@ class SQLiteStore:
     async def create(self, info: RunInfo, limits: Limits) -> str:
         def create(db: sqlite3.Connection) -> tuple[str, int]:
             db.execute("BEGIN IMMEDIATE")
-            query = "SELECT name, id FROM run WHERE app = ? AND key = ? AND status = 'running'"
-            if info.key is not None and (
-                other := db.execute(query, (self._app, info.key)).fetchone()
-            ):
-                return str(other[0]), 0
             if (number := find_run(db, self._app, info.run)) is not None:
                 return info.run, number  # The caller repeats the operation.
+            if (key := info.unique_key) is not None:
+                if (other := find_key(db, self._app, key)) is not None:
+                    return other, 0
+                free = "UPDATE run SET key = NULL WHERE app = ? AND key = ?"
+                db.execute(free, (self._app, key))  # of one that has expired
             inserted = db.execute(
                 "INSERT INTO run (app, name, key, producer, window, retain, drops_oldest, info) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    *(self._app, info.run, info.key, self._worker),
+                    *(self._app, info.run, key, self._worker),
                     *(limits.window, limits.retain, limits.drops_oldest, encode_json(info)),
                 ),
             )
@@ -134,6 +135,9 @@ class SQLiteStore:
         if number:
             self._produced.runs[run] = ProducedRun(number, -1, 0)
         return run
+
+    async def find_by_key(self, unique_key: str) -> str | None:
+        return await self._link.do(lambda db: find_key(db, self._app, unique_key))
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
         return await self._link.do(lambda db: [load_state(db, self._app, run) for run in runs])
@@ -145,7 +149,7 @@ class SQLiteStore:
 
         return await self._link.do(read)
 
-    async def close(self, run: str, end: End) -> bool:
+    async def close(self, run: str, end: End, *, frees_key: bool) -> bool:
         def close(db: sqlite3.Connection) -> bool:
             db.execute("BEGIN IMMEDIATE")
             query = f"SELECT id, {LAST} FROM run AS r WHERE app = ? AND name = ? AND status = ?"
@@ -154,7 +158,8 @@ class SQLiteStore:
                 return False
             number, last = found
             ends = packed([frame(run.encode(), last + 1, b"end", end.encode())])
-            insert_batches(db, (number, last + 1, end.status, *ends), read_generation(db))
+            batch = (number, last + 1, end.status, frees_key, *ends)
+            insert_batches(db, batch, read_generation(db))
             raise_generation(db)
             return True
 

@@ -59,7 +59,8 @@ class Produced:
                     frames = append.frames[run.last + 1 - append.number :]
                     last = run.last + len(frames)
                     if frames:
-                        batches += (run.id, last, append.status, *packed(frames))
+                        ending = (append.status, append.frees_key)
+                        batches += (run.id, last, *ending, *packed(frames))
                     outcomes.append(Committed(last, run.first))
                 elif has_looked:
                     outcomes.append(self._refusal(db, append.run, run))

@@ -35,6 +35,13 @@ def find_run(db: sqlite3.Connection, app: str, run: str) -> int | None:
     return None if row is None else int(row[0])
 
 
+def find_key(db: sqlite3.Connection, app: str, key: str | None) -> str | None:
+    """The run that has a unique key."""
+    query = "SELECT name FROM run WHERE app = ? AND key = ? AND (expires IS NULL OR expires > ?)"
+    row = db.execute(query, (app, key, time.time())).fetchone()
+    return None if row is None else str(row[0])
+
+
 def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
     """The state of a run; None if there is no such run, or it has expired."""
     if (number := find_run(db, app, run)) is None:
@@ -106,15 +113,15 @@ def insert_batches(db: sqlite3.Connection, batches: Sequence[object], generation
 
     Returns False, and stores none, if another worker has raised the generation.
     """
-    cursor = db.execute(_insert(len(batches) // 5), (*batches, generation))
+    cursor = db.execute(_insert(len(batches) // 6), (*batches, generation))
     return cursor.rowcount > 0
 
 
 @cache
 def _insert(count: int) -> str:
-    rows = ",".join(["(?,?,?,?,?)"] * count)
+    rows = ",".join(["(?,?,?,?,?,?)"] * count)
     return (
-        "INSERT INTO batch (run, last, status, ends, frames) "
+        "INSERT INTO batch (run, last, status, frees_key, ends, frames) "
         f"SELECT * FROM (VALUES {rows}) WHERE (SELECT number FROM generation) = ?"
     )
 

@@ -18,7 +18,8 @@ CREATE TABLE worker (
   has_left INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 
--- A discarded run has no name any more; the keeper deletes it.
+-- A discarded run has no name any more; the keeper deletes it. `key` is its unique key, until an
+-- end frees that.
 CREATE TABLE run (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   app TEXT NOT NULL,
@@ -33,7 +34,7 @@ CREATE TABLE run (
   info BLOB NOT NULL
 );
 CREATE UNIQUE INDEX run_name ON run (app, name);
-CREATE UNIQUE INDEX run_key ON run (app, key) WHERE key IS NOT NULL AND status = 'running';
+CREATE UNIQUE INDEX run_key ON run (app, key) WHERE key IS NOT NULL;
 CREATE INDEX run_producer ON run (producer) WHERE status = 'running';
 CREATE INDEX run_expires ON run (expires) WHERE expires IS NOT NULL;
 
@@ -45,16 +46,18 @@ CREATE TABLE batch (
   run INTEGER NOT NULL,
   last INTEGER NOT NULL CHECK (last < 9007199254740992),
   status TEXT,
+  frees_key INTEGER NOT NULL,
   ends BLOB NOT NULL,
   frames BLOB NOT NULL
 );
 CREATE UNIQUE INDEX batch_last ON batch (run, last);
 
--- So one statement stores the `end` event and the status.
+-- So one statement stores the `end` event and the status, and frees the key.
 CREATE TRIGGER batch_end AFTER INSERT ON batch WHEN NEW.status IS NOT NULL BEGIN
   UPDATE run
   SET
     status = NEW.status,
+    key = CASE WHEN NEW.frees_key THEN NULL ELSE key END,
     expires = (julianday('now') - 2440587.5) * 86400.0
       + CASE NEW.status WHEN 'refused' THEN 10 ELSE retain END
   WHERE id = NEW.run;

@@ -2,16 +2,18 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import anyio
 import pytest
 
 from streams.errors import UnknownRun
 from streams.event import COMPLETED
+from streams.log import Limits
 from streams.sources import counter
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import until_async, workers
-from tests.support.event_logs import DATA, SIZE, new, read_all
+from tests.support.event_logs import DATA, SIZE, info, new, read_all
 from tests.support.servers import Connection, connection, until
 from tests.support.valkey import Valkey
 
@@ -62,10 +64,16 @@ async def test_an_unfinished_run_does_not_expire_while_it_has_a_producer(
     new_worker: NewWorker, shared_valkey: Valkey, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streams.log.redis.RENEWALS_PER_EXTENSION", 1)
-    await new(new_worker())
-    key = f"{prefix}:run:r"
-    shared_valkey.client.pexpire(key, 60_000)
-    await until(lambda: shared_valkey.client.ttl(key) > 80_000, "the producer extends the run")
+    await new_worker().create(info(key="k"), Limits(window=2**20, retain=300))
+    client = shared_valkey.client
+    keys: Any = [f"{prefix}:run:r", *client.keys(f"{prefix}:unique:*")]
+    for key in keys:
+        client.pexpire(key, 60_000)
+    await until(
+        lambda: all(client.ttl(key) > 80_000 for key in keys),
+        "the producer extends the run and its unique key",
+    )
+    assert len(keys) == 2
 
 
 async def test_a_reader_ends_when_the_run_expires(

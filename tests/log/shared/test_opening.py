@@ -13,7 +13,7 @@ import pytest
 from streams import Policy, Source, StreamError, source
 from streams.errors import ShuttingDown, StoreDown, StoreFull
 from streams.event import End, parse_frames
-from streams.log import Limits, RunInfo, RunLog
+from streams.log import RunLog
 from streams.log.store import Notice
 from streams.run import Runs
 from tests.log.conftest import NewWorker
@@ -205,20 +205,24 @@ async def test_a_refusal_keeps_nothing_of_those_who_waited_for_it(new_worker: Ne
         gc.enable()
 
 
+@pytest.mark.parametrize("operation", ["find_by_key", "create"])
 async def test_a_client_whose_shared_run_is_refused_before_it_can_wait_starts_another(
-    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     slow = Opening(new_worker)
     await slow.begin()
-    create = slow.other.store.create
+    original = getattr(slow.other.store, operation)
 
-    async def slow_reply(info: RunInfo, limits: Limits) -> str:
+    async def slow_reply(*arguments: Any) -> Any:
         monkeypatch.undo()
-        run = await create(info, limits)
+        run = await original(*arguments)
         await slow.refuse()
         return run
 
-    monkeypatch.setattr(slow.other.store, "create", slow_reply)
+    async def find_nothing(unique_key: str) -> None: ...
+
+    monkeypatch.setattr(slow.other.store, "find_by_key", find_nothing)
+    monkeypatch.setattr(slow.other.store, operation, slow_reply)
     with pytest.raises(StreamError, match="not today"):
         await asyncio.wait_for(slow.there.start(slow.job), 10)
     assert len(slow.openings) == 2

@@ -212,7 +212,7 @@ async def test_a_run_that_was_closed_without_some_of_its_events_frees_its_room(
     for _ in range(5):
         log.append(None, DATA)
         await one.written()
-    await one.store.close("r", COMPLETED)
+    await one.store.close("r", COMPLETED, frees_key=False)
     one._update(log, msgspec.structs.replace(state, status="failed", last=2))  # type: ignore[arg-type]
     assert not log.producing
     assert (len(one), len(one._produced), one.bytes) == (0, 0, 0)

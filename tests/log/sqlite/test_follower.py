@@ -25,7 +25,7 @@ async def test_an_event_that_is_committed_during_a_look_is_told_once(sqlite_url:
 
         def commit(statement: str) -> None:
             if "FROM batch WHERE run" in statement and (number := next(commits, None)):
-                batch = (find_run(writing, "streams", "r"), number, None, *packed([b"1"]))
+                batch = (find_run(writing, "streams", "r"), number, None, False, *packed([b"1"]))
                 assert insert_batches(writing, batch, read_generation(writing))
 
         reading.set_trace_callback(commit)

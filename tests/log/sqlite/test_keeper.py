@@ -104,7 +104,7 @@ async def test_no_operation_leaves_a_snapshot_open(store: SQLiteStore, sqlite_ur
         lambda: store.runs_of("one"),
         lambda: store.claim("r", "one"),
         lambda: store.remove_worker("one"),
-        lambda: store.close("r", COMPLETED),
+        lambda: store.close("r", COMPLETED, frees_key=False),
         lambda: store.discard("r"),
         lambda: store.leave(),
     ]

@@ -1,0 +1,73 @@
+"""RunTable: the runs that one process holds, and which of them make room first.
+
+Invariant: at most one of the runs is found by a given unique key.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextvars import Context
+from typing import Generic, TypeVar
+
+from streams.log import RunLog
+
+R = TypeVar("R", bound=RunLog)
+
+
+class RunTable(Generic[R]):
+    """Runs by their id and by their unique key. `forget` is called with the id of one whose time
+    is over.
+    """
+
+    def __init__(self, forget: Callable[[str], None]) -> None:
+        self._forget = forget
+        self._runs: dict[str, R] = {}
+        self._by_key: dict[str, R] = {}
+        # The finished runs, oldest first: those without and those with a key.
+        self._finished: tuple[dict[str, asyncio.TimerHandle], ...] = ({}, {})
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(self._runs.values())
+
+    def get(self, run: str) -> R | None:
+        return self._runs.get(run)
+
+    def with_key(self, unique_key: str | None) -> R | None:
+        return None if unique_key is None else self._by_key.get(unique_key)
+
+    def add(self, run: R) -> None:
+        self._runs[run.info.run] = run
+        if (unique_key := run.info.unique_key) is not None:
+            self._by_key[unique_key] = run
+
+    def remove(self, run: str) -> R | None:
+        if (held := self._runs.pop(run, None)) is None:
+            return None
+        for finished in self._finished:
+            if (timer := finished.pop(run, None)) is not None:
+                timer.cancel()
+        self.free_key(held)
+        return held
+
+    def free_key(self, run: R) -> None:
+        """Lets another run have the unique key of a run."""
+        unique_key = run.info.unique_key
+        if unique_key is not None and self._by_key.get(unique_key) is run:
+            del self._by_key[unique_key]
+
+    def expire(self, run: R, seconds: float) -> None:
+        """Forgets a finished run after `seconds`, or earlier if its room is needed."""
+        name, loop = run.info.run, asyncio.get_running_loop()
+        # The context of the request that started the run must not be kept as long.
+        timer = loop.call_later(seconds, self._forget, name, context=Context())
+        self._finished[run.info.key is not None][name] = timer
+
+    def first_to_forget(self) -> str | None:
+        """The oldest finished run without readers; one with a key only if there is no other."""
+        for finished in self._finished:
+            for run in finished:
+                if not self._runs[run].readers:
+                    return run
+        return None
