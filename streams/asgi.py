@@ -36,12 +36,14 @@ from streams.log.memory import MemoryLog
 from streams.request import (
     EVENT_STREAM,
     JSON,
-    accepts,
-    check_accepts,
+    JSON_LINES,
+    STREAM_TYPES,
     check_site,
     idempotency_key,
     identity,
     last_event_id,
+    negotiated,
+    preferred,
     read_json,
     root_path,
     run_url,
@@ -256,13 +258,15 @@ class Streams:
         return (info.route, info.source, info.key) == expected
 
     async def _answer_endpoint(self, request: Request, job: Job) -> Response:
+        media_type = preferred(request, STREAM_TYPES) or EVENT_STREAM
         if request.method == "HEAD":
-            return head_response()
+            return head_response(media_type)
         try:
             await self._lifetime.serve()
             key = idempotency_key(request, job.owner, job.key)
             job = msgspec.structs.replace(job, key=key)
-            return await self.attach(request, job, mount_path(self, request.scope))
+            root = mount_path(self, request.scope)
+            return await self.attach(request, job, root, media_type)
         except StreamError as error:
             return refusal(error, request)
 
@@ -319,7 +323,7 @@ class Streams:
         if source is None:
             known = ", ".join(self.sources)
             raise UnknownSource(f"there is no source {name!r}; there are: {known}")
-        check_accepts(request, EVENT_STREAM)
+        media_type = negotiated(request, STREAM_TYPES)
         if request.method == "POST":
             arguments = source.from_json(await self.read_json(request))
         else:
@@ -327,39 +331,45 @@ class Streams:
         policy, owner = self._policies[source], identity(request.scope)
         key = idempotency_key(request, owner)
         if request.method == "HEAD":
-            return head_response()
+            return head_response(media_type)
         job = source.job(arguments, request, policy=policy, owner=owner, key=key)
-        return await self.attach(request, job, root_path(request))
+        return await self.attach(request, job, root_path(request), media_type)
 
-    async def attach(self, request: Request, job: Job, root: str | None) -> Response:
+    async def attach(
+        self, request: Request, job: Job, root: str | None, media_type: str
+    ) -> Response:
         """The stream of a job: of a new run, of a shared one, or of the one that is resumed.
 
         `root` is the path under which /runs is; None if the app is not mounted.
         """
         check_site(request, self._origins)
         position = await self.runs.attach(job, last_event_id(request))
-        return self._read(position, job.policy, root)
+        return self._read(position, job.policy, root, media_type)
 
-    def _read(self, position: Position | None, policy: Policy, root: str | None) -> Response:
+    def _read(
+        self, position: Position | None, policy: Policy, root: str | None, media_type: str
+    ) -> Response:
         if position is None:  # An EventSource stops reconnecting at a 204.
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
+        is_default = media_type == EVENT_STREAM
+        wire = EventStream(policy.retry) if is_default else _json_lines(media_type)
         url = None if root is None else run_url(root, position.log.info.run)
-        return RunResponse(self._lifetime, position, policy, EventStream(policy.retry), url)
+        return RunResponse(self._lifetime, position, policy, wire, url)
 
     async def _run(self, request: Request) -> Response:
         log = await self.runs.find(request.path_params["run"], identity(request.scope))
         if request.method == "DELETE":
             await self.runs.cancel(log)
             return Response(status_code=204)
-        if not accepts(request, EVENT_STREAM) and accepts(request, JSON):
-            return json_response(self.runs.state(log))
-        check_accepts(request, EVENT_STREAM)
+        media_type = negotiated(request, (EVENT_STREAM, JSON, *JSON_LINES))
+        if media_type == JSON:
+            return json_response(self.runs.state(log), {"Vary": "Accept"})
         if request.method == "HEAD":
-            return head_response(run_url(root_path(request), log.info.run))
+            return head_response(media_type, run_url(root_path(request), log.info.run))
         source = self.sources.get(log.info.source) if log.info.route is None else None
         policy = self.policy if source is None else self._policies[source]
         position = await self.runs.position(log, last_event_id(request))
-        return self._read(position, policy, root_path(request))
+        return self._read(position, policy, root_path(request), media_type)
 
 
 def _log_at(url: str, limits: Mapping[str, int]) -> EventLog:
@@ -372,6 +382,12 @@ def _log_at(url: str, limits: Mapping[str, int]) -> EventLog:
     store = Store(url)
     store.check()
     return SharedLog(store, **limits)
+
+
+def _json_lines(media_type: str) -> Wire:
+    from streams.wires.jsonlines import JSONLines  # Optional: the core does not need it.
+
+    return JSONLines(media_type)
 
 
 def _completions(streams: Streams) -> list[Route]:

@@ -11,7 +11,7 @@ StreamError                500  raise it in a source: clients see its message an
 ├── UnsupportedMediaType   415  the body's Content-Type is not JSON
 ├── BodyTooLarge           413  the body is longer than `max_body`
 ├── RunGone                410  the run cannot be resumed: it is not retained, or another one's
-├── NotAcceptable          406  the Accept header excludes an event stream
+├── NotAcceptable          406  the Accept header excludes every answer
 ├── UnknownSource          404  lists the sources that exist
 ├── UnknownRun             404  the run never existed, is no longer retained, or is somebody else's
 ├── CrossSite              403  a page of another site may not start runs

@@ -37,6 +37,7 @@ __all__ = [
     "EventId",
     "LoggedEvent",
     "encode_json",
+    "escape_separators",
     "frame",
     "parse_frames",
     "payload",
@@ -56,6 +57,14 @@ _LINE_SEPARATORS = (
     (b"\xe2\x80\xa9", b"\\u2029"),
     (b"\xc2\x85", b"\\u0085"),
 )
+
+
+def escape_separators(json: bytes) -> bytes:
+    """JSON without the characters, other than LF and CR, that some clients take for line ends."""
+    if not json.isascii():
+        for raw, escaped in _LINE_SEPARATORS:
+            json = json.replace(raw, escaped)
+    return json
 
 
 MAX_EVENTS = 2**53
@@ -205,10 +214,7 @@ class Encoder:
         except Exception as error:  # msgspec raises TypeError, ValueError, RecursionError, ...
             path, part = find_unencodable(value, self._encode_json)
             raise _unencodable(value, path, part, f"{error}; {_ENCODE}") from error
-        if not data.isascii():
-            for raw, escaped in _LINE_SEPARATORS:
-                data = data.replace(raw, escaped)
-        return name, data
+        return name, data if data.isascii() else escape_separators(data)
 
     def first_payload(self, value: Any, source: str) -> Payload:
         """`payload` for the first event of a run, which also looks for usual mistakes in it.
@@ -269,10 +275,18 @@ class LoggedEvent(NamedTuple):
     data: bytes
 
 
+FRAME = re.compile(rb"id: (.*)\n(?:event: (.*)\n)?data: (.*(?:\ndata: .*)*)\n\n")
+"""A frame that `frame` made: its id, its name or None, and its data, split by NEXT_LINE."""
+
+NEXT_LINE = b"\ndata: "
+
+
 def parse_frames(frames: bytes) -> Iterator[LoggedEvent]:
     """The events of whole frames that `frame` made. Lines of data are joined with LF."""
-    for frame in frames.split(b"\n\n")[:-1]:
-        head, _, data = frame.partition(b"\ndata: ")
-        id_, _, name = head.partition(b"\nevent: ")
-        number = int(id_.rpartition(b".")[2])
-        yield LoggedEvent(number, name.decode() or "message", data.replace(b"\ndata: ", b"\n"))
+    for match in FRAME.finditer(frames):
+        id_, name, data = match.groups()
+        yield LoggedEvent(
+            int(id_.rpartition(b".")[2]),
+            "message" if name is None else name.decode(),
+            data.replace(NEXT_LINE, b"\n"),
+        )

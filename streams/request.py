@@ -5,7 +5,7 @@ None of them starts anything.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import quote, unquote
 
 from starlette.requests import Request
@@ -30,6 +30,8 @@ ANONYMOUS_KEY = 16
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"(?:[ \t]*;.*)?')
 
 EVENT_STREAM = "text/event-stream"
+JSON_LINES = ("application/jsonl", "application/x-ndjson")
+STREAM_TYPES = (EVENT_STREAM, *JSON_LINES)
 JSON = "application/json"
 
 
@@ -56,27 +58,43 @@ def run_url(root: str, run: str) -> str:
     return f"{quote(root)}/runs/{run}"
 
 
-def accepts(request: Request, media_type: str) -> bool:
-    """Whether the Accept header allows a media type (RFC 9110, section 12.5.1)."""
-    accept = request.headers.get("accept", "*/*")
-    if accept in ("*/*", media_type):
-        return True
-    kinds = {media_type, media_type.partition("/")[0] + "/*", "*/*"}
-    for range_ in accept.split(","):
-        kind, *parameters = (part.strip().lower() for part in range_.split(";"))
-        refused = any(part.replace(" ", "") in ("q=0", "q=0.0") for part in parameters)
-        if kind in kinds and not refused:
-            return True
-    return False
+def preferred(request: Request, offered: Sequence[str]) -> str | None:
+    """The media type that the Accept header prefers (RFC 9110, section 12.5.1).
+
+    It is the first one of those that the header prefers equally, and None if it excludes all.
+    """
+    accept = _accept(request)
+    if accept in ("*/*", offered[0]):
+        return offered[0]
+    weights: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        range_ = part.partition(";")[0].strip()
+        weight = float(given[1]) if (given := _WEIGHT.search(part)) else 1.0
+        weights[range_] = max(weight, weights.get(range_, 0))
+
+    def weight_of(media_type: str) -> float:
+        ranges = (media_type, media_type.partition("/")[0] + "/*", "*/*")  # the most specific first
+        return next((weights[range_] for range_ in ranges if range_ in weights), 0)
+
+    best = max(offered, key=weight_of)
+    return best if weight_of(best) else None
 
 
-def check_accepts(request: Request, media_type: str) -> None:
-    if not accepts(request, media_type):
-        accept = request.headers["accept"]
-        raise NotAcceptable(
-            f"Accept: {accept} excludes {media_type}, which is what this URL answers; "
-            f"send Accept: {media_type}"
-        )
+def negotiated(request: Request, offered: Sequence[str]) -> str:
+    """The media type that the Accept header prefers. Raises NotAcceptable if it excludes all."""
+    if (media_type := preferred(request, offered)) is not None:
+        return media_type
+    raise NotAcceptable(
+        f"Accept: {_accept(request)} excludes all that this URL answers ({', '.join(offered)}); "
+        f"send Accept: {offered[0]}"
+    )
+
+
+def _accept(request: Request) -> str:
+    return ", ".join(request.headers.getlist("accept")) or "*/*"
+
+
+_WEIGHT = re.compile(r";\s*q=(0(?:\.\d*)?|1(?:\.0*)?)\s*(?:;|$)")
 
 
 def last_event_id(request: Request) -> EventId | None:

@@ -54,15 +54,19 @@ def json_response(
 
 def stream_headers(location: str | None) -> dict[str, str]:
     """The headers of every stream. `location` is the URL of its run, if it has one."""
-    headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+    headers = {
+        "Cache-Control": "no-store, no-transform",
+        "Vary": "Accept",
+        "X-Accel-Buffering": "no",
+    }
     if location is not None:
         headers["Content-Location"] = location
     return headers
 
 
-def head_response(location: str | None = None) -> Response:
+def head_response(media_type: str, location: str | None = None) -> Response:
     """The answer to HEAD: the headers of a stream. Starts no run."""
-    response = Response(headers=stream_headers(location), media_type=EVENT_STREAM)
+    response = Response(headers=stream_headers(location), media_type=media_type)
     del response.headers["content-length"]
     return response
 

@@ -27,7 +27,9 @@ from streams.sources import clock, counter, tokens
 from tests.support.servers import client_of, connection, every_event, serving, until
 
 UNKNOWN = "AAAAAAAAAAAAAAAAAAAAAA"
-EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
+EVENT_STREAM = "text/event-stream"
+JSON_LINES = "application/jsonl"
+EVENT_SOURCE = {"Accept": EVENT_STREAM, "Cache-Control": "no-cache"}
 
 
 def problem(response: httpx.Response, status: int) -> str:
@@ -128,22 +130,51 @@ async def test_a_body_must_be_a_json_object_of_at_most_max_body_bytes(
 
 
 @pytest.mark.parametrize(
-    ("accept", "status"),
+    ("accept", "answer"),
     [
-        ("image/png", 406),
-        ("application/json", 406),
-        ("text/event-stream;q=0", 406),
-        ("text/event-stream", 200),
-        ("text/html, text/*;q=0.5", 200),
-        ("*/*", 200),
+        ("image/png", None),
+        ("application/json", None),
+        ("text/event-stream;q=0", None),
+        ("text/event-stream; q=0.000, */*;q=0", None),
+        ("text/event-stream", EVENT_STREAM),
+        ("text/event-stream;charset=utf-8", EVENT_STREAM),
+        ("text/html, text/*;q=0.5", EVENT_STREAM),
+        ("*/*", EVENT_STREAM),
+        ("", EVENT_STREAM),
+        ("application/jsonl", JSON_LINES),
+        ("Application/JSONL;q=0.1", JSON_LINES),
+        ("application/x-ndjson", "application/x-ndjson"),
+        ("application/*", JSON_LINES),
+        ("application/jsonl, text/event-stream", EVENT_STREAM),
+        ("application/jsonl, application/x-ndjson", JSON_LINES),
+        ("application/jsonl;q=0.9, application/x-ndjson", "application/x-ndjson"),
+        ("text/event-stream;q=0.5, application/jsonl;q=0.51", JSON_LINES),
+        ("*/*;q=0.5, application/jsonl", JSON_LINES),
+        ("*/*, text/event-stream;q=0.1", JSON_LINES),
+        ("text/event-stream;q=0, */*", JSON_LINES),
+        ("text/*;q=0, application/x-ndjson;q=0.001", "application/x-ndjson"),
+        ("application/jsonl;q=2, text/event-stream;q=x;q=0.2", JSON_LINES),
     ],
 )
-async def test_a_client_that_accepts_no_event_stream_gets_a_406(accept: str, status: int) -> None:
+async def test_the_accept_header_chooses_the_stream_or_gets_a_406(
+    accept: str, answer: str | None
+) -> None:
     async with client_of(Streams([counter])) as client:
         response = await client.get("/streams/counter?count=0", headers={"Accept": accept})
-        assert response.status_code == status
-        if status == 406:
-            assert accept in problem(response, 406)
+        if answer is None:
+            detail = problem(response, 406)
+            assert accept in detail
+            assert f"send Accept: {EVENT_STREAM}" in detail
+        else:
+            assert response.headers["content-type"].partition(";")[0] == answer
+            assert response.headers["vary"] == "Accept"
+
+
+async def test_the_accept_header_may_come_in_several_lines() -> None:
+    async with client_of(Streams([counter])) as client:
+        headers = [("Accept", "text/event-stream;q=0.5"), ("Accept", JSON_LINES)]
+        response = await client.get("/streams/counter?count=0", headers=headers)
+    assert response.headers["content-type"] == JSON_LINES
 
 
 @pytest.mark.parametrize(
@@ -219,8 +250,13 @@ async def test_a_client_that_accepts_json_gets_the_state_of_a_run() -> None:
             }
             gate.set()
             await stream.until(lambda stream: stream.terminated, "the stream has ended")
-        state = (await client.get(f"/runs/{stream.run}", headers=headers)).json()
+        response = await client.get(f"/runs/{stream.run}", headers=headers)
+        state = response.json()
+        assert response.headers["vary"] == "Accept"
         assert (state["status"], state["last_event"], state["readers"]) == ("completed", 2, 0)
+        for accept in ("application/*", "text/event-stream;q=0.5, application/json"):
+            response = await client.get(f"/runs/{stream.run}", headers={"Accept": accept})
+            assert response.json() == state
         browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
         response = await client.get(f"/runs/{stream.run}", headers=browser)
         assert response.headers["content-type"].startswith("text/event-stream")

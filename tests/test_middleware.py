@@ -120,6 +120,20 @@ async def test_events_are_not_buffered_and_a_disconnect_detaches_the_reader(
 
 
 @every_stack
+async def test_json_lines_are_not_buffered(layers: list[Middleware]) -> None:
+    streams = Streams([counter], heartbeat=3600)
+    path, headers = "/live/streams/counter?interval=60", f"Accept: application/jsonl\r\n{HEADERS}"
+    async with (
+        serving(wrapped(layers, streams)) as url,
+        connection(url, path, headers=headers) as stream,
+    ):
+        await stream.until(
+            lambda stream: stream.body.endswith(b'"data":{"number":0}}\n'),
+            "the first number has arrived",
+        )
+
+
+@every_stack
 async def test_a_stream_is_complete_and_ends_when_its_run_ends(layers: list[Middleware]) -> None:
     streams = Streams([counter])
     headers = dict(line.split(": ") for line in HEADERS.splitlines())

@@ -50,6 +50,7 @@ OPTIONAL = {
     "streams.log.shared",
     "streams.log.sqlite",
     "streams.page",
+    "streams.wires.jsonlines",
     "streams.wires.openai",
 }
 
@@ -58,6 +59,7 @@ PUBLIC = {"streams", "streams.errors", "streams.event", "streams.log", "streams.
 
 PLUGINS = {
     "sources": PUBLIC,
+    "wires/jsonlines": PUBLIC,
     "wires/openai": PUBLIC | {"streams.response"},
     "page": PUBLIC,
     "log/store": PUBLIC,

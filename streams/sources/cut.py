@@ -2,7 +2,7 @@
 
 Invariants:
 
-1. A cut event stream ends at a blank line: it contains whole events only.
+1. A cut stream contains whole events only.
 2. Nothing is sent after the cut.
 """
 
@@ -14,11 +14,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 # A text piece that is not empty, in an event of the mock and in a chunk of a chat completion alike.
 # Text cannot contain this: JSON escapes its quotes.
 PIECE = re.compile(rb'"content":"(?!")')
+# What ends an event, for each media type of a stream.
+EVENT_ENDS = {
+    "text/event-stream": b"\n\n",
+    "application/jsonl": b"\n",
+    "application/x-ndjson": b"\n",
+}
+
 TOKENS = re.compile(rb'"completion_tokens":(\d+)')
 
 
 class CutConnection:
-    """Cuts the connection at the first blank line after `pieces` text pieces.
+    """Cuts the connection at the end of the first event after `pieces` text pieces.
 
     A chat completion in JSON is cut in the middle of its body if it has at least `pieces`
     completion tokens. Other responses pass unchanged.
@@ -48,7 +55,7 @@ class _Cutter:
         self._pieces = pieces
         self._more_body = more_body
         self._start: Message | None = None
-        self._is_stream = False
+        self._event_end: bytes | None = None
         self._open_event = b""
         self._cut = False
 
@@ -59,10 +66,13 @@ class _Cutter:
             # It waits for the body, which decides whether Content-Length is right.
             self._start = message
             content_type = Headers(raw=message.get("headers", [])).get("content-type", "")
-            self._is_stream = content_type.startswith("text/event-stream")
+            self._event_end = EVENT_ENDS.get(content_type.partition(";")[0])
             return
         body = message.get("body", b"")
-        end = self._end_in_stream(body) if self._is_stream else self._end_in_json(body)
+        if self._event_end is None:
+            end = self._end_in_json(body)
+        else:
+            end = self._end_in_stream(body, self._event_end)
         if self._start is not None:
             start, self._start = self._start, None
             if end is not None:
@@ -76,12 +86,12 @@ class _Cutter:
         await self._send({**message, "body": body[:end], "more_body": self._more_body})
         raise _Cut
 
-    def _end_in_stream(self, body: bytes) -> int | None:
-        """Where to cut this part of an event stream; None: not here."""
+    def _end_in_stream(self, body: bytes, event_end: bytes) -> int | None:
+        """Where to cut this part of a stream; None: not here."""
         data, end = self._open_event + body, 0
-        while (blank := data.find(b"\n\n", end)) >= 0:
-            self._pieces -= len(PIECE.findall(data, end, blank))
-            end = blank + 2
+        while (found := data.find(event_end, end)) >= 0:
+            self._pieces -= len(PIECE.findall(data, end, found))
+            end = found + len(event_end)
             if self._pieces <= 0:
                 return end - len(self._open_event)
         self._open_event = data[end:]

@@ -88,10 +88,7 @@ class EventStream(Wire):
         return b"retry: %d\n" % (1000 * random.uniform(*self._retry))
 
     def start(self, frames: bytes, url: str | None) -> bytes:
-        start, brace, rest = frames.partition(b"}\n\n")
-        if url is None or b"\nevent: start\n" not in start:
-            return frames
-        return b'%b,"url":%b%b%b' % (start, encode_json(url), brace, rest)
+        return with_url(frames, url)
 
     def feed(self, frames: bytes) -> bytes:
         return frames
@@ -103,3 +100,11 @@ class EventStream(Wire):
             id=None if last is None else str(last),
             sep="\n",
         ).encode()
+
+
+def with_url(frames: bytes, url: str | None) -> bytes:
+    """The frames from event 0 on, with the run's URL in the data of `start`."""
+    start, end, rest = frames.partition(b"}\n\n")
+    if url is None or b"\nevent: start\n" not in start:
+        return frames
+    return b'%b,"url":%b%b%b' % (start, encode_json(url), end, rest)

@@ -148,5 +148,14 @@ async def test_a_shorter_completion_and_an_error_pass_unchanged(json: bytes) -> 
 
 
 async def test_a_stream_of_another_type_passes_unchanged() -> None:
-    app = event_stream(START, A, B, content_type=b"application/jsonl")
+    app = event_stream(START, A, B, content_type=b"text/plain")
     assert await sent_by(CutConnection(app, 0)) == await sent_by(app)
+
+
+@pytest.mark.parametrize("media_type", [b"application/jsonl", b"application/x-ndjson"])
+async def test_json_lines_are_cut_at_the_end_of_a_line(media_type: bytes) -> None:
+    lines = [b'{"event":"start"}\n', *(part.partition(b" ")[2][:-1] for part in (A, B, C))]
+    app = event_stream(b"".join(lines), content_type=media_type)
+    assert await body_of(CutConnection(app, 2)) == b"".join(lines[:3])
+    in_two = event_stream(lines[0] + lines[1][:9], lines[1][9:] + b"\n", content_type=media_type)
+    assert await body_of(CutConnection(in_two, 1)) == b"".join(lines[:2])
