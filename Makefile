@@ -71,7 +71,7 @@ compat: .venv/installed-compat tests/compat/node_modules ## test with real serve
 	@sed -n '/^<!-- tables/,/^<!-- end/p' docs/compat.md
 
 programs: ## install the proxies, browsers and Node that compat needs, with apt
-	@for program in nginx haproxy apache2 lighttpd varnishd caddy chromium firefox-esr curl node npm; do \
+	@for program in nginx haproxy apache2 lighttpd varnishd caddy chromium firefox-esr curl jq node npm; do \
 	    PATH=$$PATH:/usr/sbin command -v $$program > /dev/null || missing="$$missing $$program"; \
 	done; \
 	test -z "$$missing" || { apt-get update -qq && \
