@@ -265,8 +265,7 @@ class Streams:
             await self._lifetime.serve()
             key = idempotency_key(request, job.owner, job.key)
             job = msgspec.structs.replace(job, key=key)
-            root = mount_path(self, request.scope)
-            return await self.attach(request, job, root, media_type)
+            return await self.attach(request, job, mount_path(self, request.scope), media_type)
         except StreamError as error:
             return refusal(error, request)
 
@@ -351,8 +350,7 @@ class Streams:
     ) -> Response:
         if position is None:  # An EventSource stops reconnecting at a 204.
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
-        is_default = media_type == EVENT_STREAM
-        wire = EventStream(policy.retry) if is_default else _json_lines(media_type)
+        wire = _json_lines(media_type) if media_type in JSON_LINES else EventStream(policy.retry)
         url = None if root is None else run_url(root, position.log.info.run)
         return RunResponse(self._lifetime, position, policy, wire, url)
 
