@@ -132,7 +132,7 @@ class Keeper(threading.Thread):
         locks = self._database.locks
         query = "SELECT name FROM worker WHERE seen <= ?"
         for (worker,) in connection.execute(query, (time.time() - ORPHAN_SECONDS,)).fetchall():
-            if not locks.acquire(worker):
+            if locks.holds(worker) or not locks.acquire(worker):
                 continue
             with connection:
                 self._begin(connection)

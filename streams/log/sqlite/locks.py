@@ -50,6 +50,9 @@ class Locks:
                     os.close(file)
         return True
 
+    def holds(self, name: str) -> bool:
+        return name in self._held
+
     def is_free(self, name: str) -> bool:
         """Whether the lock has a file and no process holds it."""
         try:

@@ -15,7 +15,7 @@ from streams.event import COMPLETED
 from streams.log import Limits
 from streams.log.sqlite import SQLiteStore, keeper
 from streams.log.sqlite.database import Database
-from streams.log.store import Append, Cursor
+from streams.log.store import Append, Committed, Cursor
 from tests.log.sqlite.writers import event, writers
 from tests.support.event_logs import info
 from tests.support.servers import until
@@ -183,6 +183,20 @@ async def test_unfinished_runs_that_nobody_has_claimed_for_a_day_go(
     await until(lambda: remains(sqlite_url) == [("run", "produced")], "the orphan is gone", 20)
     assert (await store.renew([])).all == {"one", "alive"}
     await alive.aclose()
+
+
+async def test_a_keeper_that_slept_for_a_day_keeps_the_runs_of_its_own_worker(
+    store: SQLiteStore, sqlite_url: str
+) -> None:
+    orphan = SQLiteStore(sqlite_url)
+    await orphan.open("dead")
+    await orphan.create(info("orphan"), Limits(2**20, 300))
+    await orphan.aclose()
+    await store.create(info("produced"), Limits(2**20, 300))
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:"))) as db, db:
+        db.execute("UPDATE worker SET seen = ?", (time.time() - keeper.ORPHAN_SECONDS - 1,))
+    await until(lambda: remains(sqlite_url) == [("run", "produced")], "the orphan is gone", 20)
+    assert (await store.append([Append("produced", 0, [b"x"])])) == [Committed(0, 0)]
 
 
 async def test_another_worker_becomes_the_keeper_when_the_keeper_is_killed(
