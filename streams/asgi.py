@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from streams.access import Access, Identity, check_owner
 from streams.endpoint import (
     Answer,
     Endpoint,
@@ -40,7 +41,6 @@ from streams.request import (
     STREAM_TYPES,
     check_site,
     idempotency_key,
-    identity,
     last_event_id,
     negotiated,
     preferred,
@@ -63,8 +63,10 @@ class Streams:
     many workers "sqlite:runs.db" or the URL of Redis, or any EventLog. Plain generators run in at
     most `max_threads` threads. Pages of `origins` ("*": all) may start runs from another site, with
     CORS. `max_body` is the limit of a POST body, in bytes. `page` serves the playground at the
-    root. `encode` converts a yielded value of a type that msgspec does not know to one that it
-    knows. Other keywords are the policy for all sources: see Policy.
+    root. `identity(request)`, sync or async, says who the client is (default: the user in the
+    request's scope, if any); for everybody else its runs do not exist. `encode` converts a yielded
+    value of a type that msgspec does not know to one that it knows. Other keywords are the policy
+    for all sources: see Policy.
 
     Raises TypeError for an invalid source or policy, ValueError for an invalid URL of a log, and
     StoreDown if the log's server or file cannot be used.
@@ -82,6 +84,7 @@ class Streams:
         max_body: int = 2**20,
         origins: Sequence[str] = (),
         page: bool = True,
+        identity: Identity | None = None,
         encode: Callable[[Any], Any] | None = None,
         **policy: Unpack[PolicyOptions],
     ) -> None:
@@ -109,6 +112,7 @@ class Streams:
         self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads)
         closers = [source.aclose for source in self._policies if source.aclose is not None]
         self._lifetime = Lifetime(self.log, self.runs, closers)
+        self._access = Access(identity)
         self._max_body = max_body
         self._origins = frozenset(origins)
         routes = [
@@ -183,6 +187,7 @@ class Streams:
         events: Produced,
         *,
         name: str | None = None,
+        owner: str | None = None,
         key: str | None = None,
         arguments: Any = None,
         like: Response | None = None,
@@ -195,6 +200,9 @@ class Streams:
         reconnects, its run continues: the function is not called, and an iterator is closed
         unstarted. `name` (default: the generator's or function's) is the source's name; a run can
         be resumed only under the same name, by the same route.
+
+        The run belongs to `owner` (default: what `identity` says), and does not exist for others. A
+        run without one belongs to whoever knows its id.
 
         `key` (default: the request's Idempotency-Key) names one run of the user, the route and the
         name: a request with the same key attaches to it, while it is running or retained. With
@@ -210,12 +218,12 @@ class Streams:
             name = source_name(events, request.scope)
         check_name(name)
         changed = (
-            self.policy.replace(policy, "response", ("name", "key", "arguments", "like"))
+            self.policy.replace(policy, "response", ("name", "owner", "key", "arguments", "like"))
             if policy
             else self.policy
         )
         answer = functools.partial(self._answer_endpoint, request)
-        response = EndpointResponse(answer, request, name, events, changed, key, arguments)
+        response = EndpointResponse(answer, request, name, events, changed, owner, key, arguments)
         if like is not None:
             response.take_over(like)
         return response
@@ -226,13 +234,14 @@ class Streams:
         events: Produced | None = None,
         *,
         name: str | None = None,
+        owner: str | None = None,
         key: str | None = None,
     ) -> bool:
         """Whether a request attaches to a run that exists, so that `response` starts none.
 
         Give the same `events`, the function that makes them, or the same `name`, and the same
-        `key`. Without events and name, a run that is resumed may have any name, and a key finds
-        none. False also for a request that `response` will refuse. Raises StoreDown.
+        `owner` and `key`. Without events and name, a run that is resumed may have any name, and a
+        key finds none. False also for a request that `response` will refuse. Raises StoreDown.
         """
         request = starlette_request(request)
         if name is None and events is not None:
@@ -240,7 +249,8 @@ class Streams:
         try:
             await self._lifetime.serve()
             check_site(request, self._origins)
-            owner, route = identity(request.scope), route_of(request.scope)
+            owner = check_owner(owner, "owner=") or await self._access.owner(request)
+            route = route_of(request.scope)
             last, key = last_event_id(request), idempotency_key(request, owner, key)
             if last is not None:
                 log = await self.runs.find(last.run, owner)
@@ -263,8 +273,9 @@ class Streams:
             return head_response(media_type)
         try:
             await self._lifetime.serve()
-            key = idempotency_key(request, job.owner, job.key)
-            job = msgspec.structs.replace(job, key=key)
+            owner = job.owner or await self._access.owner(request)
+            key = idempotency_key(request, owner, job.key)
+            job = msgspec.structs.replace(job, owner=owner, key=key)
             return await self.attach(request, job, mount_path(self, request.scope), media_type)
         except StreamError as error:
             return refusal(error, request)
@@ -297,7 +308,7 @@ class Streams:
             source=source.name,
             policy=self._policies[source].replace(policy, f"source {source.name!r}"),
             open=functools.partial(source.open, arguments, request),
-            owner=identity(request.scope),
+            owner=await self._access.owner(request),
         )
         return await self.runs.start(job)
 
@@ -327,7 +338,7 @@ class Streams:
             arguments = source.from_json(await self.read_json(request))
         else:
             arguments = source.from_query(request.query_params)
-        policy, owner = self._policies[source], identity(request.scope)
+        policy, owner = self._policies[source], await self._access.owner(request)
         key = idempotency_key(request, owner)
         if request.method == "HEAD":
             return head_response(media_type)
@@ -355,7 +366,8 @@ class Streams:
         return RunResponse(self._lifetime, position, policy, wire, url)
 
     async def _run(self, request: Request) -> Response:
-        log = await self.runs.find(request.path_params["run"], identity(request.scope))
+        owner = await self._access.owner(request)
+        log = await self.runs.find(request.path_params["run"], owner)
         if request.method == "DELETE":
             await self.runs.cancel(log)
             return Response(status_code=204)

@@ -17,8 +17,9 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
+from streams.access import check_owner
 from streams.declaration import name_of
-from streams.request import identity, in_middleware
+from streams.request import in_middleware
 from streams.response import RunResponse
 from streams.source import Job, Policy, hash_of
 from streams.thread import check_iterable
@@ -121,8 +122,8 @@ class Endpoint:
 class EndpointResponse(Response):
     """Starts or resumes a run when it is called, since it may wait only then.
 
-    Raises TypeError if `produced` can be neither iterated nor called, for a key that is not text,
-    and for arguments that JSON cannot represent.
+    Raises TypeError if `produced` can be neither iterated nor called, for an owner or a key that is
+    not text, and for arguments that JSON cannot represent.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class EndpointResponse(Response):
         name: str,
         produced: Produced,
         policy: Policy,
+        owner: str | None,
         key: str | None,
         arguments: Any,
     ) -> None:
@@ -150,7 +152,7 @@ class EndpointResponse(Response):
             source=name,
             policy=policy,
             open=self._open,
-            owner=identity(request.scope),
+            owner=check_owner(owner, "owner= of response()"),
             route=route_of(request.scope),
             key=key,
             arguments_hash=None if arguments is None else _hash_of(arguments),

@@ -159,17 +159,6 @@ def check_key(key: str) -> None:
         )
 
 
-def identity(scope: Scope) -> str | None:
-    """The user's identity, from the app's authentication; None for an anonymous client."""
-    user = scope.get("user")
-    if user is None or not getattr(user, "is_authenticated", False):
-        return None
-    try:
-        return str(user.identity)
-    except (AttributeError, NotImplementedError):
-        return str(user.display_name)
-
-
 def is_event_source(request: Request) -> bool:
     """Whether an EventSource sent this: it has the two headers that the specification sets."""
     return (

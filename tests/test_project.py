@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 CORE = [
     "asgi",
     "endpoint",
+    "access",
     "response",
     "request",
     "lifetime",
@@ -212,7 +213,7 @@ def test_make_alone_prints_its_targets() -> None:
 
 BLOCKS = {
     f"{page}, block {number}": block
-    for page in ("README.md", "docs/migration.md", "docs/keys.md")
+    for page in ("README.md", "docs/migration.md", "docs/keys.md", "docs/access.md")
     for number, block in enumerate(
         re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     )
