@@ -102,6 +102,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 Opener = Callable[[], Awaitable[AsyncIterable[Any] | Iterable[Any]]]
+Restartable = Callable[[Mapping[str, Any]], bool]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +142,7 @@ class Source(Generic[P, T]):
         *,
         name: str | None = None,
         shared: bool = False,
+        restartable: Restartable | None = None,
         aclose: Callable[[], Awaitable[None]] | None = None,
         version: str = "",
         **policy: Unpack[PolicyOptions],
@@ -172,6 +174,12 @@ class Source(Generic[P, T]):
         self._types: dict[str, Any] = {}
         self._required: list[str] = []
         self._inspect_signature()
+        if restartable is not None and not self.restartable:
+            raise TypeError(
+                f"source {self.name!r}: restartable= says when it can start again, which needs a "
+                "keyword-only parameter `after`"
+            )
+        self._restartable_with = restartable
         program = (code.__module__, code.__qualname__, self.schema, self.movable, version)
         self.fingerprint = sha256(encode_sorted(program)).hexdigest()
 
@@ -287,15 +295,18 @@ class Source(Generic[P, T]):
         key: str | None = None,
     ) -> Job:
         """A job with these arguments. A shared source's job has no owner and no key."""
+        complete = {**self.defaults, **arguments}
+        is_restartable = self._restartable_with
+        movable = self.movable and (is_restartable is None or is_restartable(complete))
         return Job(
             source=self.name,
             policy=policy,
             open=functools.partial(self.open, arguments, request),
             owner=None if self.shared else owner,
-            arguments=encode_json(arguments).decode() if self.movable else None,
-            arguments_hash=hash_of({**self.defaults, **arguments}),
+            arguments=encode_json(arguments).decode() if movable else None,
+            arguments_hash=hash_of(complete),
             gives_arguments=bool(arguments),
-            fingerprint=self.fingerprint if self.movable else None,
+            fingerprint=self.fingerprint if movable else None,
             key=None if self.shared else key,
             shared=self.shared,
         )
@@ -365,6 +376,7 @@ def source(
     *,
     name: str | None = None,
     shared: bool = False,
+    restartable: Restartable | None = None,
     aclose: Callable[[], Awaitable[None]] | None = None,
     version: str = "",
     **policy: Unpack[PolicyOptions],
@@ -378,11 +390,12 @@ def source(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     and a callable object of such a function are sources, too.
 
     `name` (default: the function's) is the source's name in URLs. With `shared`, all viewers that
-    give the same parameters share one run. `aclose` is awaited when an app that serves the source
-    closes. Change `version` when the source would yield other events than before after the same
-    number of them: a run that a server with the old code has begun is not continued then, but
-    fails with ProducerLost. Other keywords are this source's exceptions from the policy: see
-    Policy.
+    give the same parameters share one run. A source with a parameter `after` is restartable; if it
+    is not with all arguments, `restartable` is a function of them, defaults included, that says
+    whether it is. `aclose` is awaited when an app that serves the source closes. Change `version`
+    when the source would yield other events than before after the same number of them: a run that
+    a server with the old code has begun is not continued then, but fails with ProducerLost. Other
+    keywords are this source's exceptions from the policy: see Policy.
     """
     if function is None:
         return lambda function: Source(function, **options)

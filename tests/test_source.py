@@ -199,6 +199,23 @@ def test_a_source_has_a_name_a_description_and_its_properties() -> None:
     assert Policy().replace(original.policy, "other").linger is None
 
 
+def test_a_source_may_be_restartable_with_some_arguments_only() -> None:
+    @source(restartable=lambda arguments: not arguments["joined"])
+    async def some(joined: bool = False, *, after: int = 0) -> AsyncIterator[int]:
+        yield after
+
+    assert some.restartable
+    job = some.job({}, None, policy=Policy())
+    assert (job.arguments, job.fingerprint) == ("{}", some.fingerprint)
+    job = some.job({"joined": True}, None, policy=Policy())
+    assert (job.arguments, job.fingerprint) == (None, None)
+    with pytest.raises(TypeError, match="needs a keyword-only parameter `after`"):
+
+        @source(restartable=lambda arguments: True)
+        async def never() -> AsyncIterator[int]:
+            yield 1
+
+
 async def test_a_source_can_be_called_like_its_function() -> None:
     events = everything(1, request=request())
     assert [event async for event in events] == [(1, [], "red", False, "/", 0)]

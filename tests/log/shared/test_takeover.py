@@ -158,6 +158,39 @@ async def test_a_survivor_continues_restartable_runs_and_ends_the_others_as_fail
         run.hand_over()
 
 
+async def test_a_survivor_does_not_continue_a_run_with_whose_arguments_its_source_cannot_restart(
+    new_worker: NewWorker,
+) -> None:
+    @source(restartable=lambda arguments: not arguments["joined"])
+    async def numbers(joined: bool, *, after: int = 0) -> AsyncIterator[int]:
+        for number in range(after, 3):
+            yield number
+            await dead.wait()
+
+    dead = asyncio.Event()
+    one, other = new_worker(), new_worker()
+    here, there = (Runs(log, {"numbers": (numbers, Policy())}) for log in (one, other))
+    jobs = [numbers.job({"joined": joined}, None, policy=Policy()) for joined in (True, False)]
+    logs = [await here.start(job) for job in jobs]
+    await one.written()
+    await other.open()
+    await kill(one)
+    dead.set()
+    for log, status, count in zip(logs, ("failed", "completed"), (1, 3), strict=True):
+
+        async def ended(run: str = log.info.run, status: str = status) -> bool:
+            return (await other.find(run)).status == status
+
+        await until_async(ended, f"the run is {status}")
+        await other.written()
+        events = await read_all(await other.find(log.info.run))
+        assert (b"ProducerLost" in events) is (status == "failed")
+        assert events.count(b"\ndata: ") == count + 2, "all that was sent can be read"
+    assert there.restarts == 1
+    for run in here._producing.values():
+        run.hand_over()
+
+
 async def test_a_survivor_does_not_continue_the_run_of_another_program(
     new_worker: NewWorker,
 ) -> None:
