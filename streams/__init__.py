@@ -7,6 +7,7 @@ from streams.errors import StreamError
 from streams.event import Event
 from streams.log import EventLog
 from streams.log.memory import MemoryLog
+from streams.pace import join_text, joined
 from streams.source import Policy, Source, source
 from streams.wires import Wire
 
@@ -19,5 +20,7 @@ __all__ = [
     "StreamError",
     "Streams",
     "Wire",
+    "join_text",
+    "joined",
     "source",
 ]

@@ -63,6 +63,7 @@ PLUGINS = {
     "wires/jsonlines": PUBLIC,
     "wires/openai": PUBLIC | {"streams.response"},
     "page": PUBLIC,
+    "pace": PUBLIC,
     "log/store": PUBLIC,
     "log/shared": PUBLIC | {"streams.log.backing", "streams.log.memory", "streams.log.store"},
     "log/redis": PUBLIC | {"streams.log.store"},
@@ -199,6 +200,8 @@ def test_the_public_names() -> None:
         "StreamError",
         "Streams",
         "Wire",
+        "join_text",
+        "joined",
         "source",
     }
     assert all(getattr(streams, name).__doc__ for name in streams.__all__)
