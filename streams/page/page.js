@@ -223,7 +223,7 @@ function paintValue() {
   const seconds = (tokens.last - tokens.first) / 1000;
   const rate = seconds ? `, ${((tokens.count - 1) / seconds).toFixed(1)} per second` : ""; // none if all came at once
   const wait = formatted(Math.round(tokens.first - pace.began));
-  byId("speed").textContent = `${formatted(tokens.count)} tokens${rate}, the first after ${wait} ms`;
+  byId("speed").textContent = `${formatted(tokens.count)} pieces${rate}, the first after ${wait} ms`;
   if (view.newText) {
     byId("value-title").textContent = "Answer";
     if (!box.firstChild?.data) box.replaceChildren("");

@@ -17,7 +17,7 @@ import msgspec
 from httpx_sse import EventSource, SSEError
 from msgspec import Meta
 
-from streams import Source, StreamError, source
+from streams import Source, StreamError, join_text, joined, source
 
 Text = Annotated[str, Meta(max_length=10**6)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -49,6 +49,10 @@ def chat_with(
         seed: Annotated[
             int | None, Meta(description="The same seed, probably the same answer")
         ] = None,
+        every: Annotated[
+            float,
+            Meta(ge=0, le=10, description="Join tokens that come within these seconds; 0: none"),
+        ] = 0.0,
     ) -> AsyncIterator[dict[str, Any]]:
         """A real model that answers a prompt token by token."""
         if not messages and not prompt:
@@ -62,9 +66,9 @@ def chat_with(
             "max_tokens": max_tokens,
             "seed": seed,
         }
-        return upstream.answer(
-            await upstream.ask({name: value for name, value in body.items() if value is not None})
-        )
+        response = await upstream.ask({k: v for k, v in body.items() if v is not None})
+        events = upstream.answer(response)
+        return joined(events, every, merge=join_text) if every else events
 
     return chat
 

@@ -3,12 +3,13 @@
 Invariants:
 
 1. The parameters alone determine every piece and its time, so an answer can restart after any
-   event.
+   event, unless pieces are joined.
 2. Times count from the start of the answer: a late piece does not delay the next one.
 """
 
 import unicodedata
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from functools import partial
 from itertools import groupby, islice
 from random import Random
@@ -18,7 +19,7 @@ import anyio
 from msgspec import Meta
 from starlette.requests import Request
 
-from streams import StreamError, source
+from streams import StreamError, join_text, joined, source
 from streams.sources.cut import CutConnection
 
 REPLY = (
@@ -40,7 +41,7 @@ Count = Annotated[int, Meta(ge=0, le=10**6)]
 ErrorStatus = Annotated[int, Meta(ge=400, le=599)]
 
 
-@source
+@source(restartable=lambda arguments: not arguments["every"])
 async def tokens(
     prompt: Annotated[Text, Meta(description="What to ask the model")] = "",
     messages: Annotated[
@@ -53,6 +54,9 @@ async def tokens(
     ] = 0.3,
     jitter: Annotated[float, Meta(ge=0, le=1, description="Irregularity of the pace")] = 0.2,
     seed: Annotated[int, Meta(ge=0, le=2**32, description="The same seed, the same rhythm")] = 0,
+    every: Annotated[
+        float, Meta(ge=0, le=10, description="Join tokens that come within these seconds; 0: none")
+    ] = 0.0,
     temperature: Annotated[
         Temperature | None, Meta(description="Ignored; accepted because real models have it")
     ] = None,
@@ -87,7 +91,29 @@ async def tokens(
     question = prompt if messages is None else last_text(messages)
     answer = list(pieces(reply if reply is not None else REPLY.format(prompt=quoted(question))))
     kept = answer[:max_tokens]
+    last = {
+        "message": {"role": "assistant", "content": ""},
+        "done": True,
+        "done_reason": "stop" if len(kept) == len(answer) else "length",
+        "prompt_eval_count": sum(1 for _ in pieces(question)),
+        "eval_count": len(kept),
+    }
     times = schedule(len(kept), first_token, tokens_per_second, jitter, seed)
+    events = timed(kept, last, times, fail_after, stall_after, after)
+    async with aclosing(joined(events, every, merge=join_text) if every else events) as paced:
+        async for event in paced:
+            yield event
+
+
+async def timed(
+    kept: list[str],
+    last: dict[str, Any],
+    times: list[float],
+    fail_after: int | None,
+    stall_after: int | None,
+    after: int,
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The events of an answer after the first `after`, each at its time."""
     origin = anyio.current_time() - (times[after - 1] if 0 < after <= len(times) else 0)
     for number in range(after, len(times)):
         await anyio.sleep_until(origin + times[number])
@@ -100,13 +126,7 @@ async def tokens(
         if number < len(kept):
             yield {"message": {"role": "assistant", "content": kept[number]}, "done": False}
         else:
-            yield {
-                "message": {"role": "assistant", "content": ""},
-                "done": True,
-                "done_reason": "stop" if len(kept) == len(answer) else "length",
-                "prompt_eval_count": sum(1 for _ in pieces(question)),
-                "eval_count": len(kept),
-            }
+            yield last
 
 
 def schedule(count: int, first: float, per_second: float, jitter: float, seed: int) -> list[float]:

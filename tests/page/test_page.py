@@ -224,8 +224,18 @@ def test_tokens_are_shown_as_one_growing_text(page: Page, transport: str) -> Non
     expect(page.get_by_role("heading", name="Answer")).to_be_visible()
     expect(page.locator("#prompt")).to_have_text("Why?")
     expect(page.locator("#speed")).to_have_text(
-        re.compile(r"^\d+ tokens(, [\d.]+ per second)?, the first after [\d,]+ ms$")
+        re.compile(r"^\d+ pieces(, [\d.]+ per second)?, the first after [\d,]+ ms$")
     )
+
+
+def test_tokens_can_be_joined(page: Page) -> None:
+    reply = "An answer of a few words."
+    page.locator("#source").select_option("tokens")
+    expect(page.get_by_label("every")).to_have_accessible_description(re.compile("0 to 10$"))
+    start(page, "tokens", reply=reply, tokens_per_second=500, first_token=0, every=10)
+    expect_state(page, "completed")
+    expect(page.locator("#value")).to_have_text(reply)
+    expect(page.locator("#events")).to_have_text("4")  # start, the first token, the rest, end
 
 
 def test_enter_sends_the_prompt_and_shift_enter_inserts_a_line_break(page: Page) -> None:

@@ -90,6 +90,20 @@ async def test_the_events_have_the_form_of_the_mocks_events() -> None:
     assert [event.event for event in answer] == [event.event for event in expected]
 
 
+async def test_tokens_can_be_joined() -> None:
+    def text(events: list[Any]) -> str:
+        return "".join(event.json()["message"]["content"] for event in events[1:-1])
+
+    async with chatting(upstream()) as client:
+        single = await every_event(client, "/streams/chat?prompt=Hello?")
+        joined = await every_event(client, "/streams/chat?prompt=Hello?&every=10")
+        assert (await client.get("/streams/chat?prompt=Hello?&every=11")).status_code == 422
+    assert text(joined) == text(single)
+    assert len(joined) == 4, "start, the first token, the rest, and the end"
+    assert joined[1].data == single[1].data
+    assert joined[2].json()["eval_count"] == single[-2].json()["eval_count"]
+
+
 async def test_the_parameters_are_passed_on() -> None:
     asked: list[Any] = []
 

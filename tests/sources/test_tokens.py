@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from streams import StreamError, Streams
+from streams import Policy, StreamError, Streams
 from streams.sources import tokens
 from streams.sources.tokens import characters, pieces, schedule
 from tests.support.servers import Connection, client_of, connection, every_event, serving, until
 from tests.support.sources import all_of, check_bounds
+from tests.support.virtual_time import run_in_virtual_time
 
 QUICK: dict[str, Any] = {"tokens_per_second": 10_000, "first_token": 0}
 QUERY = "tokens_per_second=10000&first_token=0"
@@ -200,6 +201,41 @@ async def test_a_restarted_answer_has_the_same_rest_and_the_same_end(fault: dict
         assert await events_before_a_stall(**fault, after=len(whole)) == []
 
 
+@pytest.mark.parametrize("fault", [{}, {"max_tokens": 5}, {"max_tokens": 1}, {"fail_after": 4}])
+async def test_joined_tokens_have_the_same_text_and_the_same_end(fault: dict[str, Any]) -> None:
+    single = await events_before_a_stall(**fault)
+    together = await events_before_a_stall(**fault, every=10)
+    ends = [events.pop() for events in (single, together) if fault.get("fail_after")]
+    assert len(together) == 2
+    assert together[0] == single[0]
+    assert text_of(together) == text_of(single)
+    assert ends[1:] == ends[:1]
+    if not ends:
+        assert {**together[-1], "message": None} == {**single[-1], "message": None}
+
+
+def test_50_tokens_a_second_joined_at_50_ms_are_less_than_half_of_the_events() -> None:
+    async def answer(every: float) -> list[tuple[float, Any]]:
+        clock = asyncio.get_running_loop().time
+        events = tokens(reply="a " * 500, tokens_per_second=50, first_token=0.3, every=every)
+        return [(clock(), event) async for event in events]
+
+    single, together = (run_in_virtual_time(answer(every)) for every in (0, 0.05))
+    assert text_of([event for _, event in together]) == "a " * 500
+    assert len(together) < len(single) / 2
+    assert together[0] == single[0], "the first token comes as early"
+    (ended, last), (expected, last_single) = together[-1], single[-1]
+    assert ended == expected, "the end comes as early"
+    assert {**last, "message": None} == {**last_single, "message": None}
+
+
+def test_only_an_answer_of_single_tokens_can_be_continued_by_another_worker() -> None:
+    for arguments, restartable in (({}, True), ({"every": 0.0}, True), ({"every": 0.05}, False)):
+        job = tokens.job(arguments, None, policy=Policy())
+        assert (job.arguments is not None) is restartable
+        assert (job.fingerprint is not None) is restartable
+
+
 async def test_fail_after_fails_the_run_after_so_many_tokens() -> None:
     async with client_of(Streams([tokens])) as client:
         for count in (0, 3):
@@ -292,6 +328,7 @@ async def test_drop_after_beyond_the_end_drops_nothing() -> None:
     [
         ("tokens_per_second", 0, 0.1, 10_000, 10_001),
         ("jitter", -0.1, 0, 1, 1.1),
+        ("every", -0.1, 0, 10, 10.1),
         ("max_tokens", 0, 1, 10**6, 10**6 + 1),
         ("fail_after", -1, 0, 10**6, 10**6 + 1),
         ("status", 399, 400, 599, 600),

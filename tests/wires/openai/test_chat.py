@@ -475,6 +475,21 @@ async def test_any_source_of_text_can_be_a_model() -> None:
         assert completion.choices[0].finish_reason == "length"
 
 
+async def test_joined_tokens_are_one_piece_and_counted_as_tokens() -> None:
+    async with sdk_of(mock()) as sdk:
+        single = await sdk.chat.completions.create(**HELLO, extra_body=QUICK)
+        extra = {**QUICK, "every": 10}
+        together = await sdk.chat.completions.create(**HELLO, extra_body=extra)
+        pieces: list[str] = []
+        await text_of(
+            await sdk.chat.completions.create(**HELLO, stream=True, extra_body=extra), pieces
+        )
+    assert together.choices == single.choices
+    assert together.usage == single.usage
+    assert "".join(pieces) == single.choices[0].message.content
+    assert len([piece for piece in pieces if piece]) == 2
+
+
 async def test_the_message_of_an_exception_in_a_source_is_not_sent() -> None:
     @source
     async def secretive() -> AsyncIterator[str]:
