@@ -8,7 +8,8 @@ from streams.event import Event
 from streams.log import EventLog
 from streams.log.memory import MemoryLog
 from streams.pace import join_text, joined
-from streams.source import Policy, Source, source
+from streams.policy import Policy
+from streams.source import Source, source
 from streams.wires import Wire
 
 __all__ = [

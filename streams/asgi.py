@@ -34,6 +34,8 @@ from streams.event import Encoder
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
+from streams.optional import completions, json_lines, log_at, page_routes
+from streams.policy import Policy, PolicyOptions
 from streams.request import (
     EVENT_STREAM,
     JSON,
@@ -51,7 +53,7 @@ from streams.request import (
 )
 from streams.response import RunResponse, head_response, json_response, refusal
 from streams.run import Position, Runs
-from streams.source import Job, Policy, PolicyOptions, Source, check_name, check_source
+from streams.source import Job, Source, check_name, check_source
 from streams.wires import EventStream, Wire
 
 
@@ -107,7 +109,7 @@ class Streams:
         limits = {"max_runs": max_runs, "max_bytes": max_bytes}
         if log is None:
             log = MemoryLog(**limits)
-        self.log = _log_at(log, limits) if isinstance(log, str) else log
+        self.log = log_at(log, limits) if isinstance(log, str) else log
         sources_by_name = {s.name: (s, self._policies[s]) for s in self.sources.values()}
         self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads)
         closers = [source.aclose for source in self._policies if source.aclose is not None]
@@ -122,9 +124,9 @@ class Streams:
             Route("/health", self._health),
         ]
         if self.models:
-            routes += _completions(self)
+            routes += completions(self)
         if page:
-            routes += _page_routes()
+            routes += page_routes()
         self._router = Router(routes, redirect_slashes=False, lifespan=self.lifespan)
         self._app: ASGIApp = self._answer_http
         if origins:
@@ -361,7 +363,8 @@ class Streams:
     ) -> Response:
         if position is None:  # An EventSource stops reconnecting at a 204.
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
-        wire = _json_lines(media_type) if media_type in JSON_LINES else EventStream(policy.retry)
+        is_default = media_type == EVENT_STREAM
+        wire = EventStream(policy.retry) if is_default else json_lines(media_type)
         url = None if root is None else run_url(root, position.log.info.run)
         return RunResponse(self._lifetime, position, policy, wire, url)
 
@@ -380,33 +383,3 @@ class Streams:
         policy = self.policy if source is None else self._policies[source]
         position = await self.runs.position(log, last_event_id(request))
         return self._read(position, policy, root_path(request), media_type)
-
-
-def _log_at(url: str, limits: Mapping[str, int]) -> EventLog:
-    from streams.log.shared import SharedLog
-
-    if url.startswith("sqlite:"):
-        from streams.log.sqlite import SQLiteStore as Store
-    else:
-        from streams.log.redis import RedisStore as Store  # type: ignore[assignment]  # an extra
-    store = Store(url)
-    store.check()
-    return SharedLog(store, **limits)
-
-
-def _json_lines(media_type: str) -> Wire:
-    from streams.wires.jsonlines import JSONLines  # Optional: the core does not need it.
-
-    return JSONLines(media_type)
-
-
-def _completions(streams: Streams) -> list[Route]:
-    from streams.wires.openai import Completions  # Optional, and it imports Streams.
-
-    return Completions(streams, streams.models).routes
-
-
-def _page_routes() -> list[Route]:
-    from streams.page import routes  # Optional: the core does not need it.
-
-    return routes

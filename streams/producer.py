@@ -20,7 +20,7 @@ from typing import Any
 from streams.errors import RunGone, ShuttingDown, StreamError, as_stream_error, for_clients, leaves
 from streams.event import COMPLETED, NO_READER, Encoder, End
 from streams.log import RunLog
-from streams.source import Policy
+from streams.policy import Policy
 from streams.thread import ThreadIterator
 
 logger = logging.getLogger("streams")

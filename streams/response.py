@@ -27,9 +27,9 @@ from streams.errors import LostHistory, StoreFull, StreamError, problem
 from streams.event import EventId, encode_json
 from streams.lifetime import Lifetime
 from streams.log import Reader
+from streams.policy import Policy
 from streams.request import EVENT_STREAM, is_event_source
 from streams.run import Position
-from streams.source import Policy
 from streams.wires import Wire
 
 logger = logging.getLogger("streams")

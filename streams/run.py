@@ -31,8 +31,9 @@ from streams.errors import (
 )
 from streams.event import NO_READER, Encoder, End, EventId
 from streams.log import EventLog, Limits, RunInfo, RunLog, unique_key
+from streams.policy import Policy
 from streams.producer import CLEANUP_SECONDS, Run
-from streams.source import Job, Policy, Source
+from streams.source import Job, Source
 from streams.thread import Threads
 
 logger = logging.getLogger("streams")

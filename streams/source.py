@@ -1,4 +1,4 @@
-"""A source: a function that yields events, its parameters and its policy.
+"""A source: a function that yields events, and its parameters.
 
 Invariants:
 
@@ -24,7 +24,6 @@ from typing import (
     Any,
     Generic,
     ParamSpec,
-    TypedDict,
     TypeVar,
     Union,
     Unpack,
@@ -34,13 +33,13 @@ from typing import (
 )
 
 import msgspec
-from msgspec import Meta
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from streams.declaration import did_you_mean, inner_function, name_of, parameters_of, schema_of
+from streams.declaration import inner_function, name_of, parameters_of, schema_of
 from streams.encoding import decode_model, encode_json, encode_sorted
 from streams.errors import InvalidBody, InvalidParameters, abbreviated
+from streams.policy import Policy, PolicyOptions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,57 +48,6 @@ T = TypeVar("T")
 EVENT_ID_PARAMETERS = ("last_event_id", "lastEventId")
 KEY_PARAMETER = "idempotency_key"
 RESERVED_PARAMETERS = (*EVENT_ID_PARAMETERS, KEY_PARAMETER)
-
-Seconds = Annotated[float, Meta(ge=0, le=10**9)]
-Interval = Annotated[float, Meta(ge=0.01, le=86_400)]
-Bytes = Annotated[int, Meta(ge=0)]
-
-
-class PolicyOptions(TypedDict, total=False):
-    """The options of a Policy, as keyword arguments."""
-
-    heartbeat: float
-    retry: tuple[float, float]
-    linger: float | None
-    retain: float
-    window: int
-    send_timeout: float
-
-
-class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a run and its readers are treated: defaults on Streams, exceptions per source."""
-
-    heartbeat: Interval = 15.0
-    """Seconds between the comment lines that keep an idle connection open."""
-    retry: tuple[Seconds, Seconds] = (1.0, 3.0)
-    """Seconds that a client waits before it reconnects: a random value in this range."""
-    linger: Seconds | None = 30.0
-    """Seconds that a run continues without readers before it is cancelled. None: to its end."""
-    retain: Seconds = 300.0
-    """Seconds that a finished run stays readable."""
-    window: Bytes = 2**20
-    """Bytes that a run may be ahead of its slowest reader; its log holds about this much."""
-    send_timeout: Interval = 30.0
-    """Seconds after which a client that accepts no data is disconnected."""
-
-    def replace(self, changes: PolicyOptions, of: str, others: Iterable[str] = ()) -> "Policy":
-        """A copy with `changes`.
-
-        Raises TypeError for an unknown option and for an invalid value. `of` names in it whose
-        options these are, and `others` are options that are not of the policy, but may be meant.
-        """
-        for name in changes:
-            if name not in self.__struct_fields__:
-                options = ", ".join(self.__struct_fields__)
-                guess = did_you_mean(name, (*self.__struct_fields__, *others))
-                raise TypeError(
-                    f"{name!r} is not an option of {of}{guess or ';'} policy options: {options}"
-                )
-        try:
-            return msgspec.convert({**msgspec.structs.asdict(self), **changes}, Policy)
-        except msgspec.ValidationError as error:
-            raise TypeError(f"policy of {of}: {error}") from None
-
 
 Opener = Callable[[], Awaitable[AsyncIterable[Any] | Iterable[Any]]]
 Restartable = Callable[[Mapping[str, Any]], bool]

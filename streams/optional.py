@@ -1,0 +1,39 @@
+"""The optional parts of the package, which are imported when they are used."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.routing import Route
+
+from streams.log import EventLog
+from streams.wires import Wire
+
+
+def log_at(url: str, limits: Mapping[str, int]) -> EventLog:
+    from streams.log.shared import SharedLog
+
+    if url.startswith("sqlite:"):
+        from streams.log.sqlite import SQLiteStore as Store
+    else:
+        from streams.log.redis import RedisStore as Store  # type: ignore[assignment]  # an extra
+    store = Store(url)
+    store.check()
+    return SharedLog(store, **limits)
+
+
+def json_lines(media_type: str) -> Wire:
+    from streams.wires.jsonlines import JSONLines
+
+    return JSONLines(media_type)
+
+
+def completions(streams: Any) -> list[Route]:
+    from streams.wires.openai import Completions
+
+    return Completions(streams, streams.models).routes
+
+
+def page_routes() -> list[Route]:
+    from streams.page import routes
+
+    return routes
