@@ -9,6 +9,7 @@ from streams.log import EventLog
 from streams.log.memory import MemoryLog
 from streams.pace import join_text, joined
 from streams.policy import Policy
+from streams.producer import current_run
 from streams.source import Source, source
 from streams.wires import Wire
 
@@ -21,6 +22,7 @@ __all__ = [
     "StreamError",
     "Streams",
     "Wire",
+    "current_run",
     "join_text",
     "joined",
     "source",

@@ -38,8 +38,6 @@ from streams.optional import completions, json_lines, log_at, page_routes
 from streams.policy import Policy, PolicyOptions
 from streams.request import (
     EVENT_STREAM,
-    JSON,
-    JSON_LINES,
     STREAM_TYPES,
     check_site,
     idempotency_key,
@@ -53,6 +51,7 @@ from streams.request import (
 )
 from streams.response import RunResponse, head_response, json_response, refusal
 from streams.run import Position, Runs
+from streams.run_endpoints import RunEndpoints
 from streams.source import Job, Source, check_name, check_source
 from streams.wires import EventStream, Wire
 
@@ -117,10 +116,12 @@ class Streams:
         self._access = Access(identity)
         self._max_body = max_body
         self._origins = frozenset(origins)
+        of_runs = RunEndpoints(self.runs, self._access, self._follow)
         routes = [
             Route("/streams", self._list),
             Route("/streams/{source}", self.endpoint(self._stream), methods=["GET", "POST"]),
-            Route("/runs/{run}", self.endpoint(self._run), methods=["GET", "DELETE"]),
+            Route("/runs", self.endpoint(of_runs.list)),
+            Route("/runs/{run}", self.endpoint(of_runs.one), methods=["GET", "DELETE"]),
             Route("/health", self._health),
         ]
         if self.models:
@@ -242,8 +243,8 @@ class Streams:
         """Whether a request attaches to a run that exists, so that `response` starts none.
 
         Give the same `events`, the function that makes them, or the same `name`, and the same
-        `owner` and `key`. Without events and name, a run that is resumed may have any name, and a
-        key finds none. False also for a request that `response` will refuse. Raises StoreDown.
+        `owner` and `key`. Without events and name, the run may have any name. False also for a
+        request that `response` will refuse. Raises StoreDown.
         """
         request = starlette_request(request)
         if name is None and events is not None:
@@ -256,7 +257,7 @@ class Streams:
             last, key = last_event_id(request), idempotency_key(request, owner, key)
             if last is not None:
                 log = await self.runs.find(last.run, owner)
-            elif key is not None and name is not None:
+            elif key is not None:
                 log = await self.runs.find_by_key(owner, name, route, key)
             else:
                 return False
@@ -368,17 +369,8 @@ class Streams:
         url = None if root is None else run_url(root, position.log.info.run)
         return RunResponse(self._lifetime, position, policy, wire, url)
 
-    async def _run(self, request: Request) -> Response:
-        owner = await self._access.owner(request)
-        log = await self.runs.find(request.path_params["run"], owner)
-        if request.method == "DELETE":
-            await self.runs.cancel(log)
-            return Response(status_code=204)
-        media_type = negotiated(request, (EVENT_STREAM, JSON, *JSON_LINES))
-        if media_type == JSON:
-            return json_response(self.runs.state(log), {"Vary": "Accept"})
-        if request.method == "HEAD":
-            return head_response(media_type, run_url(root_path(request), log.info.run))
+    async def _follow(self, request: Request, log: RunLog, media_type: str) -> Response:
+        """The stream of a run, through its own URL."""
         source = self.sources.get(log.info.source) if log.info.route is None else None
         policy = self.policy if source is None else self._policies[source]
         position = await self.runs.position(log, last_event_id(request))

@@ -15,6 +15,7 @@ StreamError                500  raise it in a source: clients see its message an
 ├── UnknownSource          404  lists the sources that exist
 ├── UnknownRun             404  the run never existed, is no longer retained, or is somebody else's
 ├── CrossSite              403  a page of another site may not start runs
+├── Forbidden              403  an anonymous client may not list runs without a key
 ├── StoreFull              503  `max_runs` or `max_bytes` is reached; try again later
 │   ├── ShuttingDown       503  this server shuts down; the next one answers
 │   ├── StoreDown          503  the log's server or file cannot be used; try again later
@@ -117,6 +118,10 @@ class UnknownRun(StreamError):
 
 
 class CrossSite(StreamError):
+    status = 403
+
+
+class Forbidden(StreamError):
     status = 403
 
 

@@ -19,11 +19,13 @@ from typing import Any
 
 from streams.errors import RunGone, ShuttingDown, StreamError, as_stream_error, for_clients, leaves
 from streams.event import COMPLETED, NO_READER, Encoder, End
-from streams.log import RunLog
+from streams.log import RunInfo, RunLog
 from streams.policy import Policy
 from streams.thread import ThreadIterator
 
 logger = logging.getLogger("streams")
+
+_current: contextvars.ContextVar[RunInfo] = contextvars.ContextVar("streams.current_run")
 
 # A source that never waits yields to the event loop at least this often.
 BURST_EVENTS = 64
@@ -84,6 +86,7 @@ class Run:
         An event passes through every coroutine between the task and the source, so this is one.
         """
         log, clock, payload = self.log, time.monotonic, self._encoder.payload
+        _current.set(log.info)
         burst, since = 0, clock()
         encode: Callable[[Any], tuple[bytes | None, bytes]] = functools.partial(
             self._encoder.first_payload, source=log.info.source
@@ -312,6 +315,17 @@ class Run:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def current_run() -> RunInfo:
+    """The run whose source calls this: its `run` (the id), `path`, `key` and `owner`.
+
+    Raises RuntimeError outside a source.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise RuntimeError("current_run() is for the function of a source, while it runs") from None
 
 
 def _ignore() -> None:

@@ -6,20 +6,25 @@ None of them starts anything.
 
 import re
 from collections.abc import Callable, Sequence
+from typing import get_args
 from urllib.parse import quote, unquote
 
+import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Scope
 
 from streams.errors import (
     BodyTooLarge,
     CrossSite,
+    Forbidden,
     InvalidKey,
+    InvalidParameters,
     NotAcceptable,
     UnsupportedMediaType,
     abbreviated,
 )
 from streams.event import EventId
+from streams.log import Selection, Status
 from streams.source import EVENT_ID_PARAMETERS, KEY_PARAMETER
 
 MAX_KEY = 256
@@ -28,6 +33,9 @@ ANONYMOUS_KEY = 16
 
 # A string of RFC 8941, section 3.3.3, perhaps with parameters, which mean nothing here.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"(?:[ \t]*;.*)?')
+
+LISTED_BY = ("key", "key_prefix", "source", "status")
+LISTED_STATUSES = tuple(status for status in get_args(Status) if status != "refused")
 
 EVENT_STREAM = "text/event-stream"
 JSON_LINES = ("application/jsonl", "application/x-ndjson")
@@ -157,6 +165,34 @@ def check_key(key: str) -> None:
             f"the idempotency key {abbreviated(key)} has other characters than printable ASCII; "
             "send for example a UUID"
         )
+
+
+def selection_of(request: Request, owner: str | None) -> Selection:
+    """Which of its own runs a client wants to see, from the query.
+
+    Raises InvalidParameters and InvalidKey, and Forbidden for an anonymous client without a key
+    that nobody can guess.
+    """
+    query = dict(request.query_params)
+    for name in query:
+        if name not in LISTED_BY:
+            raise InvalidParameters(
+                f"{abbreviated(name)} is not a parameter of this URL; parameters: "
+                f"{', '.join(LISTED_BY)}"
+            )
+    for name in ("key", "key_prefix"):
+        if query.get(name) or name == "key" in query:
+            check_key(query[name])
+    if (status := query.get("status", "running")) not in LISTED_STATUSES:
+        raise InvalidParameters(
+            f"there is no status {abbreviated(status)}; there are: {', '.join(LISTED_STATUSES)}"
+        )
+    if owner is None and len(query.get("key", "")) < ANONYMOUS_KEY:
+        raise Forbidden(
+            "whose runs do you want to see? Log in, or give ?key= with the whole key of your run, "
+            f"of {ANONYMOUS_KEY} characters or more"
+        )
+    return msgspec.convert({"owner": owner, **query}, Selection)
 
 
 def is_event_source(request: Request) -> bool:

@@ -12,12 +12,14 @@ Invariants:
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
+
+from msgspec import UNSET, UnsetType
 
 from streams.errors import (
     InvalidEventId,
@@ -30,7 +32,7 @@ from streams.errors import (
     UnknownRun,
 )
 from streams.event import NO_READER, Encoder, End, EventId
-from streams.log import EventLog, Limits, RunInfo, RunLog, unique_key
+from streams.log import EventLog, Limits, RunInfo, RunLog, Selection, Status, unique_key
 from streams.policy import Policy
 from streams.producer import CLEANUP_SECONDS, Run
 from streams.source import Job, Source
@@ -248,21 +250,29 @@ class Runs:
             )
         return await self.position(log, last)
 
-    async def find(self, run: str, owner: str | None) -> RunLog:
-        """The log of a run. Raises UnknownRun, also for a run of another owner."""
+    async def find(self, run: str, owner: str | UnsetType | None = UNSET) -> RunLog:
+        """The log of a run. Raises UnknownRun, also if it belongs to somebody else than `owner`."""
         log = await self._log.find(run)
-        if log.info.owner not in (None, owner):
+        if owner is not UNSET and log.info.owner not in (None, owner):
             raise UnknownRun.of(run)
         return log
 
     async def find_by_key(
-        self, owner: str | None, source: str, route: str | None, key: str
+        self, owner: str | None, source: str | None, route: str | None, key: str
     ) -> RunLog:
-        """The log of the run that a key names. Raises UnknownRun."""
-        log = await self._log.find_by_key(unique_key(owner, source, route, key))
-        if log is None:
-            raise UnknownRun(f"there is no run with the key {key!r}, or it is no longer retained")
-        return log
+        """The log of the run that a key names; None: of any source. Raises UnknownRun."""
+        sources = [source]
+        if source is None:
+            with_key = await self._log.select(Selection(owner=owner, key=key))
+            sources = [log.info.source for log in with_key]
+        for each in filter(None, sources):
+            log = await self._log.find_by_key(unique_key(owner, each, route, key))
+            if log is not None:
+                return log
+        raise UnknownRun(f"there is no run with the key {key!r}, or it is no longer retained")
+
+    async def select(self, selection: Selection) -> Sequence[RunLog]:
+        return await self._log.select(selection)
 
     async def position(self, log: RunLog, last: EventId | None) -> Position | None:
         """Where a reader of a run begins whose last event is `last`; None: it has had the end.
@@ -329,6 +339,38 @@ class Runs:
             "last_event": log.last,
             "readers": log.readers,
         }
+
+    async def stop(self, run: str) -> None:
+        """Stops a run, on whichever worker it is produced. Raises UnknownRun."""
+        await self.cancel(await self.find(run))
+
+    async def list(
+        self,
+        *,
+        owner: str | UnsetType | None = UNSET,
+        key: str | UnsetType = UNSET,
+        key_prefix: str | UnsetType = UNSET,
+        source: str | UnsetType = UNSET,
+        status: Status | UnsetType = UNSET,
+        limit: int = 100,
+    ) -> Sequence[RunLog]:
+        """The logs of the newest `limit` runs that have all that is given, newest first.
+
+        An `owner` of None lists the runs without one. Raises ValueError for an unknown status.
+        """
+        if status is not UNSET and status not in get_args(Status):
+            statuses = ", ".join(get_args(Status))
+            raise ValueError(f"status={status!r} is not one of {statuses}")
+        return await self.select(
+            Selection(
+                owner=owner,
+                key=key,
+                key_prefix=key_prefix,
+                source=source,
+                status=status,
+                limit=limit,
+            )
+        )
 
     def health(self) -> dict[str, Any]:
         return {

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 # The core, from top to bottom: a module imports only modules below it.
 CORE = [
     "asgi",
+    "run_endpoints",
     "endpoint",
     "optional",
     "access",
@@ -202,6 +203,7 @@ def test_the_public_names() -> None:
         "StreamError",
         "Streams",
         "Wire",
+        "current_run",
         "join_text",
         "joined",
         "source",

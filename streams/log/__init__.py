@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from streams.errors import StreamError
 from streams.event import NO_READER, End, encode_json, frame
@@ -73,6 +74,11 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
         return self.shared or end.reason == NO_READER
 
     @property
+    def path(self) -> str:
+        """The path of its URL, below where Streams is mounted."""
+        return f"/runs/{self.run}"
+
+    @property
     def start(self) -> bytes:
         """The data of its `start` event."""
         return encode_json({"run": self.run, "source": self.source})
@@ -81,6 +87,34 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     def start_frame(self) -> bytes:
         """The frame of event 0, for a reader that begins later in the run."""
         return frame(self.run.encode(), 0, b"start", self.start)
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Which runs to list: the newest `limit` ones that have all that is set.
+
+    An `owner` of None selects the runs without one.
+    """
+
+    owner: str | UnsetType | None = UNSET
+    key: str | UnsetType = UNSET
+    key_prefix: str | UnsetType = UNSET
+    source: str | UnsetType = UNSET
+    status: Status | UnsetType = UNSET
+    limit: int = 100
+
+    def includes(self, info: RunInfo, status: Status) -> bool:
+        """Whether it selects a run, apart from the limit. A refused run is never selected."""
+        return (
+            status != "refused"
+            and self.status in (UNSET, status)
+            and self.owner in (UNSET, info.owner)
+            and self.source in (UNSET, info.source)
+            and self.key in (UNSET, info.key)
+            and (
+                self.key_prefix is UNSET
+                or (info.key is not None and info.key.startswith(self.key_prefix))
+            )
+        )
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -242,6 +276,9 @@ class EventLog(Protocol):
 
     async def find_by_key(self, unique_key: str) -> RunLog | None:
         """The log of the run that has a unique key, if there is one."""
+
+    async def select(self, selection: Selection) -> list[RunLog]:
+        """The logs of the selected runs, newest first."""
 
     async def discard(self, run: str) -> None:
         """Forgets a run at once, if it exists. The iterations of its readers end."""

@@ -12,11 +12,12 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable
+from itertools import islice
 from typing import Self
 
 from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
 from streams.event import End, frame
-from streams.log import Adopter, Limits, RunInfo, RunLog, Status
+from streams.log import Adopter, Limits, RunInfo, RunLog, Selection, Status
 from streams.log.backing import Backing
 from streams.log.buffer import FrameBuffer
 from streams.log.opening import OpeningRun
@@ -76,6 +77,10 @@ class MemoryLog:
 
     async def find_by_key(self, unique_key: str) -> RunLog | None:
         return self.runs.with_key(unique_key)
+
+    async def select(self, selection: Selection) -> list[RunLog]:
+        selected = (run for run in self.runs if selection.includes(run.info, run.status))
+        return list(islice(selected, selection.limit))
 
     async def discard(self, run: str) -> None:
         self.forget(run)

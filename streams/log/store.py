@@ -19,7 +19,7 @@ import msgspec
 
 from streams.errors import StoreFull
 from streams.event import End
-from streams.log import Limits, RunInfo, Status
+from streams.log import Limits, RunInfo, Selection, Status
 
 REFUSAL_SECONDS = 10
 """For this long, the workers whose clients wait for the opening of a run learn of its refusal."""
@@ -162,6 +162,9 @@ class Store(Protocol):
 
     async def find_by_key(self, unique_key: str) -> str | None:
         """The id of the run that has a unique key; None if there is none."""
+
+    async def select(self, selection: Selection) -> list[State]:
+        """The states of the selected runs, newest first."""
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
         """The state of each run; None if there is no such run."""

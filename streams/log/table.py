@@ -29,7 +29,8 @@ class RunTable(Generic[R]):
         return len(self._runs)
 
     def __iter__(self) -> Iterator[R]:
-        return iter(self._runs.values())
+        """The runs, newest first."""
+        return reversed(self._runs.values())
 
     def get(self, run: str) -> R | None:
         return self._runs.get(run)

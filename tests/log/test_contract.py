@@ -10,9 +10,19 @@ import pytest
 from streams import EventLog, MemoryLog
 from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
 from streams.event import COMPLETED, NO_READER, End, frame
-from streams.log import Limits, RunLog
+from streams.log import Limits, RunLog, Selection
 from streams.log.shared import SharedLog
-from tests.support.event_logs import DATA, SIZE, drained, info, new, opening, read_all
+from tests.support.event_logs import (
+    DATA,
+    SELECTED_RUNS,
+    SELECTIONS,
+    SIZE,
+    drained,
+    info,
+    new,
+    opening,
+    read_all,
+)
 from tests.support.list_log import ListLog
 from tests.support.servers import until
 from tests.support.stores import shared_log
@@ -465,6 +475,38 @@ async def test_runs_with_a_key_make_room_last_and_are_found_when_there_is_none(
     for run in ("a", "b", "c"):
         with pytest.raises(UnknownRun):
             await store.find(run)
+
+
+async def listed(store: EventLog, **selection: Any) -> list[str]:
+    return [log.info.run for log in await store.select(Selection(**selection))]
+
+
+@pytest.mark.parametrize(("selection", "runs"), SELECTIONS)
+async def test_runs_are_selected_newest_first_by_owner_key_source_and_status(
+    make_log: MakeLog, selection: dict[str, Any], runs: list[str]
+) -> None:
+    store = make_log()
+    for run in SELECTED_RUNS:
+        log = await store.create(run, LIMITS)
+        if run.run == "refused":
+            log.refuse(StreamError())
+        elif run.run == "b-x":
+            log.close(COMPLETED)
+    await store.discard("gone")
+    await settled(store)
+    assert await listed(store, **selection) == runs
+
+
+async def test_a_run_that_has_expired_is_not_selected(make_log: MakeLog) -> None:
+    store = make_log()
+    await store.create(info("a", owner="ann", key="k"), LIMITS)
+    run = info("b", owner="ann", key="k2")
+    (await store.create(run, Limits(window=2**20, retain=0.05))).close(COMPLETED)
+    await settled(store)
+    async with asyncio.timeout(5):
+        while await listed(store, owner="ann") != ["a"]:
+            await asyncio.sleep(0.01)
+    assert await listed(store) == await listed(store, key_prefix="k") == ["a"]
 
 
 async def test_cancel_closes_the_log_once_and_calls_the_producers_watcher(

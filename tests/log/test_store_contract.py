@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from streams.event import COMPLETED, End, frame
-from streams.log import Limits, RunInfo
+from streams.log import Limits, RunInfo, Selection
 from streams.log.store import (
     Append,
     Committed,
@@ -20,7 +21,7 @@ from streams.log.store import (
     Store,
 )
 from tests.log.shared.workers import until_async
-from tests.support.event_logs import info
+from tests.support.event_logs import SELECTED_RUNS, SELECTIONS, info
 from tests.support.servers import until
 from tests.support.stores import STORES
 
@@ -169,6 +170,33 @@ async def test_a_run_keeps_its_key_when_another_worker_claims_it(new_store: NewS
     await one.leave()
     assert await other.claim("a", "one") is not None
     assert await other.create(info("b", key="k"), LIMITS) == "a"
+
+
+@pytest.mark.parametrize(("selection", "runs"), SELECTIONS)
+async def test_a_selection_counts_only_runs_that_have_all_that_is_given(
+    new_store: NewStore, selection: dict[str, Any], runs: list[str]
+) -> None:
+    one = await new_store("one")
+    for run in SELECTED_RUNS:
+        await one.create(run, LIMITS)
+    await one.append([Append("b-x", 0, [END], status="completed")])
+    await one.append([Append("refused", 0, [END], status="refused", frees_key=True)])
+    await one.discard("gone")
+    states = await one.select(Selection(**selection))
+    assert [state.info.run for state in states] == runs
+
+
+async def test_any_worker_selects_the_runs_of_all(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.create(info("a", owner="ann", key="k/1"), LIMITS)
+    await other.create(info("b", owner="ann", key="k/2"), LIMITS)
+    await other.set_cursors([Cursor("a", "other", -1, 2)])
+    await one.append([Append("a", 0, [END], status="completed")])
+    for store in (one, other):
+        for selection in (Selection(owner="ann"), Selection(key_prefix="k/"), Selection()):
+            states = await store.select(selection)
+            assert states == await store.load(["b", "a"])
+        assert await store.select(Selection(owner="ann", status="failed")) == []
 
 
 async def test_the_key_of_a_run_is_free_when_the_run_is_gone_after_its_time(

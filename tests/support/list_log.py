@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
 from streams.event import End, frame
-from streams.log import Adopter, Limits, RunInfo, RunLog, Status
+from streams.log import Adopter, Limits, RunInfo, RunLog, Selection, Status
 
 
 class ListLog:
@@ -59,6 +59,13 @@ class ListLog:
             if log.info.unique_key == unique_key and not log.freed_key:
                 return log
         return None
+
+    async def select(self, selection: Selection) -> list[RunLog]:
+        selected: list[RunLog] = []
+        for log in reversed(self.runs.values()):
+            if selection.includes(log.info, log.status):
+                selected.append(log)
+        return selected[: selection.limit]
 
     async def discard(self, run: str) -> None:
         if log := self.runs.pop(run, None):

@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from streams.errors import StoreFull
 from streams.event import End, encode_json, frame
-from streams.log import Limits, RunInfo
+from streams.log import Limits, RunInfo, Selection
 from streams.log.redis.connection import RedisLink
 from streams.log.redis.scripts import (
     APPEND,
@@ -27,6 +28,7 @@ from streams.log.redis.scripts import (
     LOAD_STATE,
     REMOVE_WORKER,
     RENEW,
+    SELECT,
     SET_CURSOR,
     Script,
 )
@@ -93,15 +95,28 @@ class RedisStore:
         return replies
 
     async def create(self, info: RunInfo, limits: Limits) -> str:
-        key = "" if info.unique_key is None else _hash(info.unique_key)
+        unique_key = "" if info.unique_key is None else _hash(info.unique_key)
         retain_ms = max(int(limits.retain * 1000), 1)
-        policy = (limits.window, retain_ms, int(limits.drops_oldest))
-        run = await self._call(CREATE, info.run, encode_json(info), *policy, key, self._lease)
+        policy = (limits.window, retain_ms, int(limits.drops_oldest), self._lease)
+        started = int(info.started.timestamp() * 1_000_000)
+        index = (unique_key, info.owner or "", info.key or "", started)
+        run = await self._call(CREATE, info.run, encode_json(info), *policy, *index)
         return str(run.decode())
 
     async def find_by_key(self, unique_key: str) -> str | None:
         run = await self._call(FIND_BY_KEY, _hash(unique_key))
         return None if run is None else run.decode()
+
+    async def select(self, selection: Selection) -> list[State]:
+        by_index = (selection.key, selection.key_prefix) != (UNSET, UNSET)
+        if by_index or isinstance(selection.owner, str):
+            replies = await self._call(SELECT, encode_json(selection))
+            return [state for reply in replies if (state := _state(reply)) is not None]
+        names = await self._link.names("run:")
+        found = [state for state in await self.load(names) if state is not None]
+        selected = [state for state in found if selection.includes(state.info, state.status)]
+        selected.sort(key=lambda state: state.info.started, reverse=True)
+        return selected[: selection.limit]
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
         return [_state(reply) for reply in await self._call_all(LOAD_STATE, [(r,) for r in runs])]

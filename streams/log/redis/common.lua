@@ -12,6 +12,7 @@ local REFUSED_MS = 10 * 1000
 
 local prefix, me = KEYS[1], ARGV[1]
 local WORKERS = prefix .. ':workers'
+local KEYS_INDEX = prefix .. ':keys'
 
 local function key(kind, name) return prefix .. ':' .. kind .. ':' .. name end
 
@@ -30,33 +31,45 @@ local function notify(worker, ...)
   redis.call('EXPIRE', key('inbox', worker), INBOX_SECONDS)
 end
 
--- The key of the unique key that a run has, if it has one.
-local function key_of(run)
-  local unique = redis.call('HGET', key('run', run), 'unique')
-  if unique and unique ~= '' and redis.call('GET', key('unique', unique)) == run then
-    return key('unique', unique)
-  end
-end
-
 -- The run that has a unique key, given as its hash or ''.
 local function find_by_key(unique)
   local run = unique ~= '' and redis.call('GET', key('unique', unique))
   return run and redis.call('EXISTS', key('run', run)) == 1 and run
 end
 
--- Lets all keys of a run expire after this time.
+-- Makes the unique key of a run free for another run.
+local function free_key(run)
+  local unique = redis.call('HGET', key('run', run), 'unique')
+  if unique and redis.call('GET', key('unique', unique)) == run then
+    redis.call('DEL', key('unique', unique))
+  end
+end
+
+-- The indexes that list a run with this owner and key, each with the member that stands for the run.
+local function indexes(run, owner, run_key)
+  local found = {}
+  if owner then found[#found + 1] = {key('owner', owner), run} end
+  if run_key then found[#found + 1] = {KEYS_INDEX, run_key .. '\0' .. run} end
+  return found
+end
+
+-- The run that a member of an index stands for.
+local function run_of(member) return string.match(member, '[^%z]*$') end
+
+-- Lets all keys of a run expire after this time. An index expires with the last of its runs.
 local function expire(run, milliseconds)
+  local fields = redis.call('HMGET', key('run', run), 'unique', 'owner', 'key')
   for _, kind in ipairs({'run', 'log', 'cursors'}) do
     redis.call('PEXPIRE', key(kind, run), milliseconds)
   end
-  local unique = key_of(run)
-  if unique then redis.call('PEXPIRE', unique, milliseconds) end
-end
-
--- Makes the unique key of a run free for another run.
-local function free_key(run)
-  local unique = key_of(run)
-  if unique then redis.call('DEL', unique) end
+  if fields[1] and redis.call('GET', key('unique', fields[1])) == run then
+    redis.call('PEXPIRE', key('unique', fields[1]), milliseconds)
+  end
+  for _, index in ipairs(indexes(run, fields[2], fields[3])) do
+    if redis.call('PTTL', index[1]) < tonumber(milliseconds) then
+      redis.call('PEXPIRE', index[1], milliseconds)
+    end
+  end
 end
 
 -- The state of a run, as a list that ends with the cursors. The first item of the list is false

@@ -11,6 +11,7 @@ Invariants:
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -153,6 +154,17 @@ class RedisLink:
             for script, arguments in calls:
                 pipeline.evalsha(script.sha, 1, self.prefix, *arguments)
             return list(await pipeline.execute(raise_on_error=False))
+
+    async def names(self, kind: str) -> list[str]:
+        """The names of all keys of a kind, without the prefix. Raises StoreDown."""
+        prefix = f"{self.prefix}:{kind}"
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                keys = [key async for key in self._client.scan_iter(match=pattern, count=1000)]
+        except FAILURES as error:
+            raise self.failure(error) from error
+        return [key.decode().removeprefix(prefix) for key in set(keys)]
 
     async def read(self, cursors: Mapping[str, str]) -> list[Any]:
         """Waits for entries after the given ids, and returns them as XREAD does.

@@ -14,11 +14,13 @@ Invariants:
 Keys, all with the prefix:
 
     run:<run>       hash    info, status, producer, numbers of the first and the last event, policy,
-                            hash of its unique key
+                            hash of its unique key; if they are set, owner, key and start
     log:<run>       stream  the frame of event n is entry (n+1)-0; the `end` event has the status
     cursors:<run>   hash    worker with readers -> event that all its readers have had, and their
                             number
     unique:<hash>   string  the run that has the unique key with that hash
+    owner:<owner>   zset    the runs of that owner
+    keys            zset    <key> NUL <run> for the runs that have a key
     workers         zset    worker -> end of its lease, in ms of Redis's clock; 0: it has left
     runs:<worker>   set     the unfinished runs that it produces
     inbox:<worker>  stream  its notifications: closed, claimed, forgotten, cursor, left, wake
@@ -52,6 +54,7 @@ LOAD_EVENTS = Script("load_events")
 LOAD_STATE = Script("load_state")
 REMOVE_WORKER = Script("remove_worker")
 RENEW = Script("renew")
+SELECT = Script("select")
 SET_CURSOR = Script("set_cursor")
 
 SCRIPTS = [value for value in list(globals().values()) if isinstance(value, Script)]

@@ -13,16 +13,16 @@ that are dead.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 from streams.errors import StoreFull, UnknownRun
-from streams.log import Adopter, Limits, RunInfo, RunLog
+from streams.log import Adopter, Limits, RunInfo, RunLog, Selection
 from streams.log.memory import MemoryLog
-from streams.log.shared.repeat import Backoff, until_answered
+from streams.log.shared.repeat import Backoff, repeat, until_answered
 from streams.log.shared.run import APPEND_EVENTS, LOST, SharedRun
 from streams.log.shared.work import Work
 from streams.log.store import Committed, Cursor, Fenced, Missing, Notice, Outcome, State, Store
@@ -102,7 +102,7 @@ class SharedLog:
                 await self.store.open(self.worker)
                 self._registered = asyncio.Event()
                 loops = (self._write, self._follow, self._keep_lease)
-                self._tasks = [asyncio.create_task(self._repeat(loop)) for loop in loops]
+                self._tasks = [asyncio.create_task(repeat(loop)) for loop in loops]
 
     async def create(self, info: RunInfo, limits: Limits) -> RunLog:
         await self.open()
@@ -143,6 +143,12 @@ class SharedLog:
         with suppress(UnknownRun):  # It was refused just now, or discarded.
             return None if run is None else await self.find(run)
         return None
+
+    async def select(self, selection: Selection) -> list[RunLog]:
+        await self.open()
+        runs = [self._run_of(state) for state in await self.store.select(selection)]
+        # This worker may know of an end that the store does not have yet.
+        return [run for run in runs if selection.includes(run.info, run.status)]
 
     def _run_of(self, state: State) -> SharedRun:
         known = self._runs.get(state.info.run)
@@ -206,18 +212,6 @@ class SharedLog:
             with suppress(StoreFull):
                 await self.store.leave()
         await self.store.aclose()
-
-    async def _repeat(self, loop: Callable[[], Awaitable[None]]) -> None:
-        backoff = Backoff()
-        while True:
-            try:
-                await loop()
-                backoff = Backoff()
-            except StoreFull:
-                await backoff.wait()
-            except Exception:
-                logger.exception("unexpected error in a task of the shared log: the task continues")
-                await backoff.wait()
 
     def _in_background(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(coroutine)

@@ -1,11 +1,14 @@
 """Repeats what a store did not answer, after pauses that grow."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from streams.errors import StoreFull
+
+logger = logging.getLogger("streams")
 
 MAX_PAUSE_SECONDS = 0.5
 """Less than a third of a usual lease: after an outage of the store, every worker renews its lease
@@ -23,6 +26,20 @@ class Backoff:
     async def wait(self) -> None:
         self._seconds = min(2 * self._seconds, MAX_PAUSE_SECONDS)
         await asyncio.sleep(self._seconds * random.uniform(0.5, 1))
+
+
+async def repeat(loop: Callable[[], Awaitable[None]]) -> None:
+    """Repeats the loop of a task for ever, after a pause if it failed."""
+    backoff = Backoff()
+    while True:
+        try:
+            await loop()
+            backoff = Backoff()
+        except StoreFull:
+            await backoff.wait()
+        except Exception:
+            logger.exception("unexpected error in a task of the shared log: the task continues")
+            await backoff.wait()
 
 
 async def until_answered(operation: Callable[[], Awaitable[T]]) -> T:

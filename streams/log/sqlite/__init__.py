@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from streams.errors import StoreFull
 from streams.event import End, encode_json, frame
-from streams.log import Limits, RunInfo
+from streams.log import Limits, RunInfo, Selection
 from streams.log.sqlite.database import Database
 from streams.log.sqlite.follower import Follower
 from streams.log.sqlite.link import Link
@@ -26,7 +26,7 @@ from streams.log.sqlite.locks import Deaths
 from streams.log.sqlite.produced import Produced, ProducedRun
 from streams.log.sqlite.rows import (
     LAST,
-    find_key,
+    find_by_key,
     find_run,
     insert_batches,
     load_state,
@@ -34,6 +34,7 @@ from streams.log.sqlite.rows import (
     raise_generation,
     read_entries,
     read_generation,
+    select_runs,
 )
 from streams.log.store import (
     Append,
@@ -116,20 +117,26 @@ class SQLiteStore:
             db.execute("BEGIN IMMEDIATE")
             if (number := find_run(db, self._app, info.run)) is not None:
                 return info.run, number  # The caller repeats the operation.
-            if (key := info.unique_key) is not None:
-                if (other := find_key(db, self._app, key)) is not None:
+            if (unique_key := info.unique_key) is not None:
+                if (other := find_by_key(db, self._app, unique_key)) is not None:
                     return other, 0
-                free = "UPDATE run SET key = NULL WHERE app = ? AND key = ?"
-                db.execute(free, (self._app, key))  # of one that has expired
-            inserted = db.execute(
-                "INSERT INTO run (app, name, key, producer, window, retain, drops_oldest, info) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(self._app, info.run, key, self._worker),
-                    *(limits.window, limits.retain, limits.drops_oldest, encode_json(info)),
-                ),
-            )
-            return info.run, inserted.lastrowid or 0
+                free = "UPDATE run SET unique_key = NULL WHERE app = ? AND unique_key = ?"
+                db.execute(free, (self._app, unique_key))  # of one that has expired
+            row = {
+                "app": self._app,
+                "name": info.run,
+                "unique_key": unique_key,
+                "owner": info.owner,
+                "key": info.key,
+                "source": info.source,
+                "producer": self._worker,
+                "window": limits.window,
+                "retain": limits.retain,
+                "drops_oldest": limits.drops_oldest,
+                "info": encode_json(info),
+            }
+            insert = f"INSERT INTO run ({', '.join(row)}) VALUES (:{', :'.join(row)})"
+            return info.run, db.execute(insert, row).lastrowid or 0
 
         run, number = await self._link.do(create)
         if number:
@@ -137,7 +144,17 @@ class SQLiteStore:
         return run
 
     async def find_by_key(self, unique_key: str) -> str | None:
-        return await self._link.do(lambda db: find_key(db, self._app, unique_key))
+        return await self._link.do(lambda db: find_by_key(db, self._app, unique_key))
+
+    async def select(self, selection: Selection) -> list[State]:
+        def select(db: sqlite3.Connection) -> list[State]:
+            db.execute("BEGIN")  # The runs are those of one moment.
+            states = [
+                load_state(db, self._app, run) for run in select_runs(db, self._app, selection)
+            ]
+            return [state for state in states if state is not None]
+
+        return await self._link.do(select)
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
         return await self._link.do(lambda db: [load_state(db, self._app, run) for run in runs])

@@ -12,14 +12,16 @@ from itertools import accumulate, pairwise
 from struct import Struct
 
 import msgspec
+from msgspec import UNSET
 
-from streams.log import Limits, RunInfo, Status
+from streams.log import Limits, RunInfo, Selection, Status
 from streams.log.store import Entry, State
 
 BATCHES_PER_QUERY = 16
 
 _END = Struct("I")
 
+IS_HELD = "(expires IS NULL OR expires > ?)"
 BATCH = "last, status, ends, frames"
 LAST = "coalesce((SELECT max(last) FROM batch WHERE run = r.id), -1)"
 FIRST = (
@@ -30,16 +32,35 @@ FIRST = (
 
 def find_run(db: sqlite3.Connection, app: str, run: str) -> int | None:
     """The number by which the tables know a run."""
-    query = "SELECT id FROM run WHERE app = ? AND name = ? AND (expires IS NULL OR expires > ?)"
+    query = f"SELECT id FROM run WHERE app = ? AND name = ? AND {IS_HELD}"
     row = db.execute(query, (app, run, time.time())).fetchone()
     return None if row is None else int(row[0])
 
 
-def find_key(db: sqlite3.Connection, app: str, key: str | None) -> str | None:
+def find_by_key(db: sqlite3.Connection, app: str, unique_key: str) -> str | None:
     """The run that has a unique key."""
-    query = "SELECT name FROM run WHERE app = ? AND key = ? AND (expires IS NULL OR expires > ?)"
-    row = db.execute(query, (app, key, time.time())).fetchone()
+    query = f"SELECT name FROM run WHERE app = ? AND unique_key = ? AND {IS_HELD}"
+    row = db.execute(query, (app, unique_key, time.time())).fetchone()
     return None if row is None else str(row[0])
+
+
+def select_runs(db: sqlite3.Connection, app: str, selection: Selection) -> list[str]:
+    """The selected runs, newest first."""
+    conditions: dict[str, object] = {
+        "app = ?": app,
+        IS_HELD: time.time(),
+        "status != ?": "refused",
+        "status = ?": selection.status,
+        # Only with `=`, SQLite uses the index.
+        "owner IS ?" if selection.owner is None else "owner = ?": selection.owner,
+        "key = ?": selection.key,
+        "key >= ?": selection.key_prefix,
+        "key < ?": UNSET if selection.key_prefix is UNSET else f"{selection.key_prefix}\x7f",
+        "source = ?": selection.source,
+    }
+    given = {condition: value for condition, value in conditions.items() if value is not UNSET}
+    query = f"SELECT name FROM run WHERE {' AND '.join(given)} ORDER BY id DESC LIMIT ?"
+    return [name for (name,) in db.execute(query, (*given.values(), selection.limit)).fetchall()]
 
 
 def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:

@@ -18,13 +18,16 @@ CREATE TABLE worker (
   has_left INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 
--- A discarded run has no name any more; the keeper deletes it. `key` is its unique key, until an
--- end frees that.
+-- A discarded run has no name any more; the keeper deletes it. `unique_key` is NULL when an end has
+-- freed it. `owner`, `key` and `source` are what runs are selected by.
 CREATE TABLE run (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   app TEXT NOT NULL,
   name TEXT,
+  unique_key TEXT,
+  owner TEXT,
   key TEXT,
+  source TEXT NOT NULL,
   status TEXT NOT NULL DEFAULT 'running',
   producer TEXT NOT NULL,
   "window" INTEGER NOT NULL,
@@ -34,7 +37,9 @@ CREATE TABLE run (
   info BLOB NOT NULL
 );
 CREATE UNIQUE INDEX run_name ON run (app, name);
-CREATE UNIQUE INDEX run_key ON run (app, key) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX run_unique_key ON run (app, unique_key) WHERE unique_key IS NOT NULL;
+CREATE INDEX run_owner ON run (app, owner, key) WHERE owner IS NOT NULL;
+CREATE INDEX run_key ON run (app, key) WHERE key IS NOT NULL;
 CREATE INDEX run_producer ON run (producer) WHERE status = 'running';
 CREATE INDEX run_expires ON run (expires) WHERE expires IS NOT NULL;
 
@@ -57,7 +62,7 @@ CREATE TRIGGER batch_end AFTER INSERT ON batch WHEN NEW.status IS NOT NULL BEGIN
   UPDATE run
   SET
     status = NEW.status,
-    key = CASE WHEN NEW.frees_key THEN NULL ELSE key END,
+    unique_key = CASE WHEN NEW.frees_key THEN NULL ELSE unique_key END,
     expires = (julianday('now') - 2440587.5) * 86400.0
       + CASE NEW.status WHEN 'refused' THEN 10 ELSE retain END
   WHERE id = NEW.run;

@@ -9,7 +9,8 @@ import pytest
 
 from streams.errors import UnknownRun
 from streams.event import COMPLETED
-from streams.log import Limits
+from streams.log import Limits, Selection
+from streams.log.redis import RedisStore
 from streams.sources import counter
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import until_async, workers
@@ -74,6 +75,35 @@ async def test_an_unfinished_run_does_not_expire_while_it_has_a_producer(
         "the producer extends the run and its unique key",
     )
     assert len(keys) == 2
+
+
+async def test_all_runs_are_those_with_the_prefix_even_if_it_looks_like_a_pattern(
+    redis_url: str,
+) -> None:
+    store, other = RedisStore(f"{redis_url}-*[x]"), RedisStore(f"{redis_url}-yx")
+    for each in (store, other):
+        await each.open("one")
+        await each.create(info(), Limits(window=2**20, retain=300))
+        assert [state.info.run for state in await each.select(Selection())] == ["r"]
+        await each.aclose()
+
+
+async def test_runs_that_have_expired_leave_the_indexes(
+    new_worker: NewWorker, shared_valkey: Valkey, prefix: str
+) -> None:
+    store, client = new_worker().store, shared_valkey.client
+    indexes = [f"{prefix}:owner:ann", f"{prefix}:keys"]
+    await store.open("one")
+    for number in range(100):
+        run = info(f"r{number}", owner="ann", key=f"k{number}")
+        await store.create(run, Limits(window=2**20, retain=300))
+        client.delete(f"{prefix}:run:r{number}")
+    for index in indexes:
+        assert int(client.zcard(index)) < 20, "creations remove some"
+        assert int(client.ttl(index)) > 80_000
+    for selection in (Selection(owner="ann"), Selection(key_prefix="")):
+        assert await store.select(selection) == []
+    assert [client.zcard(index) for index in indexes] == [0, 0], "a selection removes the others"
 
 
 async def test_a_reader_ends_when_the_run_expires(

@@ -12,7 +12,7 @@ import pytest
 
 from streams.errors import StoreDown, StoreFull, UnknownRun
 from streams.event import COMPLETED, End, frame
-from streams.log import Limits, RunInfo
+from streams.log import Limits, RunInfo, Selection
 from streams.log.shared import APPEND_RUNS, SharedLog
 from streams.log.store import Append, Missing, Notice, Outcome
 from tests.log.conftest import NewWorker
@@ -227,3 +227,22 @@ async def test_opening_a_run_again_appends_nothing(new_worker: NewWorker) -> Non
     log.open()  # A source in a thread takes its first step for so long, perhaps until it has ended.
     await one.written()
     assert one.bytes
+
+
+async def test_a_run_that_has_ended_here_is_not_selected_as_running(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, gate = new_worker(), asyncio.Event()
+    log = await new(one)
+    append = one.store.append
+
+    async def append_later(appends: Sequence[Append]) -> Sequence[Outcome | StoreFull]:
+        await gate.wait()
+        return await append(appends)
+
+    monkeypatch.setattr(one.store, "append", append_later)
+    assert await one.select(Selection(status="running")) == [log]
+    log.close(COMPLETED)
+    assert await one.select(Selection(status="running")) == []
+    gate.set()
+    await one.written()

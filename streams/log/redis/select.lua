@@ -1,0 +1,40 @@
+-- Selects the newest runs of an owner, or with a key. Drops from the index those that are gone.
+--
+-- ARGV: worker, selection (JSON: Selection in log/__init__.py), with an owner, a key or a key_prefix
+-- Returns a list of states, as state() in common.lua, newest first.
+
+local selection = cjson.decode(ARGV[2])
+local owner, prefix, exact = selection.owner, selection.key_prefix, selection.key
+local index, members = KEYS_INDEX, nil
+if owner and owner ~= cjson.null then
+  index = key('owner', owner)
+  members = redis.call('ZRANGE', index, 0, -1)
+elseif exact then
+  members = redis.call('ZRANGEBYLEX', index, '[' .. exact .. '\0', '(' .. exact .. '\1')
+else
+  members = redis.call('ZRANGEBYLEX', index, '[' .. prefix, '(' .. prefix .. '\127')
+end
+local selected = {}
+for _, member in ipairs(members) do
+  local run = run_of(member)
+  local info, status, started =
+    unpack(redis.call('HMGET', key('run', run), 'info', 'status', 'started'))
+  if not info then
+    redis.call('ZREM', index, member)
+  else
+    info = cjson.decode(info)
+    if status ~= 'refused'
+      and (not selection.status or selection.status == status)
+      and (not owner or owner == info.owner)
+      and (not selection.source or selection.source == info.source)
+      and (not exact or exact == info.key)
+      and (not prefix or (info.key ~= cjson.null and info.key:sub(1, #prefix) == prefix))
+    then
+      selected[#selected + 1] = {tonumber(started), run}
+    end
+  end
+end
+table.sort(selected, function(a, b) return a[1] > b[1] end)
+local states = {}
+for i = 1, math.min(#selected, selection.limit) do states[i] = state(selected[i][2]) end
+return states

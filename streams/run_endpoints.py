@@ -1,0 +1,58 @@
+"""The endpoints of runs: their list, and for each one its stream, its state and its stop."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from streams.access import Access
+from streams.log import RunLog
+from streams.request import (
+    EVENT_STREAM,
+    JSON,
+    JSON_LINES,
+    negotiated,
+    root_path,
+    run_url,
+    selection_of,
+)
+from streams.response import head_response, json_response
+from streams.run import Runs
+
+Follow = Callable[[Request, RunLog, str], Awaitable[Response]]
+"""The stream of a run in a media type, from where the request says."""
+
+
+class RunEndpoints:
+    """Answers for /runs and /runs/{run}, to those whose runs they are."""
+
+    def __init__(self, runs: Runs, access: Access, follow: Follow) -> None:
+        self._runs = runs
+        self._access = access
+        self._follow = follow
+
+    async def list(self, request: Request) -> Response:
+        selection = selection_of(request, await self._access.owner(request))
+        root = root_path(request)
+        listed = [
+            {
+                **self._runs.state(log),
+                "key": log.info.key,
+                "url": run_url(root, log.info.run),
+            }
+            for log in await self._runs.select(selection)
+        ]
+        return json_response({"runs": listed})
+
+    async def one(self, request: Request) -> Response:
+        owner = await self._access.owner(request)
+        log = await self._runs.find(request.path_params["run"], owner)
+        if request.method == "DELETE":
+            await self._runs.cancel(log)
+            return Response(status_code=204)
+        media_type = negotiated(request, (EVENT_STREAM, JSON, *JSON_LINES))
+        if media_type == JSON:
+            return json_response(self._runs.state(log), {"Vary": "Accept"})
+        if request.method == "HEAD":
+            return head_response(media_type, run_url(root_path(request), log.info.run))
+        return await self._follow(request, log, media_type)
