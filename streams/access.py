@@ -1,4 +1,4 @@
-"""What an app decides about a request: who its client is.
+"""What an app decides about a request: who its client is, and whether a source lets it in.
 
 Invariants:
 
@@ -9,13 +9,17 @@ Invariants:
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.types import Scope
 
-from streams.errors import StreamError, as_stream_error, for_clients
+from streams.errors import Forbidden, StreamError, as_stream_error, for_clients
+from streams.log import RunInfo
+from streams.source import Guard, Source
+from streams.thread import Threads
 
 logger = logging.getLogger("streams")
 
@@ -26,15 +30,22 @@ Identity = Callable[[Request], str | Awaitable[str | None] | None]
 
 
 class Access:
-    """Finds out who the client of a request is. `identity` is the app's function, if it has one.
+    """Asks the app's `identity`, if it has one, and the guards of its `sources`.
 
     Raises TypeError if `identity` cannot be called.
     """
 
-    def __init__(self, identity: Identity | None) -> None:
+    def __init__(
+        self, identity: Identity | None, sources: Iterable[Source[..., Any]], threads: Threads
+    ) -> None:
         if identity is not None and not callable(identity):
             raise TypeError(f"identity= of Streams is a function of the request, not {identity!r}")
         self._identity = identity
+        self._threads = threads
+        self._guards: dict[str, list[Guard]] = {}
+        for source in sources:
+            if source.guard is not None:
+                self._guards.setdefault(source.name, []).append(source.guard)
 
     async def owner(self, request: Request) -> str | None:
         """The identity of the client; None if it is anonymous. Raises what the app raises."""
@@ -42,9 +53,27 @@ class Access:
             return user_of(request.scope)
         owners: dict[Access, str | None] = request.scope.setdefault("streams.owners", {})
         if self not in owners:
-            answer = await _ask(self._identity, request, "identity=")
+            answer = await _answer("identity=", _called(self._identity, request))
             owners[self] = check_owner(answer, "identity=")
         return owners[self]
+
+    async def admit(self, source: str, request: Request) -> None:
+        """Raises what the guard of a source raises."""
+        for guard in self._guards.get(source, ()):
+            if await _answer("guard=", self._ask(guard, source, request)) is False:
+                raise Forbidden(f"source {source} does not let you in")
+
+    async def admit_to(self, info: RunInfo, request: Request) -> None:
+        """Raises what the guard of a run's source raises. A run of an endpoint has none."""
+        if info.route is None:
+            await self.admit(info.source, request)
+
+    async def _ask(self, guard: Guard, source: str, request: Request) -> Any:
+        if inspect.iscoroutinefunction(guard):
+            return await guard(request)
+        name = f"the guard of source {source}"
+        answer = await self._threads.call(partial(guard, request), name)
+        return await answer if inspect.isawaitable(answer) else answer
 
 
 def user_of(scope: Scope) -> str | None:
@@ -68,15 +97,19 @@ def check_owner(owner: Any, given_by: str) -> str | None:
     )
 
 
-async def _ask(function: Callable[[Request], Any], request: Request, name: str) -> Any:
-    """What an app's function returns for a request.
+async def _called(function: Identity, request: Request) -> str | None:
+    answer = function(request)
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+async def _answer(name: str, answering: Awaitable[Any]) -> Any:
+    """What an app's function returns.
 
     What it raises is the answer: StreamError and HTTPException with their status, others as 500.
     """
     try:
         async with asyncio.timeout(ANSWER_SECONDS) as waiting:
-            answer = function(request)
-            return await answer if inspect.isawaitable(answer) else answer
+            return await answering
     except Exception as error:
         if waiting.expired():
             detail = f"the app's {name} function did not answer within {ANSWER_SECONDS:g} s"

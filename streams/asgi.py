@@ -113,7 +113,7 @@ class Streams:
         self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads)
         closers = [source.aclose for source in self._policies if source.aclose is not None]
         self._lifetime = Lifetime(self.log, self.runs, closers)
-        self._access = Access(identity)
+        self._access = Access(identity, self._policies, self.runs.threads)
         self._max_body = max_body
         self._origins = frozenset(origins)
         of_runs = RunEndpoints(self.runs, self._access, self._follow)
@@ -306,6 +306,7 @@ class Streams:
         """Starts a run of one of the sources or models, for its client only: no other client joins
         it, and no other worker continues it. Raises StreamError if that is refused.
         """
+        await self._access.admit(source.name, request)
         check_site(request, self._origins)
         job = Job(
             source=source.name,
@@ -336,6 +337,7 @@ class Streams:
         if source is None:
             known = ", ".join(self.sources)
             raise UnknownSource(f"there is no source {name!r}; there are: {known}")
+        await self._access.admit(name, request)
         media_type = negotiated(request, STREAM_TYPES)
         if request.method == "POST":
             arguments = source.from_json(await self.read_json(request))

@@ -95,10 +95,17 @@ def mount_path(app: Any, scope: Scope) -> str | None:
     return None if mounted is None or "{" in mounted else root + mounted
 
 
+def _is_or_wraps(outer: Any, app: Any) -> bool:
+    """Whether `outer` is an app, or middleware around it, which keeps it as `app` by convention."""
+    while outer is not None and outer is not app:
+        outer = getattr(outer, "app", None)
+    return outer is app
+
+
 def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
     for route in routes:
         if isinstance(route, Mount):
-            if route.app is app:
+            if _is_or_wraps(route.app, app):
                 return route.path
             if (inner := _mounted_at(app, route.routes)) is not None:
                 return route.path + inner

@@ -15,7 +15,7 @@ StreamError                500  raise it in a source: clients see its message an
 ├── UnknownSource          404  lists the sources that exist
 ├── UnknownRun             404  the run never existed, is no longer retained, or is somebody else's
 ├── CrossSite              403  a page of another site may not start runs
-├── Forbidden              403  an anonymous client may not list runs without a key
+├── Forbidden              403  runs are listed for a user or a key; or a guard returned False
 ├── StoreFull              503  `max_runs` or `max_bytes` is reached; try again later
 │   ├── ShuttingDown       503  this server shuts down; the next one answers
 │   ├── StoreDown          503  the log's server or file cannot be used; try again later

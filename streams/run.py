@@ -70,7 +70,7 @@ class Runs:
         self._log = log
         self._sources = sources
         self._encoder = encoder or Encoder()
-        self._threads = Threads(max_threads)
+        self.threads = Threads(max_threads)
         self._producing: dict[str, Run] = {}
         self._waiting: set[asyncio.Timeout] = set()  # of the clients that wait for openings
         log.register(self)
@@ -178,7 +178,7 @@ class Runs:
     ) -> None:
         async def iterate_source() -> AsyncIterator[Any]:
             name = f"run {log.info.run} of source {log.info.source}"
-            return self._threads.iterate(await open_source(), name)
+            return self.threads.iterate(await open_source(), name)
 
         self._producing[log.info.run] = Run(
             log, iterate_source, policy, self._encoder, ended=self._ended, context=context
@@ -377,7 +377,7 @@ class Runs:
             "worker": self._log.worker,
             "runs": len(self._log),
             "running": len(self._producing),
-            "threads": len(self._threads),
+            "threads": len(self.threads),
             "readers": self.readers,
             "events": self._log.events,
             "bytes": self._log.bytes,

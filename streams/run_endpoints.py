@@ -6,7 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streams.access import Access
-from streams.log import RunLog
+from streams.errors import StreamError
+from streams.log import RunInfo, RunLog
 from streams.request import (
     EVENT_STREAM,
     JSON,
@@ -34,19 +35,34 @@ class RunEndpoints:
     async def list(self, request: Request) -> Response:
         selection = selection_of(request, await self._access.owner(request))
         root = root_path(request)
-        listed = [
+        logs = await self._runs.select(selection)
+        sources = {log.info.source: log.info for log in logs if log.info.route is None}
+        hidden = {name for name, info in sources.items() if not await self._admits(info, request)}
+        return json_response(
             {
-                **self._runs.state(log),
-                "key": log.info.key,
-                "url": run_url(root, log.info.run),
+                "runs": [
+                    {
+                        **self._runs.state(log),
+                        "key": log.info.key,
+                        "url": run_url(root, log.info.run),
+                    }
+                    for log in logs
+                    if log.info.route is not None or log.info.source not in hidden
+                ]
             }
-            for log in await self._runs.select(selection)
-        ]
-        return json_response({"runs": listed})
+        )
+
+    async def _admits(self, info: RunInfo, request: Request) -> bool:
+        try:
+            await self._access.admit_to(info, request)
+        except StreamError:
+            return False
+        return True
 
     async def one(self, request: Request) -> Response:
         owner = await self._access.owner(request)
         log = await self._runs.find(request.path_params["run"], owner)
+        await self._access.admit_to(log.info, request)
         if request.method == "DELETE":
             await self._runs.cancel(log)
             return Response(status_code=204)

@@ -49,6 +49,9 @@ EVENT_ID_PARAMETERS = ("last_event_id", "lastEventId")
 KEY_PARAMETER = "idempotency_key"
 RESERVED_PARAMETERS = (*EVENT_ID_PARAMETERS, KEY_PARAMETER)
 
+Guard = Callable[[Request], Any]
+"""Raises for a request that it does not let in. Sync, in a thread, or async."""
+
 Opener = Callable[[], Awaitable[AsyncIterable[Any] | Iterable[Any]]]
 Restartable = Callable[[Mapping[str, Any]], bool]
 
@@ -91,6 +94,7 @@ class Source(Generic[P, T]):
         name: str | None = None,
         shared: bool = False,
         restartable: Restartable | None = None,
+        guard: Guard | None = None,
         aclose: Callable[[], Awaitable[None]] | None = None,
         version: str = "",
         **policy: Unpack[PolicyOptions],
@@ -101,10 +105,15 @@ class Source(Generic[P, T]):
         self.function = function
         self.name = name or name_of(function)
         self.shared = shared
+        self.guard = guard
         self.aclose = aclose
         self.policy = policy
         self.description = (inspect.getdoc(code) or "").partition("\n")[0]
         check_name(self.name)
+        if guard is not None and not callable(guard):
+            raise TypeError(
+                f"guard= of source {self.name!r} is a function of the request, not {guard!r}"
+            )
         if not (
             inspect.isasyncgenfunction(code)
             or inspect.isgeneratorfunction(code)
@@ -325,6 +334,7 @@ def source(
     name: str | None = None,
     shared: bool = False,
     restartable: Restartable | None = None,
+    guard: Guard | None = None,
     aclose: Callable[[], Awaitable[None]] | None = None,
     version: str = "",
     **policy: Unpack[PolicyOptions],
@@ -340,10 +350,12 @@ def source(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     `name` (default: the function's) is the source's name in URLs. With `shared`, all viewers that
     give the same parameters share one run. A source with a parameter `after` is restartable; if it
     is not with all arguments, `restartable` is a function of them, defaults included, that says
-    whether it is. `aclose` is awaited when an app that serves the source closes. Change `version`
-    when the source would yield other events than before after the same number of them: a run that
-    a server with the old code has begun is not continued then, but fails with ProducerLost. Other
-    keywords are this source's exceptions from the policy: see Policy.
+    whether it is. `guard(request)`, sync or async, is called for everyone who starts, joins,
+    resumes or stops a run or reads its state; what it raises is the answer. `aclose` is awaited
+    when an app that serves the source closes. Change `version` when the source would yield other
+    events than before after the same number of them: a run that a server with the old code has
+    begun is not continued then, but fails with ProducerLost. Other keywords are this source's
+    exceptions from the policy: see Policy.
     """
     if function is None:
         return lambda function: Source(function, **options)

@@ -12,7 +12,7 @@ Invariants:
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from queue import SimpleQueue
@@ -67,10 +67,26 @@ class Threads:
             if (close := getattr(produced, "close", None)) is not None:
                 close()
             raise TooManyThreads(
-                f"this server runs {len(self)} plain generators, each in a thread (limit "
+                f"this server runs {len(self)} plain generators or guards, each in a thread (limit "
                 f"{self._limit}); try again in {TooManyThreads.retry_after} s"
             ) from error
         return iterator
+
+    async def call(self, function: Callable[[], Any], name: str) -> Any:
+        """What a plain function returns or raises, in a thread of its own. Raises TooManyThreads.
+
+        If the caller is cancelled, the thread ends when the function returns.
+        """
+        iterator = self.iterate(_once(function), name)
+        try:
+            return await anext(iterator)
+        finally:
+            if isinstance(iterator, ThreadIterator):
+                iterator.stop()
+
+
+def _once(function: Callable[[], Any]) -> Iterator[Any]:
+    yield function()
 
 
 class ThreadIterator:
@@ -106,9 +122,13 @@ class ThreadIterator:
 
     async def aclose(self) -> None:
         """Waits until the current step has returned and the iterator is closed."""
+        self.stop()
+        await self._closed
+
+    def stop(self) -> None:
+        """Closes the iterator after the current step."""
         self.stopping = True
         self._steps.put(None)
-        await self._closed
 
     def _run(self) -> None:
         if sniffio := sys.modules.get("sniffio"):  # This thread runs no event loop.

@@ -1,9 +1,13 @@
-"""access.py: whose a run is, as the app says."""
+"""access.py: whose a run is, and whom a source lets in, as the app says."""
 
 import asyncio
+import re
+import threading
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import HTTPException
 from starlette.applications import Starlette
@@ -11,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from streams import StreamError, Streams, source
+from streams import Source, StreamError, Streams, source
 from streams.sources import counter
-from tests.support.servers import client_of
+from tests.support.servers import ROOT, client_of, connection, serving, until
 from tests.test_asgi import problem
 
 ANN, BOB = {"X-User": "ann"}, {"X-User": "bob"}
@@ -174,3 +178,252 @@ async def test_the_key_of_a_client_with_an_identity_may_be_short() -> None:
         ]
         assert "send 16 random" in problem(await client.get("/streams/once", headers=key), 422)
     assert runs[0] == runs[2] != runs[1]
+
+
+def only_ann(request: Request) -> None:
+    if by_header(request) != "ann":
+        raise HTTPException(403, "only for Ann")
+
+
+async def only_ann_slowly(request: Request) -> None:
+    await asyncio.sleep(0)
+    only_ann(request)
+
+
+class OnlyAnn:
+    async def __call__(self, request: Request) -> None:
+        await only_ann_slowly(request)
+
+
+def guarded(guard: Any, shared: bool = False) -> Source[..., Any]:
+    @source(name="guarded", guard=guard, shared=shared)
+    async def guarded(count: int = 1) -> AsyncIterator[int]:
+        yield count
+        await asyncio.Event().wait()
+
+    return guarded
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    "guard", [only_ann, only_ann_slowly, OnlyAnn()], ids=["sync", "async", "object"]
+)
+async def test_a_guard_is_asked_for_everyone_who_starts_reads_resumes_or_stops_a_run(
+    guard: Any, shared: bool
+) -> None:
+    streams = Streams([guarded(guard, shared)])
+    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
+
+        async def refused(method: str, path: str, **headers: str) -> None:
+            response = await client.request(method, path, headers={**BOB, **headers})
+            assert problem(response, 403) == "only for Ann"
+
+        await refused("GET", "/streams/guarded")
+        assert len(streams.log) == 0
+        user = "X-User: ann\r\n"
+        async with connection(url, "/streams/guarded", headers=user) as stream:
+            await stream.until(lambda stream: b"\ndata: 1\n" in stream.body, "the run has begun")
+            path = f"/runs/{stream.run}"
+            await refused("GET", "/streams/guarded")
+            await refused("GET", "/streams/guarded", **{"Last-Event-ID": f"{stream.run}.0"})
+            await refused("GET", path)
+            await refused("GET", path, **{"Last-Event-ID": f"{stream.run}.0"})
+            await refused("GET", path, Accept="application/json")
+            await refused("DELETE", path)
+            async with connection(url, path, headers=user) as again:
+                await again.until(lambda stream: b"\ndata: 1\n" in stream.body, "Ann reads it")
+            assert (await client.delete(path, headers=ANN)).status_code == 204
+
+
+async def test_a_guard_comes_before_anything_else_at_the_url_of_its_source() -> None:
+    async with client_of(Streams([guarded(only_ann)])) as client:
+        for method, options in [
+            ("GET", {"params": {"nonsense": "1"}}),
+            ("POST", {"content": b"no JSON"}),
+            ("GET", {"headers": {"Accept": "text/html"}}),
+            ("GET", {"headers": {"Last-Event-ID": "nonsense"}}),
+            ("GET", {"headers": {"Idempotency-Key": ""}}),
+            ("GET", {"headers": {"Sec-Fetch-Site": "cross-site"}}),
+        ]:
+            response = await client.request(method, "/streams/guarded", **options)  # type: ignore[arg-type]
+            assert problem(response, 403) == "only for Ann"
+        assert (await client.head("/streams/guarded")).status_code == 403
+
+
+async def test_a_guard_is_asked_for_a_model_too() -> None:
+    @source(guard=only_ann)
+    async def model(prompt: str) -> AsyncIterator[str]:
+        yield prompt
+
+    streams = Streams(models={"m": model})
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    async with client_of(streams) as client:
+        response = await client.post("/v1/chat/completions", json=body)
+        assert (response.status_code, "only for Ann" in response.text) == (403, True)
+        assert len(streams.log) == 0
+        response = await client.post("/v1/chat/completions", json=body, headers=ANN)
+        assert response.status_code == 200
+
+
+async def test_a_run_that_its_guard_does_not_show_is_not_listed() -> None:
+    asked: list[str] = []
+
+    def guard(request: Request) -> None:
+        asked.append(request.url.path)
+        if "closed" in request.headers:
+            raise StreamError("closed", status=403)
+
+    @source(guard=guard)
+    async def sometimes() -> AsyncIterator[int]:
+        yield 1
+
+    streams = Streams([counter, sometimes], identity=by_header)
+
+    async def own(request: Request) -> Response:
+        return streams.response(request, iter([1]), name="sometimes")
+
+    app = Starlette(routes=[Route("/own", own), Mount("/", streams)])
+    async with client_of(app) as client:
+        for path in (
+            "/streams/counter?count=0",
+            "/streams/sometimes",
+            "/streams/sometimes",
+            "/own",
+        ):
+            assert (await client.get(path, headers=ANN)).status_code == 200
+        asked.clear()
+
+        async def listed(**headers: str) -> list[str]:
+            response = await client.get("/runs", headers={**ANN, **headers})
+            return [run["source"] for run in response.json()["runs"]]
+
+        assert await listed() == ["sometimes", "sometimes", "sometimes", "counter"]
+        assert await listed(closed="yes") == ["sometimes", "counter"], "an endpoint has no guard"
+        own_run, *_ = await streams.runs.list()
+        response = await client.get(own_run.info.path, headers={**ANN, "closed": "yes"})
+        assert response.status_code == 200
+    assert asked == ["/runs", "/runs"], "once for each source"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "detail"),
+    [
+        (HTTPException(401, "log in first", {"WWW-Authenticate": "Bearer"}), 401, "log in first"),
+        (StreamError("not now", status=429, retry_after=7), 429, "not now"),
+        (ValueError("secret"), 500, "guard= function failed with ValueError; see the server's log"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_what_a_guard_raises_is_the_answer(
+    error: Exception, status: int, detail: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def guard(request: Request) -> None:
+        raise error
+
+    async def slow_guard(request: Request) -> None:
+        raise error
+
+    served = guarded(guard if kind == "sync" else slow_guard)
+    async with client_of(Streams([served])) as client:
+        response = await client.get("/streams/guarded")
+        assert detail in problem(response, status)
+        if status == 401:
+            assert response.headers["www-authenticate"] == "Bearer"
+    assert "secret" not in response.text
+    assert ("secret" in caplog.text) == (status == 500)
+
+
+@pytest.mark.parametrize("answer", [None, True, False, "ann"])
+async def test_a_guard_that_returns_false_lets_nobody_in(answer: Any) -> None:
+    @source(guard=lambda request: answer)
+    async def once() -> AsyncIterator[int]:
+        yield 1
+
+    async with client_of(Streams([once])) as client:
+        response = await client.get("/streams/once")
+    if answer is False:
+        assert problem(response, 403) == "source once does not let you in"
+    else:
+        assert response.status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_guard_that_does_not_answer_is_a_504(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.access.ANSWER_SECONDS", 0.01)
+    gate = threading.Event()
+
+    def guard(request: Request) -> None:
+        gate.wait(20)
+
+    async def slow_guard(request: Request) -> None:
+        await asyncio.Event().wait()
+
+    streams = Streams([guarded(guard if kind == "sync" else slow_guard)])
+    async with client_of(streams) as client:
+        detail = problem(await client.get("/streams/guarded"), 504)
+        assert "guard= function did not answer within 0.01 s" in detail
+        assert len(streams.log) == 0
+        threads = (await client.get("/health")).json()["threads"]
+        assert threads == (kind == "sync"), "nothing can end the thread"
+        gate.set()
+        await until(lambda: len(streams.runs.threads) == 0, "the thread has ended")
+
+
+async def test_a_sync_guard_has_the_context_of_its_request_and_a_limited_number_of_threads() -> (
+    None
+):
+    user: ContextVar[str] = ContextVar("user")
+    seen: list[str] = []
+    gate, waiting = threading.Event(), threading.Event()
+
+    def guard(request: Request) -> None:
+        seen.append(user.get())
+        waiting.set()
+        assert gate.wait(20)
+
+    @source(guard=guard)
+    async def once() -> AsyncIterator[int]:
+        yield 1
+
+    streams = Streams([once], max_threads=1)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        user.set("ann")
+        await streams(scope, receive, send)
+
+    async with client_of(app, lifespan="off") as client:
+        first = asyncio.create_task(client.get("/streams/once"))
+        await until(waiting.is_set, "the guard waits")
+        assert "limit 1" in problem(await client.get("/streams/once"), 503)
+        gate.set()
+        assert (await first).status_code == 200
+    assert seen == ["ann"]
+
+
+def test_a_guard_must_be_a_function() -> None:
+    what = "guard= of source 'guarded' is a function of the request, not 'ann'"
+    with pytest.raises(TypeError, match=what):
+        guarded("ann")
+
+
+async def test_the_recipe_guards_a_whole_mount_in_fastapi() -> None:
+    """Run from the page: without the cookie nothing answers, and runs keep their URLs."""
+    text = (ROOT / "docs/access.md").read_text()
+    (block,) = [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class" in block
+    ]
+    namespace: dict[str, Any] = {"__name__": "recipe"}
+    exec(compile(block, "recipe", "exec"), namespace)
+    async with client_of(namespace["app"]) as client:
+        for path in ("/", "/streams", "/streams/counter", "/runs", "/runs/x", "/health"):
+            response = await client.get(f"/live{path}")
+            assert (response.status_code, response.json()) == (401, {"detail": "log in first"})
+        assert (await client.get("/ask")).status_code == 401
+        cookie = {"Cookie": "session=s-1"}
+        assert (await client.get("/live/health", headers=cookie)).status_code == 200
+        asked = await client.get("/ask", headers=cookie)
+        path = asked.headers["content-location"]
+        assert path.startswith("/live/runs/")
+        assert (await client.get(path, headers=cookie)).status_code == 200

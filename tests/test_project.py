@@ -234,16 +234,21 @@ async def test_every_python_block_of_the_documentation_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Runs each block. One that makes an app has a curl command in a comment, which is tried. One
-    with a main() is a client of what `make run` serves, and has its output in comments."""
+    """Runs each block. One that makes an app has a curl command in a comment, which is tried; -b is
+    a cookie. One with a main() is a client of what `make run` serves, and has its output in
+    comments."""
     monkeypatch.chdir(tmp_path)  # Some blocks make files.
     block = BLOCKS[name]
     namespace: dict[str, Any] = {"__name__": name}
     exec(compile(block, name, "exec"), namespace)
-    tries = re.findall(r"^# curl -N 127\.0\.0\.1:8000(\S*)", block, re.MULTILINE)
+    tries = re.findall(r"^# curl -N 127\.0\.0\.1:8000(\S*)(?: -b (\S+))?", block, re.MULTILINE)
     assert bool(tries) == ("app" in namespace)
-    for path in tries:
-        async with serving(namespace["app"]) as url, connection(url, path) as stream:
+    for path, cookie in tries:
+        headers = f"Cookie: {cookie}\r\n" if cookie else ""
+        async with (
+            serving(namespace["app"]) as url,
+            connection(url, path, headers=headers) as stream,
+        ):
             await stream.until(
                 lambda stream: stream.body.count(b"\ndata: ") >= 2, "two events have come"
             )
