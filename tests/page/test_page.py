@@ -755,7 +755,7 @@ def test_the_picture_shows_a_run_with_a_reconnect(page: Page, tmp_path: Path) ->
 
     # A stalled run is still running at the click on Drop, however slow the machine is.
     page.route("**/streams/tokens", stall)
-    page.set_viewport_size({"width": 1280, "height": 1020})
+    page.set_viewport_size({"width": 1280, "height": 1110})
     start(page, "tokens", prompt="Why stream?", tokens_per_second=15)
     expect_events(page, 15)
     click(page, "Drop")
