@@ -339,10 +339,11 @@ class Streams:
             raise UnknownSource(f"there is no source {name!r}; there are: {known}")
         await self._access.admit(name, request)
         media_type = negotiated(request, STREAM_TYPES)
+        resumes = last_event_id(request) is not None
         if request.method == "POST":
-            arguments = source.from_json(await self.read_json(request))
+            arguments = source.from_json(await self.read_json(request), resumes=resumes)
         else:
-            arguments = source.from_query(request.query_params)
+            arguments = source.from_query(request.query_params, resumes=resumes)
         policy, owner = self._policies[source], await self._access.owner(request)
         key = idempotency_key(request, owner)
         if request.method == "HEAD":

@@ -195,30 +195,32 @@ class Source(Generic[P, T]):
     def __repr__(self) -> str:
         return f"<Source {self.name}>"
 
-    def from_query(self, query: QueryParams) -> dict[str, Any]:
+    def from_query(self, query: QueryParams, *, resumes: bool = False) -> dict[str, Any]:
         """The arguments in a query string, converted from text to the declared types.
 
-        Raises InvalidParameters with all faults.
+        A client that resumes a run may give none. Raises InvalidParameters with all faults.
         """
-        given: dict[str, Any] = {}
-        for name in query:
+        values: dict[str, list[str]] = {}
+        for name, value in query.multi_items():
             if name not in RESERVED_PARAMETERS:
-                values = query.getlist(name)
-                given[name] = (
-                    values if len(values) > 1 or _is_list(self._types.get(name)) else values[0]
-                )
-        return self._arguments(given, strict=False)
+                values.setdefault(name, []).append(value)
+        given = {
+            name: texts if len(texts) > 1 or _is_list(self._types.get(name)) else texts[0]
+            for name, texts in values.items()
+        }
+        return {} if resumes and not given else self._arguments(given, strict=False)
 
-    def from_json(self, body: bytes) -> dict[str, Any]:
+    def from_json(self, body: bytes, *, resumes: bool = False) -> dict[str, Any]:
         """The arguments in a JSON object.
 
-        Raises InvalidBody if it is not an object, InvalidParameters with all faults.
+        A client that resumes a run may give none. Raises InvalidBody if it is not an object,
+        InvalidParameters with all faults.
         """
         try:
             given = msgspec.json.decode(body or b"{}", type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidBody(f"the body must be a JSON object: {error}") from None
-        return self._arguments(given, strict=True)
+        return {} if resumes and not given else self._arguments(given, strict=True)
 
     def _arguments(self, given: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
         arguments = {}
@@ -274,8 +276,11 @@ class Source(Generic[P, T]):
         """Calls the function, and returns what yields the events after its first `after` ones.
 
         A source that is an async function is awaited, and may raise anything. `request` is None
-        if another worker continues a run.
+        if another worker continues a run. Raises InvalidParameters if required ones are missing:
+        a client wanted to resume a run that is lost.
         """
+        if not arguments:
+            self._arguments({}, strict=False)
         extra: dict[str, Any] = {}
         if self._request_parameter is not None:
             extra[self._request_parameter] = request

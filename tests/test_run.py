@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -168,6 +169,28 @@ async def test_a_run_is_resumed_only_with_its_own_parameters(shared: bool) -> No
                 assert response.status_code == (200 if same else 422)
                 if not same:
                     assert "other parameters" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_client_that_resumes_may_leave_out_required_parameters(shared: bool) -> None:
+    @source(shared=shared)
+    async def numbers(count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+
+    async with client_of(Streams([numbers])) as client:
+        run = (await every_event(client, "/streams/numbers?count=3"))[0].json()["run"]
+        headers = {"Last-Event-ID": f"{run}.2"}
+        for method in ("GET", "POST"):
+            resumed = await client.request(method, "/streams/numbers", headers=headers)
+            assert re.findall("id: .*", resumed.text) == [f"id: {run}.3", f"id: {run}.4"]
+        lost = await client.get("/streams/numbers", headers={"Last-Event-ID": f"{UNKNOWN}.2"})
+        if shared:
+            assert (lost.status_code, "count: is required" in lost.text) == (422, True)
+        else:
+            assert (lost.status_code, UNKNOWN in lost.text) == (410, True)
+        new = await client.get("/streams/numbers")
+        assert (new.status_code, "count: is required" in new.text) == (422, True)
 
 
 async def test_a_client_of_a_lost_shared_run_gets_a_gap_and_the_running_one() -> None:
