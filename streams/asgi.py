@@ -30,7 +30,7 @@ from streams.endpoint import (
     starlette_request,
 )
 from streams.errors import StoreFull, StreamError, UnknownSource, problem
-from streams.event import Encoder
+from streams.event import Encoder, EventId
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
@@ -279,7 +279,8 @@ class Streams:
             owner = job.owner or await self._access.owner(request)
             key = idempotency_key(request, owner, job.key)
             job = msgspec.structs.replace(job, owner=owner, key=key)
-            return await self.attach(request, job, mount_path(self, request.scope), media_type)
+            last, root = last_event_id(request), mount_path(self, request.scope)
+            return await self._attach(request, job, last, root, media_type)
         except StreamError as error:
             return refusal(error, request)
 
@@ -339,27 +340,27 @@ class Streams:
             raise UnknownSource(f"there is no source {name!r}; there are: {known}")
         await self._access.admit(name, request)
         media_type = negotiated(request, STREAM_TYPES)
-        resumes = last_event_id(request) is not None
+        last = last_event_id(request)
         if request.method == "POST":
-            arguments = source.from_json(await self.read_json(request), resumes=resumes)
+            arguments = source.from_json(await self.read_json(request), resumes=last is not None)
         else:
-            arguments = source.from_query(request.query_params, resumes=resumes)
+            arguments = source.from_query(request.query_params, resumes=last is not None)
         policy, owner = self._policies[source], await self._access.owner(request)
         key = idempotency_key(request, owner)
         if request.method == "HEAD":
             return head_response(media_type)
         job = source.job(arguments, request, policy=policy, owner=owner, key=key)
-        return await self.attach(request, job, root_path(request), media_type)
+        return await self._attach(request, job, last, root_path(request), media_type)
 
-    async def attach(
-        self, request: Request, job: Job, root: str | None, media_type: str
+    async def _attach(
+        self, request: Request, job: Job, last: EventId | None, root: str | None, media_type: str
     ) -> Response:
         """The stream of a job: of a new run, of a shared one, or of the one that is resumed.
 
         `root` is the path under which /runs is; None if the app is not mounted.
         """
         check_site(request, self._origins)
-        position = await self.runs.attach(job, last_event_id(request))
+        position = await self.runs.attach(job, last)
         return self._read(position, job.policy, root, media_type)
 
     def _read(
