@@ -11,6 +11,7 @@ from streams.pace import join_text, joined
 from streams.policy import Policy
 from streams.producer import current_run
 from streams.source import Source, source
+from streams.topic import Topic, topic
 from streams.wires import Wire
 
 __all__ = [
@@ -21,9 +22,11 @@ __all__ = [
     "Source",
     "StreamError",
     "Streams",
+    "Topic",
     "Wire",
     "current_run",
     "join_text",
     "joined",
     "source",
+    "topic",
 ]

@@ -36,6 +36,7 @@ from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
 from streams.optional import completions, json_lines, log_at, page_routes
 from streams.policy import Policy, PolicyOptions
+from streams.publish import Publisher
 from streams.request import (
     EVENT_STREAM,
     STREAM_TYPES,
@@ -56,7 +57,7 @@ from streams.source import Job, Source, check_name, check_source
 from streams.wires import EventStream, Wire
 
 
-class Streams:
+class Streams(Publisher):
     """Serves sources as event streams: an ASGI app of its own, or mounted in another.
 
     `models` maps model names to sources, served at /v1/chat/completions in OpenAI's format.
@@ -111,8 +112,7 @@ class Streams:
         self.log = log_at(log, limits) if isinstance(log, str) else log
         sources_by_name = {s.name: (s, self._policies[s]) for s in self.sources.values()}
         self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads)
-        closers = [source.aclose for source in self._policies if source.aclose is not None]
-        self._lifetime = Lifetime(self.log, self.runs, closers)
+        self._lifetime = Lifetime(self.log, self.runs, self._policies)
         self._access = Access(identity, self._policies, self.runs.threads)
         self._max_body = max_body
         self._origins = frozenset(origins)
@@ -148,6 +148,7 @@ class Streams:
         `async with streams:` does the same.
         """
         async with self._lifetime:
+            self._lifetime.serves = True
             yield
 
     async def __aenter__(self) -> Self:

@@ -12,8 +12,9 @@ StreamError                500  raise it in a source: clients see its message an
 ├── BodyTooLarge           413  the body is longer than `max_body`
 ├── RunGone                410  the run cannot be resumed: it is not retained, or another one's
 ├── NotAcceptable          406  the Accept header excludes every answer
-├── UnknownSource          404  lists the sources that exist
+├── UnknownSource          404  lists the sources, or topics, that exist
 ├── UnknownRun             404  the run never existed, is no longer retained, or is somebody else's
+├── TopicEnded             409  a publish to a topic that has ended, and is retained still
 ├── CrossSite              403  a page of another site may not start runs
 ├── Forbidden              403  runs are listed for a user or a key; or a guard returned False
 ├── StoreFull              503  `max_runs` or `max_bytes` is reached; try again later
@@ -159,6 +160,10 @@ class ProducerLost(StreamError):
 
 class LogClosed(StreamError):
     pass
+
+
+class TopicEnded(LogClosed):
+    status = 409
 
 
 class LostHistory(StreamError):

@@ -36,6 +36,7 @@ __all__ = [
     "Event",
     "EventId",
     "LoggedEvent",
+    "Payload",
     "encode_json",
     "escape_separators",
     "frame",
@@ -243,10 +244,7 @@ class Encoder:
 
 def _unencodable(value: Any, path: str, part: Any, reason: str) -> UnencodableValue:
     place = f"{path}: {type(part).__name__}: " if path else ""
-    return UnencodableValue(
-        f"the source yielded a {type(value).__name__} that cannot be encoded as JSON: "
-        f"{place}{reason}"
-    )
+    return UnencodableValue(f"a {type(value).__name__} cannot be encoded as JSON: {place}{reason}")
 
 
 payload = Encoder().payload

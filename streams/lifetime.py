@@ -9,14 +9,16 @@ Invariants:
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextvars import Context
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from streams.errors import ShuttingDown, StreamError
 from streams.log import EventLog
 from streams.run import Runs
-from streams.shutdown import tell
+from streams.shutdown import tell, uvicorn_servers
+from streams.source import Source
+from streams.topic import Topic
 from streams.workers import workers_of_first
 
 logger = logging.getLogger("streams")
@@ -31,6 +33,12 @@ SEPARATE_LOGS = (
     "%d workers serve this Streams, and each has a log of its own: a client that reconnects to "
     'another worker cannot resume. Give them one log: Streams(log="sqlite:runs.db"), or in the '
     "environment STREAMS_LOG=sqlite:streams.db; on several machines, redis://…"
+)
+
+NO_VIEWERS = (
+    "the log is in the memory of this process, which serves nothing, so nobody could see what is "
+    'published. Give this Streams the log of the server: Streams(…, log="sqlite:runs.db"). In a '
+    "server, pass lifespan=streams.lifespan to the app that mounts it"
 )
 
 SEARCH_SECONDS = 1.0
@@ -98,18 +106,21 @@ class OpenResponses:
 class Lifetime:
     """Opens and closes the log, the runs and the sources of a Streams.
 
-    `async with` does that; without it, the first request and the server's shutdown do. `closers`
-    are what the sources have as `aclose`.
+    `async with` does that; without it, the first request and the server's shutdown do. `sources`
+    are all that it serves. One that has only topics opens the log when the first viewer comes: a
+    process that only publishes is no worker, which would take over runs.
     """
 
-    def __init__(
-        self, log: EventLog, runs: Runs, closers: Iterable[Callable[[], Awaitable[None]]]
-    ) -> None:
+    def __init__(self, log: EventLog, runs: Runs, sources: Iterable[Source[..., Any]]) -> None:
         self.runs = runs
+        self.serves = False
+        """Whether it is known that a server uses this, so that there can be viewers."""
         self.closing: asyncio.Task[None] | None = None
         """The task that closes everything at the server's shutdown if there is no lifespan."""
         self._log = log
-        self._closers = list(closers)
+        sources = list(sources)
+        self._closers = [source.aclose for source in sources if source.aclose is not None]
+        self._only_publishes = bool(sources) and all(isinstance(s, Topic) for s in sources)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._entered = 0
         self._responses: dict[float, OpenResponses] = {}
@@ -119,7 +130,8 @@ class Lifetime:
     async def __aenter__(self) -> Self:
         await self._move_to_this_loop()
         if not self._entered:
-            await self._log.open()
+            if not self._only_publishes:
+                await self._log.open()
             self._warn_of_separate_logs()
         self._entered += 1
         return self
@@ -135,6 +147,7 @@ class Lifetime:
     async def serve(self) -> None:
         """Prepares for a request. Raises StreamError if it cannot be served."""
         loop = await self._move_to_this_loop()
+        self.serves = True
         if (now := loop.time()) >= self._next_search:
             self._next_search = math.inf if tell(self) else now + SEARCH_SECONDS
             if not self._entered and not self._warned:
@@ -143,6 +156,14 @@ class Lifetime:
                 self._warn_of_separate_logs()
         if self.runs.stopping:
             raise ShuttingDown
+
+    async def publish(self) -> None:
+        """Prepares for a publish. Raises RuntimeError if there cannot be a viewer."""
+        await self._move_to_this_loop()
+        if not (self.serves or self._log.shared):
+            self.serves = bool(uvicorn_servers())
+            if not self.serves:
+                raise RuntimeError(NO_VIEWERS)
 
     def _warn_of_separate_logs(self) -> None:
         if not self._log.shared and (workers := workers_of_first()):
@@ -174,7 +195,7 @@ class Lifetime:
     def _expect_server(self) -> None:
         """Prepares for a server, perhaps after another one in the same event loop."""
         self._next_search = 0.0
-        self.runs.stopping = False
+        self.runs.stopping = self.serves = False
         self.closing = None
 
     def responses(self, timeout: float) -> OpenResponses:

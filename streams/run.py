@@ -69,7 +69,7 @@ class Runs:
         self.gaps = 0
         self._log = log
         self._sources = sources
-        self._encoder = encoder or Encoder()
+        self.encoder = encoder or Encoder()
         self.threads = Threads(max_threads)
         self._producing: dict[str, Run] = {}
         self._waiting: set[asyncio.Timeout] = set()  # of the clients that wait for openings
@@ -109,21 +109,8 @@ class Runs:
 
     async def _start(self, job: Job) -> tuple[RunLog, bool]:
         """Does what `start` does. Returns also whether the run had been open before."""
-        info = RunInfo(
-            run=secrets.token_urlsafe(16),
-            source=job.source,
-            route=job.route,
-            started=datetime.now(UTC),
-            owner=job.owner,
-            key=job.key,
-            shared=job.shared,
-            arguments=job.arguments if self._log.shared else None,
-            arguments_hash=job.arguments_hash,
-            fingerprint=job.fingerprint,
-        )
-        policy = job.policy
-        limits = Limits(policy.window, policy.retain, drops_oldest=policy.linger is None)
-        log = await self._log.create(info, limits)
+        info, policy = self.info_of(job), job.policy
+        log = await self._log.create(info, limits_of(policy))
         was_open, is_new = not log.opening, log.info.run == info.run
         if is_new:
             if self.stopping:
@@ -154,6 +141,22 @@ class Runs:
             return await self._start(job)
         return log, was_open
 
+    def info_of(self, job: Job) -> RunInfo:
+        """What a run of a job would be."""
+        return RunInfo(
+            run=secrets.token_urlsafe(16),
+            source=job.source,
+            route=job.route,
+            started=datetime.now(UTC),
+            owner=job.owner,
+            key=job.key,
+            shared=job.shared,
+            topic=job.topic,
+            arguments=job.arguments if self._log.shared else None,
+            arguments_hash=job.arguments_hash,
+            fingerprint=job.fingerprint,
+        )
+
     async def _opened(self, log: RunLog) -> None:
         """Waits until a run has opened. Raises its refusal, or ShuttingDown."""
         await asyncio.sleep(0)  # Most sources take their first step at once.
@@ -181,7 +184,7 @@ class Runs:
             return self.threads.iterate(await open_source(), name)
 
         self._producing[log.info.run] = Run(
-            log, iterate_source, policy, self._encoder, ended=self._ended, context=context
+            log, iterate_source, policy, self.encoder, ended=self._ended, context=context
         )
 
     def _ended(self, run: Run) -> None:
@@ -219,11 +222,16 @@ class Runs:
             self.restarts += 1
 
     async def _join(self, job: Job) -> Position:
-        """The shared run of a job: its beginning if this starts it, else its newest event."""
-        log, was_open = await self._start(job)
-        if not was_open or log.last <= 1:
+        """The shared run of a job: its beginning if this starts it, else its newest events."""
+        if job.topic:
+            log, was_open = await self._log.topic(self.info_of(job), limits_of(job.policy)), True
+        else:
+            log, was_open = await self._start(job)
+        newest = log.last if log.status == "running" else log.last - 1  # the last one is the end
+        after = max(newest - job.replay, log.first - 1)
+        if not was_open or (after < 1 and log.first < 1):
             return Position(log, -1)
-        return Position(log, log.last - 1, joins_late=True)
+        return Position(log, after, joins_late=True)
 
     async def _resume(self, job: Job, last: EventId) -> Position | None:
         """The run of `last`, after that event; or the live run, if a shared one was forgotten."""
@@ -385,3 +393,7 @@ class Runs:
             "gaps": self.gaps,
             "since": self.since,
         }
+
+
+def limits_of(policy: Policy) -> Limits:
+    return Limits(policy.window, policy.retain, drops_oldest=policy.linger is None)

@@ -64,6 +64,8 @@ class RunEndpoints:
         log = await self._runs.find(request.path_params["run"], owner)
         await self._access.admit_to(log.info, request)
         if request.method == "DELETE":
+            if log.info.shared:
+                raise StreamError("viewers share this run, so none of them can stop it", status=403)
             await self._runs.cancel(log)
             return Response(status_code=204)
         media_type = negotiated(request, (EVENT_STREAM, JSON, *JSON_LINES))

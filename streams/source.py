@@ -78,6 +78,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Names one run of its owner, source and route: what has the same key attaches to it."""
     shared: bool = False
     """Whether all who give the same arguments view one run."""
+    replay: int = 1
+    """How many of the newest events of a shared run a client gets that joins later."""
+    topic: bool = False
+    """Whether the run has no source: anybody publishes to it."""
 
 
 class Source(Generic[P, T]):
@@ -114,16 +118,8 @@ class Source(Generic[P, T]):
             raise TypeError(
                 f"guard= of source {self.name!r} is a function of the request, not {guard!r}"
             )
-        if not (
-            inspect.isasyncgenfunction(code)
-            or inspect.isgeneratorfunction(code)
-            or inspect.iscoroutinefunction(code)
-        ):
-            raise TypeError(
-                f"source {self.name!r} must be an async generator function, a generator function, "
-                f"or an async function that returns an async iterator"
-            )
-        Policy().replace(policy, f"source {self.name!r}", Source.__init__.__kwdefaults__ or ())
+        self.check_function(code)
+        Policy().replace(policy, f"source {self.name!r}", type(self).__init__.__kwdefaults__ or ())
         self._request_parameter: str | None = None
         self._needs_request = False
         self.restartable = False
@@ -139,6 +135,19 @@ class Source(Generic[P, T]):
         self._restartable_with = restartable
         program = (code.__module__, code.__qualname__, self.schema, self.movable, version)
         self.fingerprint = sha256(encode_sorted(program)).hexdigest()
+
+    def check_function(self, code: Callable[..., Any]) -> None:
+        """Raises TypeError for a function that cannot be the source's."""
+        if not (
+            inspect.isasyncgenfunction(code)
+            or inspect.isgeneratorfunction(code)
+            or inspect.iscoroutinefunction(code)
+        ):
+            raise TypeError(
+                f"source {self.name!r} must be an async generator function, a generator function, "
+                f"or an async function that returns an async iterator; a function whose parameters "
+                f"only name a topic is a @topic"
+            )
 
     def _inspect_signature(self) -> None:
         for parameter, type_ in parameters_of(self.name, self.function):
@@ -221,6 +230,10 @@ class Source(Generic[P, T]):
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidBody(f"the body must be a JSON object: {error}") from None
         return {} if resumes and not given else self._arguments(given, strict=True)
+
+    def from_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments in Python values. Raises InvalidParameters with all faults."""
+        return self._arguments(values, strict=True)
 
     def _arguments(self, given: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
         arguments = {}

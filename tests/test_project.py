@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 CORE = [
     "asgi",
     "run_endpoints",
+    "publish",
     "endpoint",
     "optional",
     "access",
@@ -32,11 +33,13 @@ CORE = [
     "run",
     "producer",
     "log.memory",
+    "log.topics",
     "log.table",
     "log.backing",
     "log.opening",
     "log.buffer",
     "log",
+    "topic",
     "source",
     "policy",
     "declaration",
@@ -202,11 +205,13 @@ def test_the_public_names() -> None:
         "Source",
         "StreamError",
         "Streams",
+        "Topic",
         "Wire",
         "current_run",
         "join_text",
         "joined",
         "source",
+        "topic",
     }
     assert all(getattr(streams, name).__doc__ for name in streams.__all__)
 

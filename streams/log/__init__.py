@@ -7,9 +7,10 @@ Invariants of every log:
 
 1. The events of a run are numbered from 0 without holes. An event never changes.
 2. Events leave only at the old end. One that an attached reader has not read leaves only if the
-   store has lost it; the reader gets LostHistory then.
+   store has lost it, or if the run is a topic; the reader gets LostHistory then.
 3. The `end` event and the status that it announces are set together; nothing follows them.
-4. A run has one producer at a time. Readers may be anywhere.
+4. A run has one producer at a time; a topic has none, and anybody publishes. Readers may be
+   anywhere.
 5. Nobody reads a run before it has opened. All who wait for that, on any worker, get its refusal.
 """
 
@@ -22,7 +23,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from streams.errors import StreamError
-from streams.event import NO_READER, End, encode_json, frame
+from streams.event import NO_READER, End, EventId, Payload, encode_json, frame
 
 Status = Literal["running", "completed", "failed", "cancelled", "refused"]
 """`refused`: the source failed in its first step, before anybody could read the run."""
@@ -50,6 +51,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     route."""
     shared: bool = False
     """Whether all who give its arguments view it while it is running."""
+    topic: bool = False
+    """Whether it has no producer: anybody publishes, and it holds nobody back. It is shared."""
     arguments: str | None = None
     """The source's arguments as a JSON object, if another worker can continue the run."""
     arguments_hash: str | None = None
@@ -64,14 +67,14 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
         None: nothing.
         """
         if self.shared:
-            return f"{self.source} {self.arguments_hash}"
+            return f"{'topic ' if self.topic else ''}{self.source} {self.arguments_hash}"
         if self.key is None:
             return None
         return unique_key(self.owner, self.source, self.route, self.key)
 
     def frees_key(self, end: End) -> bool:
         """Whether another run may have its unique key after it has ended so."""
-        return self.shared or end.reason == NO_READER
+        return (self.shared and not self.topic) or end.reason == NO_READER
 
     @property
     def path(self) -> str:
@@ -282,6 +285,28 @@ class EventLog(Protocol):
 
     async def discard(self, run: str) -> None:
         """Forgets a run at once, if it exists. The iterations of its readers end."""
+
+    async def topic(self, info: RunInfo, limits: Limits) -> RunLog:
+        """The log of a topic: of the run with the unique key of `info`.
+
+        If there is none, a new one with its `start` event, which is open. It drops its oldest
+        events beyond the window, read or not, and raises LostHistory to a reader that misses them.
+        It is forgotten when it has had no readers and no new events for `retain` seconds. At a
+        limit, one without readers may make room earlier.
+        """
+
+    async def publish(self, info: RunInfo, limits: Limits, event: Payload) -> EventId:
+        """Appends an event to a topic, which is found or made as by `topic`. Returns its id once
+        it cannot be lost.
+
+        Any number of tasks and workers publish at once. Raises LogClosed if the topic has ended.
+        """
+
+    async def end_topic(self, info: RunInfo, limits: Limits, end: End) -> None:
+        """Ends a topic, found or made as by `topic`. Does nothing if it has ended.
+
+        Its unique key is free when it is forgotten, after `retain` seconds.
+        """
 
     async def aclose(self) -> None:
         """Writes what is not written yet, and leaves unfinished runs to other workers."""

@@ -3,9 +3,10 @@
 Invariants:
 
 1. The bytes in all buffers are counted in `MemoryLog.bytes`.
-2. At a limit, finished runs without readers are forgotten, oldest first; no other run is. Those
-   with a key come last.
-3. Every event after the cursor of an attached reader is held, or the run's backing can load it.
+2. At a limit, finished runs without readers are forgotten, oldest first, then topics without
+   readers; those with a key come last. No other run is.
+3. Every event after the cursor of an attached reader is held, or the run's backing can load it; a
+   topic holds its newest events, read or not.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from streams.log.backing import Backing
 from streams.log.buffer import FrameBuffer
 from streams.log.opening import OpeningRun
 from streams.log.table import RunTable
+from streams.log.topics import LocalTopics
 
 # The most bytes of one write, unless one event has more. A client that stops reading costs this
 # much in addition to the server's own write buffer, which has the same size.
@@ -30,7 +32,7 @@ CHUNK = 64 * 1024
 NO_PIECE = (-1, -1, b"")
 
 
-class MemoryLog:
+class MemoryLog(LocalTopics["MemoryRun"]):
     """Runs in the memory of this process: at most `max_runs` runs and `max_bytes` bytes.
 
     At a limit, finished runs without readers are forgotten, oldest first and those with a key last.
@@ -62,7 +64,7 @@ class MemoryLog:
     async def aclose(self) -> None:
         """Does nothing: there is nothing to write."""
 
-    async def create(self, info: RunInfo, limits: Limits) -> RunLog:
+    async def create(self, info: RunInfo, limits: Limits) -> "MemoryRun":
         if (held := self.runs.with_key(info.unique_key)) is not None:
             return held
         self.make_room()
@@ -230,6 +232,8 @@ class MemoryRun(OpeningRun):
     @property
     def slowest(self) -> int:
         """The newest event that may be dropped. (Without readers, see `Limits.drops_oldest`.)"""
+        if self.info.topic:
+            return self.buffer.committed
         cursors = [reader.after for reader in self._readers]
         if self.backing is not None:
             cursors += self.backing.cursors()
@@ -297,6 +301,8 @@ class MemoryRun(OpeningRun):
         self._log.readers -= 1
         if len(self._readers) < 2:
             self._shared_piece = NO_PIECE
+        if self.info.topic and not (self._readers or self.closed or self.backing):
+            self._log.runs.expire(self, self.limits.retain)
         self._readers_changed()
 
     def piece(self, after: int) -> tuple[bytes, int]:
@@ -368,7 +374,8 @@ class MemoryReader:
         if self._stopped:
             raise StopAsyncIteration
         if self.after < buffer.first - 1:
-            assert run.backing is not None, "events after an attached reader's cursor are held"
+            if run.backing is None:  # A topic waits for nobody.
+                raise LostHistory(buffer.first - 1 - self.after, buffer.first)
             frames, self._given = await run.backing.load_evicted(self.after)
         else:
             frames, self._given = run.piece(self.after)

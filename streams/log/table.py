@@ -22,8 +22,8 @@ class RunTable(Generic[R]):
         self._forget = forget
         self._runs: dict[str, R] = {}
         self._by_key: dict[str, R] = {}
-        # The finished runs, oldest first: those without and those with a key.
-        self._finished: tuple[dict[str, asyncio.TimerHandle], ...] = ({}, {})
+        # Oldest first: finished runs without a key, topics, finished runs with a key.
+        self._expiring: tuple[dict[str, asyncio.TimerHandle], ...] = ({}, {}, {})
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -46,8 +46,8 @@ class RunTable(Generic[R]):
     def remove(self, run: str) -> R | None:
         if (held := self._runs.pop(run, None)) is None:
             return None
-        for finished in self._finished:
-            if (timer := finished.pop(run, None)) is not None:
+        for expiring in self._expiring:
+            if (timer := expiring.pop(run, None)) is not None:
                 timer.cancel()
         self.free_key(held)
         return held
@@ -59,16 +59,32 @@ class RunTable(Generic[R]):
             del self._by_key[unique_key]
 
     def expire(self, run: R, seconds: float) -> None:
-        """Forgets a finished run after `seconds`, or earlier if its room is needed."""
+        """Forgets a finished run, or a topic that has no readers then, after `seconds`.
+
+        Or earlier, if its room is needed. Another call starts the time again.
+        """
         name, loop = run.info.run, asyncio.get_running_loop()
+        expiring = self._expiring_with(run)
+        if (timer := expiring.pop(name, None)) is not None:
+            timer.cancel()
         # The context of the request that started the run must not be kept as long.
-        timer = loop.call_later(seconds, self._forget, name, context=Context())
-        self._finished[run.info.key is not None][name] = timer
+        expiring[name] = loop.call_later(seconds, self._expire, run, context=Context())
+
+    def _expiring_with(self, run: R) -> dict[str, asyncio.TimerHandle]:
+        return self._expiring[1 if run.info.topic else 2 if run.info.key is not None else 0]
+
+    def _expire(self, run: R) -> None:
+        if run.status == "running" and run.readers:  # A topic: it expires when they have left.
+            del self._expiring_with(run)[run.info.run]
+        else:
+            self._forget(run.info.run)
 
     def first_to_forget(self) -> str | None:
-        """The oldest finished run without readers; one with a key only if there is no other."""
-        for finished in self._finished:
-            for run in finished:
+        """The oldest finished run without readers; else the topic without readers that is idle for
+        longest; else the oldest finished run with a key.
+        """
+        for expiring in self._expiring:
+            for run in expiring:
                 if not self._runs[run].readers:
                     return run
         return None

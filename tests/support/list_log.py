@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
-from streams.event import End, frame
+from streams.event import End, EventId, Payload, frame
 from streams.log import Adopter, Limits, RunInfo, RunLog, Selection, Status
 
 
@@ -37,12 +37,14 @@ class ListLog:
 
     async def aclose(self) -> None: ...
 
-    async def create(self, info: RunInfo, limits: Limits) -> RunLog:
-        if info.unique_key and (found := await self.find_by_key(info.unique_key)):
-            return found
+    async def create(self, info: RunInfo, limits: Limits) -> "ListRun":
+        for log in self.runs.values():
+            if info.unique_key == log.info.unique_key is not None and not log.freed_key:
+                return log
         for run, log in sorted(self.runs.items(), key=lambda item: item[1].info.key is not None):
             full = len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes
-            if full and log.status != "running" and not log.readers:
+            may_go = log.info.topic or log.status != "running"
+            if full and may_go and not log.readers:
                 await self.discard(run)
         if len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes:
             raise StoreFull("full")
@@ -67,7 +69,26 @@ class ListLog:
                 selected.append(log)
         return selected[: selection.limit]
 
+    async def topic(self, info: RunInfo, limits: Limits) -> "ListRun":
+        log = await self.create(info, limits)
+        if log.opening:
+            log.append(b"start", info.start)
+            log.open()
+        log.expire()
+        return log
+
+    async def publish(self, info: RunInfo, limits: Limits, event: Payload) -> EventId:
+        log = await self.topic(info, limits)
+        log.append(*event)
+        return EventId(log.info.run, log.last)
+
+    async def end_topic(self, info: RunInfo, limits: Limits, end: End) -> None:
+        await (await self.topic(info, limits)).cancel(end)
+
     async def discard(self, run: str) -> None:
+        self.forget(run)
+
+    def forget(self, run: str) -> None:
         if log := self.runs.pop(run, None):
             log.status = "cancelled" if log.status == "running" else log.status
             log.opening = False
@@ -91,6 +112,7 @@ class ListRun:
         self.frames: list[bytes] = []
         self.attached: set[ListReader] = set()
         self.waiters: set[asyncio.Event] = set()
+        self.expiry: asyncio.TimerHandle | None = None
 
     @property
     def producing(self) -> bool:
@@ -152,6 +174,8 @@ class ListRun:
             (reader.after for reader in self.attached),
             default=self.last if self.limits.drops_oldest else -1,
         )
+        if self.info.topic:
+            had = self.last - 1
         while self.size > self.limit and self.first <= had:
             self.store.bytes -= len(self.frames.pop(0))
             self.first += 1
@@ -164,7 +188,7 @@ class ListRun:
         return self.limits.window if self.store.bytes < self.store.max_bytes else 0
 
     def is_full(self) -> bool:
-        if not self.attached and self.limits.drops_oldest:
+        if self.info.topic or (not self.attached and self.limits.drops_oldest):
             return False
         had = min((reader.after for reader in self.attached), default=self.first - 1)
         ahead = sum(map(len, self.frames[had + 1 - self.first :]))
@@ -180,10 +204,19 @@ class ListRun:
         self.freed_key = self.info.frees_key(end)
         self.changed()
         self.watching()
+        self.expire()
+
+    def expire(self) -> None:
+        """Forgets the run when it has been finished or idle for its time."""
+        if self.expiry is not None:
+            self.expiry.cancel()
         loop = asyncio.get_running_loop()
-        loop.call_later(
-            self.limits.retain, lambda: loop.create_task(self.store.discard(self.info.run))
-        )
+
+        def discard() -> None:
+            if self.status != "running" or not self.attached:
+                self.store.forget(self.info.run)
+
+        self.expiry = loop.call_later(self.limits.retain, discard)
 
     async def cancel(self, end: End) -> None:
         if self.opening:
@@ -203,6 +236,8 @@ class ListRun:
             yield reader
         finally:
             self.attached.discard(reader)
+            if self.info.topic and self.status == "running":
+                self.expire()
             self.changed()
             self.watching()
 
@@ -225,6 +260,8 @@ class ListReader:
             await self.log.change()
         if self.stopped or self.after >= self.log.last:
             raise StopAsyncIteration
+        if self.after < self.log.first - 1:
+            raise LostHistory(self.log.first - 1 - self.after, self.log.first)
         self.given = self.after + 1
         return self.log.frames[self.given - self.log.first]
 

@@ -24,12 +24,11 @@ from streams.log import Adopter, Limits, RunInfo, RunLog, Selection
 from streams.log.memory import MemoryLog
 from streams.log.shared.repeat import Backoff, repeat, until_answered
 from streams.log.shared.run import APPEND_EVENTS, LOST, SharedRun
+from streams.log.shared.topics import RENEWALS_PER_REFRESH, SharedTopics
 from streams.log.shared.work import Work
 from streams.log.store import Committed, Cursor, Fenced, Missing, Notice, Outcome, State, Store
 
 logger = logging.getLogger("streams")
-
-RENEWALS_PER_REFRESH = 10
 
 APPEND_RUNS = 32
 """One operation appends to this many runs at most. More events of the other runs gather meanwhile,
@@ -39,7 +38,7 @@ LAST_WRITE_SECONDS = 5.0
 """aclose() waits this long for the store to take what the runs here have appended."""
 
 
-class SharedLog:
+class SharedLog(SharedTopics):
     """Runs in a store. `max_runs` and `max_bytes` limit the runs that this worker has started and
     the bytes that it holds, as in MemoryLog.
 

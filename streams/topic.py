@@ -1,0 +1,88 @@
+"""A topic: a run whose producer is whoever publishes.
+
+Invariants:
+
+1. The arguments name a topic: all who give the same ones publish to one run, and view it.
+2. A topic waits for nobody: at `window` bytes its oldest events are dropped, read or not.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
+
+import msgspec
+from starlette.requests import Request
+
+from streams.policy import Policy, PolicyOptions
+from streams.source import Job, Source
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Topic(Source[P, T]):
+    """A function whose parameters name a topic, and its policy. `@topic` makes one.
+
+    Raises TypeError for parameters that cannot be published, and for an invalid option.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, T],
+        *,
+        name: str | None = None,
+        replay: int = 1,
+        **policy: Unpack[PolicyOptions],
+    ) -> None:
+        super().__init__(function, name=name, shared=True, **policy)
+        self.replay = replay
+        if not isinstance(replay, int) or replay < 0:
+            raise TypeError(
+                f"topic {self.name!r}: replay={replay!r} is no number of events, 0 or more"
+            )
+        if "linger" in policy:
+            raise TypeError(
+                f"topic {self.name!r}: linger has no effect, because a topic has no source that "
+                "could be stopped; `retain` says how long it is kept without viewers"
+            )
+        if self.restartable:
+            raise TypeError(f"topic {self.name!r}: the parameter name 'after' is reserved")
+
+    def check_function(self, code: Callable[..., Any]) -> None:
+        """Any function will do: it is not called."""
+
+    def published(self, url: str) -> dict[str, Any]:
+        return {**super().published(url), "topic": True}
+
+    def job(
+        self,
+        arguments: Mapping[str, Any],
+        request: Request | None,
+        *,
+        policy: Policy,
+        owner: str | None = None,
+        key: str | None = None,
+    ) -> Job:
+        job = super().job(arguments, request, policy=policy)
+        return msgspec.structs.replace(job, topic=True, replay=self.replay)
+
+    def __repr__(self) -> str:
+        return f"<Topic {self.name}>"
+
+
+@overload
+def topic(function: Callable[P, T], /) -> Topic[P, T]: ...
+@overload
+def topic(
+    *, name: str | None = None, replay: int = 1, **policy: Unpack[PolicyOptions]
+) -> Callable[[Callable[P, T]], Topic[P, T]]: ...
+def topic(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Makes a topic of a function, which is never called: its parameters name the topic.
+
+    `name` (default: the function's) is the topic's name in URLs and for `publish`. A viewer who
+    joins gets the newest `replay` events and what follows. Other keywords are this topic's
+    exceptions from the policy: see Policy. It holds `window` bytes of events; without viewers, it
+    is forgotten `retain` seconds after it was last published to.
+    """
+    if function is None:
+        return lambda function: Topic(function, **options)
+    return Topic(function, **options)
