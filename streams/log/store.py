@@ -6,7 +6,7 @@ Invariants of every store:
 
 1. Each operation is atomic, and can be repeated if its reply was lost.
 2. A running run has one producer. Only that worker appends to it, until another one claims or
-   closes the run.
+   closes the run. A topic has none: any worker publishes to it, and the store numbers the events.
 3. The `end` event and the status that it announces are stored together; nothing follows them.
 4. What an operation has stored survives the death of any worker.
 """
@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from streams.errors import StoreFull
-from streams.event import End
+from streams.event import End, Payload
 from streams.log import Limits, RunInfo, Selection, Status
 
 REFUSAL_SECONDS = 10
@@ -31,6 +31,7 @@ class State(msgspec.Struct, frozen=True):
     info: RunInfo
     status: Status
     producer: str
+    """Empty for a topic."""
     last: int
     """-1 while the run is opening."""
     first: int
@@ -87,13 +88,44 @@ class Forgotten(msgspec.Struct, frozen=True):
 Outcome = Committed | Missing | Fenced | Forgotten
 
 
+class Publication(msgspec.Struct, frozen=True, kw_only=True):
+    """An event for the topic with the unique key of `info`, or None to have the topic made.
+
+    If there is no such topic, `info` becomes one, with its `start` event. The store keeps it for at
+    least `keep` seconds from now, and drops its oldest events beyond `limits.window`, but never the
+    newest one. `status`: the event is its `end`. It keeps its unique key until it is gone.
+    """
+
+    info: RunInfo
+    limits: Limits
+    event: Payload | None
+    keep: float
+    status: Status | None = None
+    token: str = ""
+    repeated: bool = False
+    """Whether an earlier call with the token failed: the store may have its event nevertheless."""
+
+
+class Published(msgspec.Struct, frozen=True):
+    """The run of a topic, and its newest event: the published one, unless the topic had `ended`."""
+
+    run: str
+    last: int
+    ended: bool = False
+
+
 class Cursor(msgspec.Struct, frozen=True):
-    """The newest event of a run that all readers of a worker have had; None: it has no readers."""
+    """The newest event of a run that all readers of a worker have had; None: it has no readers.
+
+    `keep` is None unless the run is a topic. The store keeps a topic for at least so many seconds
+    from now, and no longer if no worker has readers of it any more.
+    """
 
     run: str
     worker: str
     after: int | None
     readers: int
+    keep: float | None = None
 
 
 class Notice(msgspec.Struct, frozen=True):
@@ -173,6 +205,12 @@ class Store(Protocol):
         """Appends to several runs in one operation. Skips frames that a run has already.
 
         Returns the error of a run if the others may have been appended to.
+        """
+
+    async def publish(self, publication: Publication) -> Published:
+        """Appends an event to a topic, with the next number. Any number of workers may do so.
+
+        A call with `repeated` has no further effect if an earlier one with its token had one.
         """
 
     async def close(self, run: str, end: End, *, frees_key: bool) -> bool:

@@ -9,8 +9,8 @@ import pytest
 
 from streams import EventLog, MemoryLog
 from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
-from streams.event import COMPLETED, NO_READER, End, frame
-from streams.log import Limits, RunLog, Selection
+from streams.event import COMPLETED, NO_READER, End, EventId, frame
+from streams.log import Limits, RunInfo, RunLog, Selection
 from streams.log.shared import SharedLog
 from tests.support.event_logs import (
     DATA,
@@ -555,3 +555,80 @@ async def test_events_are_counted_for_ever_and_bytes_while_they_are_held(make_lo
     assert store.bytes == len(frame(b"r", 0, None, DATA)) * 2
     await store.discard("r")
     assert (store.events, store.bytes) == (2, 0)
+
+
+def topic(run: str = "t", arguments: str = "h") -> RunInfo:
+    """What a caller knows of a topic. It proposes `run` for a new one."""
+    return info(run, shared=True, topic=True, arguments_hash=arguments)
+
+
+async def test_a_topic_is_made_once_by_whoever_reads_or_publishes_first(make_log: MakeLog) -> None:
+    store = make_log()
+    log = await store.topic(topic(), LIMITS)
+    assert not log.opening
+    assert (log.info.run, log.status, log.first, log.last) == ("t", "running", 0, 0)
+    assert await store.publish(topic("u"), LIMITS, (None, b"1")) == EventId("t", 1)
+    assert (await store.topic(topic("u"), LIMITS)).info.run == "t"
+    assert await store.publish(topic("v", "other"), LIMITS, (b"x", b"1")) == EventId("v", 1)
+    with pytest.raises(UnknownRun):
+        await store.find("u")
+
+
+async def test_the_readers_of_a_topic_get_what_is_published_and_its_end(make_log: MakeLog) -> None:
+    store = make_log()
+    log = await store.topic(topic(), LIMITS)
+    with log.read(-1) as reader:
+        for number in range(1, 4):
+            await store.publish(topic(), LIMITS, (None, b"%d" % number))
+        for _ in range(2):
+            await store.end_topic(topic(), LIMITS, COMPLETED)
+        with pytest.raises(LogClosed):
+            await store.publish(topic(), LIMITS, (None, b"late"))
+        async with asyncio.timeout(5):
+            read = await drained(reader)
+    events = [topic().start_frame, *(frame(b"t", n, None, b"%d" % n) for n in range(1, 4))]
+    assert read == b"".join([*events, frame(b"t", 4, b"end", COMPLETED.encode())])
+    assert (await store.topic(topic("u"), LIMITS)).status == "completed", "it keeps its key"
+
+
+async def test_a_topic_drops_what_a_reader_has_not_had_and_tells_it(make_log: MakeLog) -> None:
+    store = make_log()
+    limits = Limits(window=5 * SIZE, retain=300)
+    log = await store.topic(topic(), limits)
+    with log.read(-1) as reader:
+        async with asyncio.timeout(5):
+            await anext(reader)
+        for _ in range(20):
+            await store.publish(topic(), limits, (None, DATA))
+        with pytest.raises(LostHistory) as lost:
+            await asyncio.wait_for(drained(reader), 5)
+    assert lost.value.missed > 10
+    await store.end_topic(topic(), limits, COMPLETED)
+    held = await read_all(await store.find("t"), lost.value.first - 1)
+    assert held.startswith(b"id: t.%d\n" % lost.value.first)
+
+
+async def test_a_topic_is_forgotten_when_it_has_had_no_reader_and_no_event_for_a_while(
+    make_log: MakeLog,
+) -> None:
+    store = make_log()
+    limits = Limits(window=SIZE, retain=0.1)
+
+    async def until_forgotten(run: str) -> None:
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await store.find(run)
+                except UnknownRun:
+                    break
+                await asyncio.sleep(0.01)
+
+    with (await store.topic(topic(), limits)).read(-1):
+        await settled(store)
+        await store.publish(topic("u"), limits, (None, b"1"))
+        await store.publish(topic("idle", "idle"), limits, (None, b"1"))
+        await until_forgotten("idle")
+        assert (await store.find("t")).last == 1
+    await settled(store)
+    await until_forgotten("t")
+    assert await store.publish(topic("u"), limits, (None, b"1")) == EventId("u", 1)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from streams.event import COMPLETED, End, frame
@@ -18,6 +19,8 @@ from streams.log.store import (
     Missing,
     News,
     Notice,
+    Publication,
+    Published,
     Store,
 )
 from tests.log.shared.workers import until_async
@@ -457,3 +460,220 @@ async def test_a_store_can_be_opened_again_after_it_was_closed(new_store: NewSto
     await one.open("one")
     assert len(await one.read("r", -1, 100)) == 3
     assert await one.append([Append("r", 3, FRAMES[3:4])]) == [Committed(3, 0)]
+
+
+def publication(number: int, run: str = "t", **members: Any) -> Publication:
+    """An event for a topic, as a worker would make it that proposes `run` for a new one."""
+    topic = info(run, shared=True, topic=True, arguments_hash=members.pop("topic", "h"))
+    members = {"limits": LIMITS, "keep": 60, "token": f"{run}-{number}", **members}
+    return Publication(info=topic, event=(None, b"%d" % number), **members)
+
+
+def event_of(number: int, run: str = "t") -> bytes:
+    """The frame that `publication(number)` becomes as event `number`."""
+    return frame(run.encode(), number, None, b"%d" % number)
+
+
+async def test_any_worker_publishes_to_a_topic_which_the_first_one_makes(
+    new_store: NewStore,
+) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    first = publication(1)
+    assert await one.publish(first) == Published("t", 1)
+    assert await other.publish(publication(2, run="u")) == Published("t", 2)
+    assert await one.publish(publication(3, run="v", topic="another")) == Published("v", 1)
+    expected = [Entry(0, first.info.start_frame), *(Entry(n, event_of(n)) for n in (1, 2))]
+    for store in (one, other):
+        assert await store.read("t", -1, 100) == expected
+        assert await store.find_by_key(key_of(first.info)) == "t"
+        state, unknown = await store.load(["t", "u"])
+        assert unknown is None
+        assert state is not None
+        assert state.info.topic
+        assert (state.status, state.producer, state.first, state.last) == ("running", "", 0, 2)
+        assert (state.limits.window, state.limits.retain) == (LIMITS.window, LIMITS.retain)
+        assert await store.append([Append("t", 3, FRAMES[3:4])]) == [Fenced()]
+        assert await store.runs_of("one") == []
+
+
+async def test_a_topic_can_be_made_without_an_event(new_store: NewStore) -> None:
+    one = await new_store("one")
+    made = msgspec.structs.replace(publication(0), event=None)
+    for _ in range(2):
+        assert await one.publish(made) == Published("t", 0)
+    assert await one.read("t", -1, 100) == [Entry(0, made.info.start_frame)]
+
+
+async def test_many_publishers_at_once_are_numbered_in_one_order_without_holes(
+    new_store: NewStore,
+) -> None:
+    stores = [await new_store(f"worker-{n}") for n in range(4)]
+    published = await asyncio.gather(
+        *(
+            store.publish(publication(100 * number + event, run=f"{number}"))
+            for event in range(25)
+            for number, store in enumerate(stores)
+        )
+    )
+    (run,) = {each.run for each in published}
+    assert sorted(each.last for each in published) == list(range(1, 101))
+    entries = await stores[0].read(run, 0, 1000)
+    assert [entry.number for entry in entries] == list(range(1, 101))
+    assert len({entry.frame.partition(b"\n")[2] for entry in entries}) == 100
+
+
+@pytest.mark.parametrize("data", [b"one\ntwo", "zwölf".encode(), b""])
+async def test_the_frame_of_a_published_event_is_that_of_any_event(
+    new_store: NewStore, data: bytes
+) -> None:
+    one = await new_store("one")
+    await one.publish(msgspec.structs.replace(publication(1), event=(b"name", data)))
+    assert await one.read("t", 0, 9) == [Entry(1, frame(b"t", 1, b"name", data))]
+
+
+async def test_followers_get_what_is_published_here_and_elsewhere(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.publish(publication(1))
+    async with Following(one, t=0) as here, Following(other, t=1) as there:
+        for number in range(2, 40):
+            await (one, other)[number % 2].publish(publication(number))
+        await other.publish(publication(40, status="completed"))
+        await until(
+            lambda: here.after["t"] == there.after["t"] == 40, "both followers have the end"
+        )
+    expected = [Entry(n, event_of(n)) for n in range(1, 40)]
+    expected.append(Entry(40, event_of(40), "completed"))
+    assert here.entries == expected
+    assert there.entries == expected[1:]
+    assert here.notices == there.notices == []
+
+
+async def test_a_follower_gets_what_its_own_worker_publishes(new_store: NewStore) -> None:
+    one = await new_store("one")
+    await one.publish(publication(1))
+    async with Following(one, t=0) as follower:
+        for number in range(2, 5):
+            await until(lambda: follower.entries, "the follower has the newest event")
+            follower.entries.clear()
+            await one.publish(publication(number))
+        await until(lambda: follower.after["t"] == 4, "the follower has the last event")
+
+
+async def test_nothing_is_published_to_a_topic_after_its_end_and_it_keeps_its_key(
+    new_store: NewStore,
+) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.publish(publication(1))
+    assert await one.publish(publication(2, status="completed")) == Published("t", 2)
+    for number, status in ((3, None), (4, "completed")):
+        late = publication(number, run="u", status=status)
+        assert await other.publish(late) == Published("t", 2, ended=True)
+    (state,) = await other.load(["t"])
+    assert state is not None
+    assert (state.status, state.last) == ("completed", 2)
+    ended = [Entry(1, event_of(1)), Entry(2, event_of(2), "completed")]
+    assert await other.read("t", 0, 9) == ended
+
+
+async def test_a_topic_holds_its_newest_events_within_the_window(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    limits = Limits(10 * len(event_of(100)), 300)
+    for number in range(1, 200):
+        published = await (one, other)[number % 2].publish(publication(number, limits=limits))
+        entries = await one.read("t", -1, 1000)
+        assert published == Published("t", number)
+        assert sum(len(entry.frame) for entry in entries) <= limits.window
+        assert [entry.number for entry in entries] == list(range(entries[0].number, number + 1))
+        assert len(entries) >= min(number, 8)
+        (state,) = await other.load(["t"])
+        assert state is not None
+        assert (state.first, state.last) == (entries[0].number, number)
+
+
+async def test_a_topic_holds_its_newest_event_even_if_it_is_larger_than_the_window(
+    new_store: NewStore,
+) -> None:
+    one = await new_store("one")
+    for number in range(1, 4):
+        await one.publish(publication(number, limits=Limits(1, 300)))
+        assert await one.read("t", -1, 9) == [Entry(number, event_of(number))]
+
+
+async def test_a_publish_evicts_a_bounded_number_of_events(new_store: NewStore) -> None:
+    one = await new_store("one")
+    limits = Limits(1200 * len(event_of(1000)), 300)
+    for number in range(1, 1100):
+        await one.publish(publication(number, limits=limits))
+    large = msgspec.structs.replace(
+        publication(1100, limits=limits), event=(None, b"x" * limits.window)
+    )
+    await one.publish(large)
+    (entry,) = await one.read("t", -1, 1)
+    assert 0 < entry.number < 1099
+    for number in range(1101, 1104):
+        await one.publish(publication(number, limits=limits))
+    assert (await one.read("t", -1, 1))[0].number >= 1100
+
+
+async def is_gone(store: Store, run: str = "t") -> bool:
+    return await store.load([run]) == [None]
+
+
+async def test_a_topic_is_gone_unless_it_is_published_to_in_time(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.publish(publication(1, keep=0.2))
+    await one.publish(publication(1, run="short", topic="other", keep=0.05))
+    await other.publish(publication(2, keep=60))
+    await one.publish(publication(3, keep=0.05))
+    await until_async(lambda: is_gone(other, "short"), "it is gone")
+    await one.publish(publication(1, run="longer", topic="other", keep=0.3))
+    await until_async(lambda: is_gone(other, "longer"), "it is gone")
+    assert not await is_gone(other)
+    assert await one.publish(publication(4)) == Published("t", 4)
+
+
+async def test_the_key_of_a_topic_that_is_gone_makes_another_one(new_store: NewStore) -> None:
+    one = await new_store("one")
+    await one.publish(publication(1, keep=0.01))
+    await until_async(lambda: is_gone(one), "it is gone")
+    assert await one.publish(publication(1, run="u")) == Published("u", 1)
+
+
+async def test_an_ended_topic_is_gone_after_its_time(new_store: NewStore) -> None:
+    one = await new_store("one")
+    limits = Limits(2**20, 0.05)
+    await one.publish(publication(1, limits=limits, keep=0.05))
+    await one.publish(publication(2, limits=limits, keep=0.05, status="completed"))
+    await until_async(lambda: is_gone(one), "it is gone")
+    assert await one.publish(publication(1, run="u")) == Published("u", 1)
+
+
+async def test_a_cursor_keeps_a_topic_and_the_last_one_that_goes_lets_it_go(
+    new_store: NewStore,
+) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.publish(publication(1, keep=0.1))
+    await one.publish(publication(1, run="unread", topic="other", keep=0.1))
+    for store, name in ((one, "one"), (other, "other")):
+        assert await store.set_cursors([Cursor("t", name, 1, 1, keep=60)]) == [True]
+    await until_async(lambda: is_gone(one, "unread"), "it is gone")
+    await one.set_cursors([Cursor("t", "one", None, 0, keep=0.05)])
+    await one.publish(publication(1, run="later", topic="other", keep=0.1))
+    await until_async(lambda: is_gone(one, "later"), "it is gone")
+    assert not await is_gone(one), "the other worker has readers"
+    await other.set_cursors([Cursor("t", "other", None, 0, keep=0.05)])
+    await until_async(lambda: is_gone(one), "it is gone")
+    assert await one.set_cursors([Cursor("t", "one", 1, 1, keep=60)]) == [False]
+    assert await is_gone(one), "what has expired does not come back"
+
+
+async def test_the_death_of_a_worker_changes_nothing_in_the_topics_it_made(
+    new_store: NewStore,
+) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.publish(publication(1))
+    await one.leave()
+    assert await other.claim("t", "one") is None
+    assert await other.runs_of("one") == []
+    assert (await other.renew([])).all == {"other"}
+    assert await other.publish(publication(2)) == Published("t", 2)

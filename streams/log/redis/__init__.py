@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from streams.errors import StoreFull
-from streams.event import End, encode_json, frame
+from streams.event import End, Payload, encode_json, frame
 from streams.log import Limits, RunInfo, Selection
 from streams.log.redis.connection import RedisLink
 from streams.log.redis.scripts import (
@@ -26,6 +26,7 @@ from streams.log.redis.scripts import (
     LIST_RUNS,
     LOAD_EVENTS,
     LOAD_STATE,
+    PUBLISH,
     REMOVE_WORKER,
     RENEW,
     SELECT,
@@ -43,6 +44,8 @@ from streams.log.store import (
     News,
     Notice,
     Outcome,
+    Publication,
+    Published,
     State,
     Workers,
     parse_lease,
@@ -96,8 +99,8 @@ class RedisStore:
 
     async def create(self, info: RunInfo, limits: Limits) -> str:
         unique_key = "" if info.unique_key is None else _hash(info.unique_key)
-        retain_ms = max(int(limits.retain * 1000), 1)
-        policy = (limits.window, retain_ms, int(limits.drops_oldest), self._lease)
+        retain = _milliseconds(limits.retain)
+        policy = (limits.window, retain, int(limits.drops_oldest), self._lease)
         started = int(info.started.timestamp() * 1_000_000)
         index = (unique_key, info.owner or "", info.key or "", started)
         run = await self._call(CREATE, info.run, encode_json(info), *policy, *index)
@@ -143,10 +146,21 @@ class RedisStore:
             case _:
                 return self._link.failure(reply)
 
+    async def publish(self, publication: Publication) -> Published:
+        info, limits, event = publication.info, publication.limits, publication.event
+        if info.unique_key is None:
+            raise ValueError("a topic has a unique key")
+        made = (info.run, encode_json(info), limits.window, _milliseconds(limits.retain))
+        keep = _milliseconds(publication.keep)
+        call = (publication.token, int(publication.repeated), publication.status or "")
+        tail = b"" if event is None else _tail(info.run, event)
+        key, start = _hash(info.unique_key), info.start_frame
+        run, last, ended = await self._call(PUBLISH, *made, key, keep, start, *call, tail)
+        return Published(run.decode(), int(last), bool(ended))
+
     async def close(self, run: str, end: End, *, frees_key: bool) -> bool:
         # Only Redis knows the number of the event: the script puts it between head and tail.
-        head = b"id: %b." % run.encode()
-        tail = frame(run.encode(), 0, b"end", end.encode()).removeprefix(head + b"0")
+        head, tail = b"id: %b." % run.encode(), _tail(run, (b"end", end.encode()))
         return bool(await self._call(CLOSE, run, end.status, int(frees_key), head, tail))
 
     async def read(self, run: str, after: int, count: int) -> list[Entry]:
@@ -173,6 +187,7 @@ class RedisStore:
                 cursor.worker,
                 "" if cursor.after is None else cursor.after,
                 cursor.readers,
+                "" if cursor.keep is None else _milliseconds(cursor.keep),
             )
             for cursor in cursors
         ]
@@ -210,6 +225,15 @@ def _hash(unique_key: str) -> str:
     return hashlib.sha256(unique_key.encode()).hexdigest()
 
 
+def _milliseconds(seconds: float) -> int:
+    return max(int(seconds * 1000), 1)
+
+
+def _tail(run: str, event: Payload) -> bytes:
+    """The frame of an event after its number, which only Redis knows."""
+    return frame(run.encode(), 0, *event).removeprefix(b"id: %b.0" % run.encode())
+
+
 def _state(reply: list[Any]) -> State | None:
     """Decodes what state() in common.lua returns."""
     if reply[0] is None:
@@ -234,7 +258,7 @@ def _state(reply: list[Any]) -> State | None:
 def _entry(reply: Any) -> Entry:
     """Decodes an entry of a run's stream."""
     entry_id, fields = reply
-    status = fields[3].decode() if len(fields) > 2 else None
+    status = fields[3].decode() if len(fields) > 2 and fields[2] == b"s" else None
     return Entry(int(entry_id.partition(b"-")[0]) - 1, fields[1], status)
 
 

@@ -25,8 +25,9 @@ local function now()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Adds a notification, given as names and values, to a worker's inbox.
+-- Adds a notification, given as names and values, to a worker's inbox. A topic has no worker.
 local function notify(worker, ...)
+  if worker == '' then return end
   redis.call('XADD', key('inbox', worker), 'MAXLEN', '~', 10000, '*', ...)
   redis.call('EXPIRE', key('inbox', worker), INBOX_SECONDS)
 end

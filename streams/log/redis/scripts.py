@@ -6,7 +6,7 @@ Redis 6.2 or newer, or Valkey. Not a cluster: a script uses keys of several slot
 Invariants:
 
 1. Only the producer of a running run appends to it, in order and without holes. `append` refuses
-   (fences) every other worker.
+   (fences) every other worker. A topic has no producer ('' in its fields): `publish` appends.
 2. A script that ends a run writes its `end` event and its status together.
 3. `append` evicts only the oldest events, and none that the cursor of another worker still needs.
 4. Every script can be repeated with the same arguments after a lost reply.
@@ -15,7 +15,8 @@ Keys, all with the prefix:
 
     run:<run>       hash    info, status, producer, numbers of the first and the last event, policy,
                             hash of its unique key; if they are set, owner, key and start
-    log:<run>       stream  the frame of event n is entry (n+1)-0; the `end` event has the status
+    log:<run>       stream  the frame of event n is entry (n+1)-0; the `end` event has the status,
+                            one of a topic the token of its call
     cursors:<run>   hash    worker with readers -> event that all its readers have had, and their
                             number
     unique:<hash>   string  the run that has the unique key with that hash
@@ -52,6 +53,7 @@ LEAVE = Script("leave")
 LIST_RUNS = Script("list_runs")
 LOAD_EVENTS = Script("load_events")
 LOAD_STATE = Script("load_state")
+PUBLISH = Script("publish")
 REMOVE_WORKER = Script("remove_worker")
 RENEW = Script("renew")
 SELECT = Script("select")

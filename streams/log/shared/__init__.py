@@ -57,12 +57,12 @@ class SharedLog(SharedTopics):
 
     def _start_over(self) -> None:
         """Becomes a new worker, which knows no run: an event loop left nothing that can be used."""
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.store_is_open = False
         self._local = MemoryLog(**self._limits)
         self._work = Work(self.store, self._local)
         self._runs: WeakValueDictionary[str, SharedRun] = WeakValueDictionary()
         self._produced: dict[str, SharedRun] = {}
-        self._opening = asyncio.Lock()
+        self._opening, self._opening_store = asyncio.Lock(), asyncio.Lock()
         self._registered = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
@@ -92,13 +92,9 @@ class SharedLog(SharedTopics):
         self._adopter = adopter
 
     async def open(self) -> None:
-        if (loop := asyncio.get_running_loop()) is not self._loop:
-            if self._loop is not None:
-                self._start_over()
-            self._loop = loop
+        await self.open_store()
         async with self._opening:
             if not self._tasks:
-                await self.store.open(self.worker)
                 self._registered = asyncio.Event()
                 loops = (self._write, self._follow, self._keep_lease)
                 self._tasks = [asyncio.create_task(repeat(loop)) for loop in loops]
@@ -208,6 +204,8 @@ class SharedLog(SharedTopics):
                 task.cancel()
             await asyncio.wait(tasks)
             self._tasks = []
+        if self.store_is_open:
+            self.store_is_open = False
             with suppress(StoreFull):
                 await self.store.leave()
         await self.store.aclose()

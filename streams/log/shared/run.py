@@ -22,6 +22,7 @@ from streams.log import Status
 from streams.log.memory import CHUNK, MemoryReader, MemoryRun
 from streams.log.shared import refusal
 from streams.log.shared.repeat import until_answered
+from streams.log.shared.topics import watched_seconds
 from streams.log.shared.work import Work
 from streams.log.store import Append, Cursor, Entry, State
 
@@ -176,9 +177,12 @@ class SharedRun:
 
     def cursor(self) -> Cursor:
         """The cursor of the readers here."""
-        memory, worker = self.memory, self._work.worker
+        memory, work = self.memory, self._work
         after = memory.slowest if memory.readers and not self.is_producer else None
-        return Cursor(self.info.run, worker, after, memory.readers)
+        keep = None
+        if self.info.topic:
+            keep = memory.limits.retain + (0 if after is None else watched_seconds(work.store))
+        return Cursor(self.info.run, work.worker, after, memory.readers, keep)
 
     def on_committed(self, last: int, first: int) -> None:
         """The store has all events from `first` to `last`."""
@@ -334,7 +338,7 @@ class SharedRun:
             memory.reset(memory.last)
 
     def reader_advanced(self) -> None:
-        if self.is_producer or self.memory.closed:
+        if self.is_producer or self.memory.closed or self.info.topic:
             return
         memory, evicted = self.memory, self.memory.first - 1
         sent, much = max(self._sent_cursor, evicted), memory.limits.window // 4
@@ -355,8 +359,11 @@ class SharedRun:
             self._send_cursor()
 
     def send_cursor_again(self, force: bool) -> None:
-        """Sends the cursor if it has moved; with `force` always, as the store may have lost it."""
-        if force or self._sent_cursor < self.memory.slowest:
+        """Sends the cursor if it has moved; with `force` always, as the store may have lost it.
+
+        That of a topic is sent always: it keeps the topic.
+        """
+        if force or self.info.topic or self._sent_cursor < self.memory.slowest:
             self._send_cursor()
 
     def _send_cursor(self) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 
 from streams.errors import StoreFull
-from streams.event import End, encode_json, frame
+from streams.event import End, frame
 from streams.log import Limits, RunInfo, Selection
 from streams.log.sqlite.database import Database
 from streams.log.sqlite.follower import Follower
@@ -29,6 +29,7 @@ from streams.log.sqlite.rows import (
     find_by_key,
     find_run,
     insert_batches,
+    insert_run,
     load_state,
     packed,
     raise_generation,
@@ -36,12 +37,15 @@ from streams.log.sqlite.rows import (
     read_generation,
     select_runs,
 )
+from streams.log.sqlite.topics import keep, publish
 from streams.log.store import (
     Append,
     Cursor,
     Entry,
     News,
     Outcome,
+    Publication,
+    Published,
     State,
     Workers,
 )
@@ -117,26 +121,10 @@ class SQLiteStore:
             db.execute("BEGIN IMMEDIATE")
             if (number := find_run(db, self._app, info.run)) is not None:
                 return info.run, number  # The caller repeats the operation.
-            if (unique_key := info.unique_key) is not None:
-                if (other := find_by_key(db, self._app, unique_key)) is not None:
-                    return other, 0
-                free = "UPDATE run SET unique_key = NULL WHERE app = ? AND unique_key = ?"
-                db.execute(free, (self._app, unique_key))  # of one that has expired
-            row = {
-                "app": self._app,
-                "name": info.run,
-                "unique_key": unique_key,
-                "owner": info.owner,
-                "key": info.key,
-                "source": info.source,
-                "producer": self._worker,
-                "window": limits.window,
-                "retain": limits.retain,
-                "drops_oldest": limits.drops_oldest,
-                "info": encode_json(info),
-            }
-            insert = f"INSERT INTO run ({', '.join(row)}) VALUES (:{', :'.join(row)})"
-            return info.run, db.execute(insert, row).lastrowid or 0
+            key = info.unique_key
+            if key is not None and (other := find_by_key(db, self._app, key)) is not None:
+                return other, 0
+            return info.run, insert_run(db, self._app, self._worker, info, limits)
 
         run, number = await self._link.do(create)
         if number:
@@ -165,6 +153,12 @@ class SQLiteStore:
             return [] if number is None else read_entries(db, number, after, count)
 
         return await self._link.do(read)
+
+    async def publish(self, publication: Publication) -> Published:
+        # An operation that fails has changed nothing, so it can be repeated.
+        published = await self._link.do(lambda db: publish(db, self._app, publication))
+        self._follower.is_due(published.run)
+        return published
 
     async def close(self, run: str, end: End, *, frees_key: bool) -> bool:
         def close(db: sqlite3.Connection) -> bool:
@@ -255,6 +249,8 @@ class SQLiteStore:
                     "WHERE app = ? AND name = ? AND status = 'running'",
                     (cursor.worker, cursor.after, cursor.readers, self._app, cursor.run),
                 )
+                if cursor.keep is not None:
+                    keep(db, self._app, cursor.run, cursor.keep)
             return [find_run(db, self._app, cursor.run) is not None for cursor in cursors]
 
         exist = await self._link.do(set_cursors)

@@ -14,6 +14,7 @@ from struct import Struct
 import msgspec
 from msgspec import UNSET
 
+from streams.event import encode_json
 from streams.log import Limits, RunInfo, Selection, Status
 from streams.log.store import Entry, State
 
@@ -127,6 +128,36 @@ def packed(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
     if len(frames) == 1:
         return _END.pack(len(frames[0])), frames[0]
     return array("I", accumulate(map(len, frames))).tobytes(), b"".join(frames)
+
+
+def insert_run(
+    db: sqlite3.Connection,
+    app: str,
+    producer: str,
+    info: RunInfo,
+    limits: Limits,
+    expires: float | None = None,
+) -> int:
+    """Stores a run whose unique key no other run has. Returns its number."""
+    if info.unique_key is not None:
+        free = "UPDATE run SET unique_key = NULL WHERE app = ? AND unique_key = ?"
+        db.execute(free, (app, info.unique_key))  # of one that has expired
+    row = {
+        "app": app,
+        "name": info.run,
+        "unique_key": info.unique_key,
+        "owner": info.owner,
+        "key": info.key,
+        "source": info.source,
+        "producer": producer,
+        "window": limits.window,
+        "retain": limits.retain,
+        "drops_oldest": limits.drops_oldest,
+        "expires": expires,
+        "info": encode_json(info),
+    }
+    insert = f"INSERT INTO run ({', '.join(row)}) VALUES (:{', :'.join(row)})"
+    return db.execute(insert, row).lastrowid or 0
 
 
 def insert_batches(db: sqlite3.Connection, batches: Sequence[object], generation: int) -> bool:

@@ -20,6 +20,9 @@ CREATE TABLE worker (
 
 -- A discarded run has no name any more; the keeper deletes it. `unique_key` is NULL when an end has
 -- freed it. `owner`, `key` and `source` are what runs are selected by.
+--
+-- A topic has '' as its producer, and in `size` the bytes of its frames; it expires unless that is
+-- postponed. What has expired never comes back.
 CREATE TABLE run (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   app TEXT NOT NULL,
@@ -33,6 +36,7 @@ CREATE TABLE run (
   "window" INTEGER NOT NULL,
   retain REAL NOT NULL,
   drops_oldest INTEGER NOT NULL,
+  size INTEGER NOT NULL DEFAULT 0,
   expires REAL,
   info BLOB NOT NULL
 );

@@ -11,6 +11,7 @@ from streams.errors import UnknownRun
 from streams.event import COMPLETED
 from streams.log import Limits, Selection
 from streams.log.redis import RedisStore
+from streams.log.store import Publication, Published
 from streams.sources import counter
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import until_async, workers
@@ -151,3 +152,34 @@ async def test_500_readers_on_2_workers_need_at_most_10_connections_to_redis(
         connections = len(shared_valkey.client.client_list()) - before
         group.cancel_scope.cancel()
     assert connections <= 2 * 5
+
+
+async def test_a_publish_whose_reply_was_lost_is_repeated_without_a_second_event(
+    new_worker: NewWorker,
+) -> None:
+    log, other = new_worker(), new_worker()
+    limits = Limits(window=2**20, retain=300)
+
+    async def publish(token: str, *, repeated: bool = False, status: Any = None) -> Published:
+        await log.open()
+        return await log.store.publish(
+            Publication(
+                info=info("t", shared=True, topic=True, arguments_hash="h"),
+                limits=limits,
+                event=(None, token.encode()),
+                keep=300,
+                token=token,
+                repeated=repeated,
+                status=status,
+            )
+        )
+
+    assert await publish("a") == Published("t", 1)
+    assert await publish("b") == Published("t", 2)
+    assert await publish("a", repeated=True) == Published("t", 1)
+    assert await publish("c", repeated=True) == Published("t", 3), "that call had not arrived"
+    await publish("d", status="completed")
+    assert await publish("b", repeated=True) == Published("t", 2), "it came before the end"
+    assert await publish("e", repeated=True) == Published("t", 4, ended=True)
+    events = await read_all(await other.find("t"), 0)
+    assert events.count(b"id: ") == 4

@@ -1,0 +1,63 @@
+-- Appends an event to a topic: to the run with a unique key. Creates the run, with its `start`
+-- event, if there is none.
+--
+-- ARGV: worker, run, info (JSON), window in bytes, retain in ms, hash of the unique key, ms for which
+--       the topic is kept at least, frame of the `start` event, token of the call, whether an
+--       earlier call with the token may have succeeded (0 or 1), status or '', the event's frame
+--       after its number, or '' for no event
+-- Returns the run, the number of the event (or of the newest one), and 1 if the topic had ended.
+--
+-- With a status, the event is the `end`. The script drops the oldest events beyond the window, but
+-- looks at no more than EVICTED of them, so that no call takes long.
+
+local EVICTED = 512
+
+local run, info, window, retain, unique, keep, start, token, repeated, status, tail =
+  unpack(ARGV, 2)
+local log = find_by_key(unique)
+if log then
+  run = log
+else
+  redis.call('HSET', key('run', run), 'info', info, 'status', 'running', 'producer', '',
+    'last', 0, 'first', 0, 'window', window, 'retain', retain, 'drops_oldest', 1,
+    'unique', unique, 'size', #start)
+  redis.call('XADD', key('log', run), '1-0', 'f', start)
+  redis.call('SET', key('unique', unique), run)
+end
+log = key('log', run)
+if repeated == '1' then
+  for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-')) do
+    if entry[2][4] == token then
+      return {run, text(tonumber(string.match(entry[1], '^%d+')) - 1), 0}
+    end
+  end
+end
+local fields = redis.call('HMGET', key('run', run), 'status', 'last', 'first', 'size', 'window',
+  'retain')
+local last, first, size = tonumber(fields[2]), tonumber(fields[3]), tonumber(fields[4])
+if fields[1] ~= 'running' then return {run, text(last), 1} end
+if tail ~= '' then
+  last = last + 1
+  local frame = 'id: ' .. run .. '.' .. text(last) .. tail
+  local mark, value = 't', token
+  if status ~= '' then mark, value = 's', status end
+  redis.call('XADD', log, text(last + 1) .. '-0', 'f', frame, mark, value)
+  size = size + #frame
+  if size > tonumber(fields[5]) then
+    -- An eighth more than needed, so that it happens less often.
+    local goal = fields[5] * 7 / 8
+    for _, entry in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', EVICTED)) do
+      if size <= goal or first == last then break end
+      size, first = size - #entry[2][2], first + 1
+    end
+    redis.call('XTRIM', log, 'MINID', text(first + 1) .. '-0')
+  end
+  redis.call('HSET', key('run', run), 'last', text(last), 'first', text(first), 'size', text(size))
+end
+if status ~= '' then
+  redis.call('HSET', key('run', run), 'status', status)
+  expire(run, fields[6])
+elseif redis.call('PTTL', key('run', run)) < tonumber(keep) then
+  expire(run, keep)
+end
+return {run, text(last), 0}
