@@ -9,9 +9,10 @@ Invariants:
 import asyncio
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import wait
 from contextvars import Context
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from streams.errors import ShuttingDown, StreamError
 from streams.log import EventLog
@@ -22,6 +23,8 @@ from streams.topic import Topic
 from streams.workers import workers_of_first
 
 logger = logging.getLogger("streams")
+
+T = TypeVar("T")
 
 NO_LIFESPAN = (
     "this Streams runs without its lifespan, so the server may end before its sources are closed; "
@@ -40,6 +43,19 @@ NO_VIEWERS = (
     'published. Give this Streams the log of the server: Streams(…, log="sqlite:runs.db"). In a '
     "server, pass lifespan=streams.lifespan to the app that mounts it"
 )
+
+NO_LOOP = (
+    "publish_from_thread needs the event loop in which this Streams is used, and none runs: open "
+    "it first, with `async with streams:` or in a server"
+)
+
+OWN_LOOP = (
+    "publish_from_thread would wait for the event loop of its own thread, for ever; "
+    "await streams.publish(…) instead"
+)
+
+LOOP_SECONDS = 1.0
+"""How often a thread looks whether the event loop that it waits for still runs."""
 
 SEARCH_SECONDS = 1.0
 """How often a request searches for its server after no server was found: it may start later."""
@@ -165,25 +181,40 @@ class Lifetime:
             if not self.serves:
                 raise RuntimeError(NO_VIEWERS)
 
+    def run_from_thread(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Runs a coroutine in the event loop in which this is used, and waits for its result.
+
+        Raises RuntimeError if there is no such event loop, or if it runs in the calling thread.
+        """
+        loop = self._loop
+        if loop is None or not loop.is_running():
+            raise RuntimeError(NO_LOOP)
+        if running_loop() is loop:
+            raise RuntimeError(OWN_LOOP)
+        future = asyncio.run_coroutine_threadsafe(function(), loop)
+        while not wait([future], LOOP_SECONDS).done:
+            if not loop.is_running():
+                raise RuntimeError(NO_LOOP)
+        return future.result()
+
     def _warn_of_separate_logs(self) -> None:
         if not self._log.shared and (workers := workers_of_first()):
             logger.warning(SEPARATE_LOGS, workers)
 
     async def _move_to_this_loop(self) -> asyncio.AbstractEventLoop:
         """Raises StreamError without asyncio, and RuntimeError if another event loop runs, too."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
+        if (loop := running_loop()) is None:
             raise StreamError(
                 "streams needs asyncio; start the server with it, for instance: hypercorn -k "
                 "asyncio or -k uvloop"
-            ) from None
+            )
         if loop is self._loop:
             return loop
         if self._loop is not None:
             if self._loop.is_running():
                 raise RuntimeError(
-                    "this Streams is used in two event loops at once; make one for each of them"
+                    "this Streams is used in two event loops at once; make one for each of them, "
+                    "or, to publish to this one, call publish_from_thread"
                 )
             self._entered = 0
             self._responses.clear()
@@ -231,3 +262,11 @@ class Lifetime:
                 await close()
             except Exception:
                 logger.exception("the `aclose` of a source failed")
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -41,6 +41,14 @@ class Publisher:
             ) from None
         return str(published)
 
+    def publish_from_thread(self, topic: str, data: Any, /, **parameters: Any) -> str:
+        """Does what `publish` does, in a thread without an event loop, and waits for it.
+
+        The event loop in which this Streams is used runs in another thread, such as the one that
+        has called `asyncio.to_thread`. Raises RuntimeError if there is none.
+        """
+        return self._lifetime.run_from_thread(lambda: self.publish(topic, data, **parameters))
+
     async def end(self, topic: str, /, **parameters: Any) -> None:
         """Ends a topic as `completed`. Does nothing if it has ended.
 

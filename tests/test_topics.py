@@ -1,8 +1,12 @@
 """Topics: runs whose events come from whoever publishes, with one log and with many workers."""
 
 import asyncio
+import concurrent.futures
 import re
-from collections.abc import AsyncIterator
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -12,7 +16,7 @@ import httpx
 import pytest
 from msgspec import Meta
 
-from streams import Event, Policy, Streams, Topic, topic
+from streams import Event, Policy, Streams, Topic, lifetime, source, topic
 from streams.errors import InvalidParameters, TopicEnded, UnencodableValue, UnknownSource
 from streams.sources import clock, counter
 from tests.support.servers import Connection, connection, every_event, serving
@@ -453,3 +457,100 @@ def test_topics_of_an_event_loop_that_is_over_are_forgotten() -> None:
     assert second.endswith(".1")
     assert first != second
     assert len(streams.log) == 1
+
+
+async def test_a_thread_publishes_and_waits_until_the_log_has_the_event(
+    log_url: str | None,
+) -> None:
+    async with two_workers(log_url) as (streams, (_, url)):
+
+        def work() -> list[str]:
+            return [
+                streams.publish_from_thread("notifications", {"text": str(n)}, user="ann")
+                for n in range(3)
+            ]
+
+        async with connection(url, ANN) as stream:
+            await begun(stream)
+            published = await asyncio.to_thread(work)
+            await shows(stream, "0", "1", "2")
+            assert ids(stream)[1:] == published
+        with pytest.raises(UnknownSource, match="no topic 'news'"):
+            await asyncio.to_thread(streams.publish_from_thread, "news", 1)
+
+
+async def test_a_plain_generator_publishes_from_its_thread() -> None:
+    @source
+    def work() -> Iterator[str]:
+        yield streams.publish_from_thread("notifications", {"text": "half"}, user="ann")
+
+    streams = Streams([work, notifications])
+    async with serving(streams) as url, connection(url, ANN) as stream:
+        await begun(stream)
+        async with httpx.AsyncClient(base_url=url) as client:
+            events = await every_event(client, "/streams/work")
+        await shows(stream, "half")
+        assert events[1].json() == ids(stream)[1]
+
+
+async def test_a_thread_cannot_publish_without_an_event_loop_of_another_thread() -> None:
+    streams = Streams([notifications])
+    with pytest.raises(RuntimeError, match="and none runs: open it first"):
+        streams.publish_from_thread("notifications", 1, user="ann")
+    async with streams.lifespan():
+        with pytest.raises(RuntimeError, match="of its own thread, for ever; await"):
+            streams.publish_from_thread("notifications", 1, user="ann")
+
+
+def test_a_thread_cannot_publish_to_an_event_loop_that_is_over() -> None:
+    streams = Streams([notifications])
+
+    async def serve() -> None:
+        async with streams.lifespan():
+            await asyncio.to_thread(streams.publish_from_thread, "notifications", 1, user="ann")
+
+    asyncio.run(serve())
+    with pytest.raises(RuntimeError, match="and none runs: open it first"):
+        streams.publish_from_thread("notifications", 1, user="ann")
+
+
+def test_a_thread_does_not_wait_for_ever_for_an_event_loop_that_ends_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lifetime, "LOOP_SECONDS", 0.01)
+    streams = Streams([notifications])
+    raised: list[RuntimeError] = []
+
+    def work() -> None:
+        try:
+            streams.publish_from_thread("notifications", 1, user="ann")
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+
+    def start_and_wait() -> None:
+        thread.start()
+        deadline = time.monotonic() + 5
+        while not waits(thread):
+            assert time.monotonic() < deadline, "not reached in 5 s: the thread waits"
+            time.sleep(0.001)
+
+    async def serve() -> None:
+        await streams.lifespan().__aenter__()
+        start_and_wait()  # The loop ends before it runs what the thread has given it.
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(serve())
+    thread.join(5)
+    assert "and none runs" in str(raised[0])
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+def waits(thread: threading.Thread) -> bool:
+    """Whether a thread is in `concurrent.futures.wait`."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and frame.f_code is not concurrent.futures.wait.__code__:
+        frame = frame.f_back
+    return frame is not None

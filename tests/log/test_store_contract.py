@@ -677,3 +677,12 @@ async def test_the_death_of_a_worker_changes_nothing_in_the_topics_it_made(
     assert await other.runs_of("one") == []
     assert (await other.renew([])).all == {"other"}
     assert await other.publish(publication(2)) == Published("t", 2)
+
+
+async def test_any_worker_closes_a_topic(new_store: NewStore) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.publish(publication(1))
+    assert await other.close("t", End.cancelled("stopped"), frees_key=False)
+    assert await one.publish(publication(2)) == Published("t", 2, ended=True)
+    end = frame(b"t", 2, b"end", End.cancelled("stopped").encode())
+    assert await one.read("t", 1, 9) == [Entry(2, end, "cancelled")]
