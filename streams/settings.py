@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Meta
 from starlette.config import Config
 
-from streams import Policy, Source, StreamError, Streams
+from streams import Policy, Source, StreamError, Streams, Topic
 from streams.errors import UnsuitablePlace
 
 BUILT_IN = ["streams.sources:counter", "streams.sources:tokens", "streams.sources:clock"]
@@ -74,6 +74,33 @@ def from_environ(environ: Mapping[str, str]) -> Streams:
     except InvalidSetting as invalid:
         sys.stderr.write(f"{invalid}\n")
         raise
+
+
+def publisher(
+    environ: Mapping[str, str], name: str, log: str | None
+) -> tuple[Streams, Topic[..., Any]]:
+    """A Streams that publishes to one topic, in the log of the server, and that topic.
+
+    `name` is the topic's among STREAMS_SOURCES, or an import string. `log` replaces STREAMS_LOG.
+    Raises InvalidSetting.
+    """
+    given = options(environ if log is None else {**environ, "STREAMS_LOG": log})
+    if ":" in name:
+        topic = _import(name, "TOPIC")
+        if "log" not in given:
+            raise InvalidSetting(f"name the log of the server that has the topic {name}: --log URL")
+    else:
+        named = [source for source in given["sources"] if source.name == name]
+        if not named:
+            raise InvalidSetting(
+                f"no topic of STREAMS_SOURCES has the name {name!r}: set that as for the server, "
+                "or write where the topic is declared, as package.module:name"
+            )
+        (topic,) = named
+    if not isinstance(topic, Topic):
+        raise InvalidSetting(f"{name} is a source, and nobody can publish to it: name a topic")
+    given.setdefault("log", _default_log(given["sources"]))
+    return _streams({**given, "sources": [topic], "models": {}}), topic
 
 
 def _streams(given: dict[str, Any]) -> Streams:
@@ -145,22 +172,24 @@ def _parse(name: str, text: str, type_: Any) -> Any:
         raise InvalidSetting(f"STREAMS_{name.upper()}={text!r} is invalid: {error}") from None
 
 
-def _import(name: str) -> Source[..., Any]:
+def _import(name: str, setting: str = "STREAMS_SOURCES") -> Source[..., Any]:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise InvalidSetting(f"STREAMS_SOURCES: {name!r} must have the form package.module:name")
+        raise InvalidSetting(f"{setting}: {name!r} must have the form package.module:name")
     try:
         source = attrgetter(attribute)(import_module(module))
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # The module exists, and fails to import another one.
-        raise InvalidSetting(f"STREAMS_SOURCES: {name!r} cannot be imported: {error}") from None
+        raise InvalidSetting(f"{setting}: {name!r} cannot be imported: {error}") from None
     except AttributeError:
         if module not in sys.modules:
             raise  # Its own code raised this.
-        raise InvalidSetting(f"STREAMS_SOURCES: module {module!r} has no {attribute!r}") from None
+        raise InvalidSetting(f"{setting}: module {module!r} has no {attribute!r}") from None
     if not isinstance(source, Source):
-        raise InvalidSetting(f"STREAMS_SOURCES: {name} is not a source; decorate it with @source")
+        raise InvalidSetting(
+            f"{setting}: {name} is not a source; decorate it with @source or @topic"
+        )
     return source
 
 

@@ -120,12 +120,13 @@ def test_every_module_is_part_of_the_core_or_optional() -> None:
     core = {path_of(module) for module in CORE}
     optional = {path for part in PLUGINS for path in files_of(part)}
     rest = {path.name for path in set((ROOT / "streams").rglob("*.py")) - core - optional}
-    assert rest == {"__init__.py", "settings.py"}
+    assert rest == {"__init__.py", "__main__.py", "settings.py"}
 
 
 def test_the_settings_import_only_public_names() -> None:
     assert imports(ROOT / "streams/settings.py") <= PUBLIC
     assert imports(ROOT / "app.py") == {"streams.settings"}
+    assert imports(ROOT / "streams/__main__.py") == {"streams", "streams.settings"}
 
 
 def test_the_log_of_the_tests_imports_only_public_names() -> None:
