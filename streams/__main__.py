@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _data(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InvalidSetting(
             f"""DATA is not JSON: {error}; write for example '{{"text":"Done"}}'"""
         ) from None

@@ -30,17 +30,25 @@ Identity = Callable[[Request], str | Awaitable[str | None] | None]
 
 
 class Access:
-    """Asks the app's `identity`, if it has one, and the guards of its `sources`.
+    """Asks the app's `identity` and `publish`, if it has them, and the guards of its `sources`.
 
-    Raises TypeError if `identity` cannot be called.
+    Raises TypeError if `identity` or `publish` cannot be called.
     """
 
     def __init__(
-        self, identity: Identity | None, sources: Iterable[Source[..., Any]], threads: Threads
+        self,
+        identity: Identity | None,
+        publish: Guard | None,
+        sources: Iterable[Source[..., Any]],
+        threads: Threads,
     ) -> None:
-        if identity is not None and not callable(identity):
-            raise TypeError(f"identity= of Streams is a function of the request, not {identity!r}")
+        for name, function in (("identity", identity), ("publish", publish)):
+            if function is not None and not callable(function):
+                raise TypeError(
+                    f"{name}= of Streams is a function of the request, not {function!r}"
+                )
         self._identity = identity
+        self._publish = publish
         self._threads = threads
         self._guards: dict[str, list[Guard]] = {}
         for source in sources:
@@ -60,7 +68,8 @@ class Access:
     async def admit(self, source: str, request: Request) -> None:
         """Raises what the guard of a source raises."""
         for guard in self._guards.get(source, ()):
-            if await _answer("guard=", self._ask(guard, source, request)) is False:
+            name = f"the guard of source {source}"
+            if await _answer("guard=", self._ask(guard, name, request)) is False:
                 raise Forbidden(f"source {source} does not let you in")
 
     async def admit_to(self, info: RunInfo, request: Request) -> None:
@@ -68,10 +77,15 @@ class Access:
         if info.route is None:
             await self.admit(info.source, request)
 
-    async def _ask(self, guard: Guard, source: str, request: Request) -> Any:
+    async def admit_publisher(self, request: Request) -> None:
+        """Raises what the app's `publish` raises."""
+        assert self._publish is not None, "only then is there a route"
+        if await _answer("publish=", self._ask(self._publish, "publish=", request)) is False:
+            raise Forbidden("this app does not let you publish")
+
+    async def _ask(self, guard: Guard, name: str, request: Request) -> Any:
         if inspect.iscoroutinefunction(guard):
             return await guard(request)
-        name = f"the guard of source {source}"
         answer = await self._threads.call(partial(guard, request), name)
         return await answer if inspect.isawaitable(answer) else answer
 

@@ -53,7 +53,7 @@ from streams.request import (
 from streams.response import RunResponse, head_response, json_response, refusal
 from streams.run import Position, Runs
 from streams.run_endpoints import RunEndpoints
-from streams.source import Job, Source, check_name, check_source
+from streams.source import Guard, Job, Source, check_name, check_source
 from streams.wires import EventStream, Wire
 
 
@@ -66,7 +66,8 @@ class Streams(Publisher):
     most `max_threads` threads. Pages of `origins` ("*": all) may start runs from another site, with
     CORS. `max_body` is the limit of a POST body, in bytes. `page` serves the playground at the
     root. `identity(request)`, sync or async, says who the client is (default: the user in the
-    request's scope, if any); for everybody else its runs do not exist. `encode` converts a yielded
+    request's scope, if any); for everybody else its runs do not exist. With `publish(request)`,
+    sync or async, `POST /topics/{name}` publishes, unless it raises. `encode` converts a yielded
     value of a type that msgspec does not know to one that it knows. Other keywords are the policy
     for all sources: see Policy.
 
@@ -87,6 +88,7 @@ class Streams(Publisher):
         origins: Sequence[str] = (),
         page: bool = True,
         identity: Identity | None = None,
+        publish: Guard | None = None,
         encode: Callable[[Any], Any] | None = None,
         **policy: Unpack[PolicyOptions],
     ) -> None:
@@ -113,7 +115,7 @@ class Streams(Publisher):
         sources_by_name = {s.name: (s, self._policies[s]) for s in self.sources.values()}
         self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads)
         self._lifetime = Lifetime(self.log, self.runs, self._policies)
-        self._access = Access(identity, self._policies, self.runs.threads)
+        self._access = Access(identity, publish, self._policies, self.runs.threads)
         self._max_body = max_body
         self._origins = frozenset(origins)
         of_runs = RunEndpoints(self.runs, self._access, self._follow)
@@ -124,6 +126,8 @@ class Streams(Publisher):
             Route("/runs/{run}", self.endpoint(of_runs.one), methods=["GET", "DELETE"]),
             Route("/health", self._health),
         ]
+        if publish is not None:
+            routes.append(Route("/topics/{topic}", self.endpoint(self._post), methods=["POST"]))
         if self.models:
             routes += completions(self)
         if page:
@@ -343,6 +347,7 @@ class Streams(Publisher):
         media_type = negotiated(request, STREAM_TYPES)
         last = last_event_id(request)
         if request.method == "POST":
+            source.check_query_of_post(request.query_params)
             arguments = source.from_json(await self.read_json(request), resumes=last is not None)
         else:
             arguments = source.from_query(request.query_params, resumes=last is not None)

@@ -1,13 +1,20 @@
-"""Publishing to topics: from a task, and from a thread."""
+"""Publishing to topics: from a task, from a thread, and over HTTP."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from streams.errors import LogClosed, TopicEnded, UnknownSource
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from streams.access import Access
+from streams.errors import InvalidBody, LogClosed, TopicEnded, UnencodableValue, UnknownSource
 from streams.event import COMPLETED
 from streams.lifetime import Lifetime
 from streams.log import EventLog
 from streams.policy import Policy
+from streams.request import check_site, read_json
+from streams.response import json_response
 from streams.run import Runs, limits_of
 from streams.source import Job, Source
 from streams.topic import Topic
@@ -21,6 +28,9 @@ class Publisher:
     log: EventLog
     _policies: dict[Source[..., Any], Policy]
     _lifetime: Lifetime
+    _access: Access
+    _max_body: int
+    _origins: frozenset[str]
 
     async def publish(self, topic: str, data: Any, /, **parameters: Any) -> str:
         """Publishes an event to a topic. Returns the event's id once the log has it.
@@ -29,14 +39,16 @@ class Publisher:
         topic's parameters. Raises UnknownSource, InvalidParameters, UnencodableValue, TopicEnded,
         StoreFull, and RuntimeError if the log is in the memory of a process that serves nobody.
         """
-        job = self._topic_job(topic, parameters)
+        return await self._publish(self._topic_job(topic, parameters), data)
+
+    async def _publish(self, job: Job, data: Any) -> str:
         await self._lifetime.publish()
-        event = self.runs.encoder.first_payload(data, topic)
+        event = self.runs.encoder.first_payload(data, job.source)
         try:
             published = await self.log.publish(self.runs.info_of(job), limits_of(job.policy), event)
         except LogClosed:
             raise TopicEnded(
-                f"this topic {topic!r} has ended; it can be published to again when it is "
+                f"this topic {job.source!r} has ended; it can be published to again when it is "
                 f"forgotten, {job.policy.retain:g} s after its end"
             ) from None
         return str(published)
@@ -58,6 +70,20 @@ class Publisher:
         job = self._topic_job(topic, parameters)
         await self._lifetime.publish()
         await self.log.end_topic(self.runs.info_of(job), limits_of(job.policy), COMPLETED)
+
+    async def _post(self, request: Request) -> Response:
+        """Publishes the body of a request, with the parameters in its query."""
+        await self._access.admit_publisher(request)
+        check_site(request, self._origins)
+        topic = self.topic_named(request.path_params["topic"])
+        arguments = topic.from_query(request.query_params)
+        body = await read_json(request, self._max_body)
+        try:
+            job = topic.job(arguments, None, policy=self._policies[topic])
+            published = await self._publish(job, msgspec.json.decode(body))
+        except (msgspec.DecodeError, UnicodeError, RecursionError, UnencodableValue) as error:
+            raise InvalidBody(f"the body must be JSON: {error}") from None
+        return json_response({"id": published})
 
     def _topic_job(self, name: str, parameters: Mapping[str, Any]) -> Job:
         topic = self.topic_named(name)

@@ -231,6 +231,17 @@ class Source(Generic[P, T]):
             raise InvalidBody(f"the body must be a JSON object: {error}") from None
         return {} if resumes and not given else self._arguments(given, strict=True)
 
+    def check_query_of_post(self, query: QueryParams) -> None:
+        """Raises InvalidParameters for a parameter in the query: a guard might take it for the one
+        in the body.
+        """
+        if given := [name for name in query if name in self._types]:
+            errors = [{"name": n, "detail": "is in the query; give it in the body"} for n in given]
+            raise InvalidParameters(
+                f"{', '.join(given)}: a POST has its parameters in the body, not in the query",
+                errors=errors,
+            )
+
     def from_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments in Python values. Raises InvalidParameters with all faults."""
         return self._arguments(values, strict=True)

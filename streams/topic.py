@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 
 from streams.policy import Policy, PolicyOptions
-from streams.source import Job, Source
+from streams.source import Guard, Job, Source
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,9 +31,10 @@ class Topic(Source[P, T]):
         *,
         name: str | None = None,
         replay: int = 1,
+        guard: Guard | None = None,
         **policy: Unpack[PolicyOptions],
     ) -> None:
-        super().__init__(function, name=name, shared=True, **policy)
+        super().__init__(function, name=name, shared=True, guard=guard, **policy)
         self.replay = replay
         if not isinstance(replay, int) or replay < 0:
             raise TypeError(
@@ -73,15 +74,20 @@ class Topic(Source[P, T]):
 def topic(function: Callable[P, T], /) -> Topic[P, T]: ...
 @overload
 def topic(
-    *, name: str | None = None, replay: int = 1, **policy: Unpack[PolicyOptions]
+    *,
+    name: str | None = None,
+    replay: int = 1,
+    guard: Guard | None = None,
+    **policy: Unpack[PolicyOptions],
 ) -> Callable[[Callable[P, T]], Topic[P, T]]: ...
 def topic(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Makes a topic of a function, which is never called: its parameters name the topic.
 
     `name` (default: the function's) is the topic's name in URLs and for `publish`. A viewer who
-    joins gets the newest `replay` events and what follows. Other keywords are this topic's
-    exceptions from the policy: see Policy. It holds `window` bytes of events; without viewers, it
-    is forgotten `retain` seconds after it was last published to.
+    joins gets the newest `replay` events and what follows. `guard(request)`, sync or async, is
+    called for everyone who joins or resumes it; what it raises is the answer. Other keywords are
+    this topic's exceptions from the policy: see Policy. It holds `window` bytes of events. Without
+    viewers, it is forgotten `retain` seconds after it was last published to.
     """
     if function is None:
         return lambda function: Topic(function, **options)

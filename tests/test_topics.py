@@ -15,6 +15,8 @@ import anyio
 import httpx
 import pytest
 from msgspec import Meta
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from streams import Event, Policy, Streams, Topic, lifetime, source, topic
 from streams.errors import InvalidParameters, TopicEnded, UnencodableValue, UnknownSource
@@ -554,3 +556,111 @@ def waits(thread: threading.Thread) -> bool:
     while frame is not None and frame.f_code is not concurrent.futures.wait.__code__:
         frame = frame.f_back
     return frame is not None
+
+
+async def own(request: Request) -> None:
+    """A guard of topics, and of publishers: the user in the query is the one in the header."""
+    if request.query_params.get("user") != request.headers.get("x-user"):
+        raise HTTPException(403, "not yours")
+
+
+POSTED = "/topics/notifications?user=ann"
+AS_ANN = {"X-User": "ann"}
+
+
+async def test_a_post_publishes_with_its_parameters_in_the_query(log_url: str | None) -> None:
+    async with two_workers(log_url, publish=own) as (_, (one, other)):
+        async with connection(other, ANN) as stream, httpx.AsyncClient(base_url=one) as client:
+            await begun(stream)
+            answer = await client.post(POSTED, json={"text": "Done"}, headers=AS_ANN)
+            assert answer.status_code == 200
+            await shows(stream, "Done")
+            assert answer.json() == {"id": ids(stream)[1]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "detail"),
+    [
+        ("/topics/news?user=ann", b"1", 404, "there is no topic 'news'; there are: notifications"),
+        ("/topics/counter?user=ann", b"1", 404, "'counter' is a source"),
+        ("/topics/notifications?user=ann&usr=1", b"1", 422, "usr: is not a parameter"),
+        (POSTED, b"{'text': 'Done'}", 422, "the body must be JSON"),
+        (POSTED, b"", 422, "the body must be JSON"),
+        (POSTED, b"NaN", 422, "the body must be JSON"),
+        (POSTED, b'"\xff"', 422, "the body must be JSON"),
+        (POSTED, b'"\\ud800"', 422, "the body must be JSON"),
+        (POSTED, b"[" * 10_000 + b"]" * 10_000, 422, "the body must be JSON"),
+        (POSTED, b'"' + b"x" * 99 + b'"', 413, "the body has more than 100 bytes"),
+        (POSTED, b'"' + b"x" * 98 + b'"', 200, ""),
+        (POSTED, b"123456789012345678901234567890", 200, ""),
+    ],
+)
+async def test_what_cannot_be_posted_is_a_problem_and_changes_nothing(
+    path: str, body: bytes, status: int, detail: str, log_url: str | None
+) -> None:
+    limit = {} if len(body) > 1000 else {"max_body": 100}
+    async with two_workers(log_url, publish=own, **limit) as (streams, (url, _)):
+        async with httpx.AsyncClient(base_url=url) as client:
+            headers = {**AS_ANN, "Content-Type": "application/json"}
+            answer = await client.post(path, content=body, headers=headers)
+        if status == 200:
+            assert answer.is_success, answer.text
+        else:
+            assert detail in problem(answer, status)
+        number = 2 if status == 200 else 1
+        assert (await streams.publish("notifications", 1, user="ann")).endswith(f".{number}")
+
+
+async def test_a_post_that_is_refused_or_comes_too_late_publishes_nothing() -> None:
+    async with two_workers(None, publish=own) as (streams, (url, _)):
+        async with httpx.AsyncClient(base_url=url) as client:
+            refused = await client.post("/topics/unknown?user=bob", content=b"x", headers=AS_ANN)
+            assert problem(refused, 403) == "not yours"
+            cross_site = {**AS_ANN, "Sec-Fetch-Site": "cross-site"}
+            assert problem(await client.post(POSTED, json=1, headers=cross_site), 403)
+            text = {**AS_ANN, "Content-Type": "text/plain"}
+            assert "send JSON" in problem(await client.post(POSTED, content="1", headers=text), 415)
+            assert len(streams.log) == 0
+            await streams.end("notifications", user="ann")
+            late = await client.post(POSTED, json=1, headers=AS_ANN)
+            assert "has ended" in problem(late, 409)
+            assert problem(await client.get(POSTED), 405)
+
+
+async def test_a_guard_of_publishers_may_be_sync_and_may_return_false() -> None:
+    asked = []
+
+    def nobody(request: Request) -> bool:
+        asked.append(request.url.path)
+        return False
+
+    async with serving(Streams([notifications], publish=nobody)) as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            assert "does not let you publish" in problem(await client.post(POSTED, json=1), 403)
+    assert asked == ["/topics/notifications"]
+    with pytest.raises(TypeError, match="publish= of Streams is a function of the request"):
+        Streams([notifications], publish="yes")  # type: ignore[arg-type]
+
+
+async def test_without_a_guard_of_publishers_there_is_nothing_to_post_to() -> None:
+    async with serving(Streams([notifications])) as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            assert "there is nothing at" in problem(await client.post(POSTED, json=1), 404)
+
+
+async def test_the_guard_of_a_topic_is_asked_for_everyone_who_joins_or_resumes_it() -> None:
+    guarded = topic(guard=own)(notifications.function)
+    streams = Streams([guarded])
+    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
+        published = await streams.publish("notifications", 1, user="ann")
+        run = f"/runs/{published.partition('.')[0]}"
+        bob = {"X-User": "bob"}
+        last = {**bob, "Last-Event-ID": published}
+        for path, headers in ((ANN, bob), (ANN, last), (run, bob), (run, last)):
+            assert problem(await client.get(path, headers=headers), 403) == "not yours"
+        posted = await client.post(f"{ANN}", json={"user": "bob"}, headers=AS_ANN)
+        assert "user: a POST has its parameters in the body" in problem(posted, 422)
+        mixed = await client.get("/streams/notifications?user=bob", headers=last)
+        assert "has other parameters" in problem(mixed, 422)
+        async with connection(url, ANN, headers="X-User: ann\r\n") as stream:
+            await stream.until(lambda stream: published in stream.body.decode(), "Ann sees it")
