@@ -265,6 +265,8 @@ class SharedLog(SharedTopics):
                     self._next_append = 0.0
                 if run.memory.closed and outcome.last == run.memory.last:
                     self._produced.pop(run.info.run, None)
+                    # The store would fence another append, which `_update` may have queued.
+                    self._work.appending.pop(run, None)
             elif isinstance(outcome, StoreFull):
                 failed = outcome
                 self._queue_again([run], [])

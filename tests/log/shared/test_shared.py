@@ -17,7 +17,7 @@ from streams.log.shared import APPEND_RUNS, SharedLog
 from streams.log.store import Append, Missing, Notice, Outcome
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import until_async
-from tests.support.event_logs import DATA, SIZE, new, read_all
+from tests.support.event_logs import DATA, SIZE, drained, new, read_all
 from tests.support.servers import until
 from tests.support.stores import shared_log
 
@@ -91,6 +91,29 @@ async def test_an_outdated_notice_does_not_end_a_run_of_this_worker(
     await one.written()
     assert (await other.find("r")).status == "completed"
     assert await read_all(await other.find("r")) == await read_all(log)
+
+
+async def test_a_look_at_a_run_while_its_end_is_being_written_does_not_reopen_it(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = new_worker()
+    log = await new(one)
+    await one.written()
+    append = one.store.append
+
+    async def looked_at(appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+        outcomes = await append(appends)
+        assert await one.find("r") is log, "the store has the end, this worker not yet its reply"
+        return outcomes
+
+    monkeypatch.setattr(one.store, "append", looked_at)
+    log.append(None, b"0")
+    log.close(COMPLETED)
+    with log.read(-1) as reader:
+        assert (await asyncio.wait_for(drained(reader), 5)).count(b"id: ") == 2
+        await asyncio.wait_for(one.written(), 5)
+        assert log.status == "completed"
+    assert (await read_all(log)).count(b"id: ") == 2
 
 
 async def test_a_discard_without_a_reply_is_repeated(
