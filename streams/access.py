@@ -16,7 +16,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import Scope
 
-from streams.errors import Forbidden, StreamError, as_stream_error, for_clients
+from streams.errors import Forbidden, StreamError, as_stream_error, for_clients, valid_text
 from streams.log import RunInfo
 from streams.source import Guard, Source
 from streams.thread import Threads
@@ -61,8 +61,7 @@ class Access:
             return user_of(request.scope)
         owners: dict[Access, str | None] = request.scope.setdefault("streams.owners", {})
         if self not in owners:
-            answer = await _answer("identity=", _called(self._identity, request))
-            owners[self] = check_owner(answer, "identity=")
+            owners[self] = await _answer("identity=", _called(self._identity, request))
         return owners[self]
 
     async def admit(self, source: str, request: Request) -> None:
@@ -103,7 +102,7 @@ def user_of(scope: Scope) -> str | None:
 
 def check_owner(owner: Any, given_by: str) -> str | None:
     """Raises TypeError for what is neither None nor a text that tells users apart."""
-    if owner is None or (isinstance(owner, str) and owner):
+    if owner is None or (isinstance(owner, str) and owner and valid_text(owner) == owner):
         return owner
     raise TypeError(
         f"{given_by} names a user with {owner!r}; give text, such as str(user.id), and None for an "
@@ -113,7 +112,7 @@ def check_owner(owner: Any, given_by: str) -> str | None:
 
 async def _called(function: Identity, request: Request) -> str | None:
     answer = function(request)
-    return await answer if inspect.isawaitable(answer) else answer
+    return check_owner(await answer if inspect.isawaitable(answer) else answer, "identity=")
 
 
 async def _answer(name: str, answering: Awaitable[Any]) -> Any:

@@ -153,14 +153,20 @@ async def test_an_identity_that_does_not_answer_is_a_504(monkeypatch: pytest.Mon
     assert "did not answer within 0.01 s" in detail
 
 
-@pytest.mark.parametrize("owner", ["", 7])
-async def test_a_user_without_a_name_is_a_type_error_that_says_what_to_give(owner: Any) -> None:
+@pytest.mark.parametrize("owner", ["", 7, "\ud800"])
+async def test_a_user_without_a_name_is_an_error_that_says_what_to_give(
+    owner: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     request = Request({"type": "http", "method": "GET", "path": "/", "headers": []})
     what = r"with .*; give text, such as str\(user.id\), and None for an anonymous client"
     with pytest.raises(TypeError, match=what):
         Streams().response(request, iter([1]), name="x", owner=owner)
-    with pytest.raises(TypeError, match=what):
-        await Streams(identity=lambda request: owner).resumes(request, name="x")
+    streams = Streams([counter], identity=lambda request: owner)
+    assert not await streams.resumes(request, name="x")
+    async with client_of(streams) as client:
+        detail = problem(await client.get("/streams/counter"), 500)
+    assert "identity= function failed with TypeError; see the server's log" in detail
+    assert re.search(what, caplog.text)
     with pytest.raises(TypeError, match="is a function of the request, not 'ann'"):
         Streams(identity="ann")  # type: ignore[arg-type]
 
