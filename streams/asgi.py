@@ -122,7 +122,7 @@ class Streams(Publisher):
         routes = [
             Route("/streams", self._list),
             Route("/streams/{source}", self.endpoint(self._stream), methods=["GET", "POST"]),
-            Route("/runs", self.endpoint(of_runs.list)),
+            Route("/runs", self.endpoint(of_runs.list), methods=["GET"]),
             Route("/runs/{run}", self.endpoint(of_runs.one), methods=["GET", "DELETE"]),
             Route("/health", self._health),
         ]

@@ -89,6 +89,8 @@ async def test_an_unsupported_method_gets_a_405_that_lists_the_supported_ones() 
         assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
         response = await client.post(f"/runs/{UNKNOWN}")
         assert set(response.headers["allow"].split(", ")) == {"DELETE", "GET", "HEAD"}
+        response = await client.delete("/runs")
+        assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
 async def test_one_422_names_every_invalid_parameter() -> None:
