@@ -115,8 +115,12 @@ def last_event_id(request: Request) -> EventId | None:
 
 
 def _headers(request: Request, name: bytes) -> list[str]:
-    """The values of a header. Starlette's way costs more if there is none, as for most streams."""
-    return [value.decode("latin-1") for key, value in request.scope["headers"] if key == name]
+    """The values of a header. Starlette's way costs more if there is none, as for most streams.
+
+    White space after a value is not part of it (RFC 9110, section 5.5), but uvicorn passes it on.
+    """
+    headers = request.scope["headers"]
+    return [value.decode("latin-1").strip(" \t") for key, value in headers if key == name]
 
 
 def idempotency_key(request: Request, owner: str | None, own: str | None = None) -> str | None:

@@ -105,6 +105,17 @@ async def test_a_key_may_be_quoted_and_may_be_in_the_query(given: dict[str, Any]
     assert run_of(again) == run_of(first)
 
 
+async def test_white_space_around_a_header_is_not_part_of_the_key() -> None:
+    runs = set()
+    async with serving(Streams([counter])) as url:
+        for value in (KEY, f"{KEY} \t", f'"{KEY}" '):
+            headers = f"Idempotency-Key:  {value}\r\n"
+            async with connection(url, "/streams/counter?count=0", headers=headers) as stream:
+                await stream.until(lambda stream: stream.terminated, "the stream has ended")
+                runs.add(stream.run)
+    assert len(runs) == 1
+
+
 async def test_a_quoted_key_may_contain_escaped_quotes_and_backslashes() -> None:
     async with client_of(Streams([counter])) as client:
         bare, quoted = r"sixteen \ and q\"uote" + "s", r'"sixteen \\ and q\\\"uotes"'
