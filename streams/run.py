@@ -364,8 +364,11 @@ class Runs:
     ) -> Sequence[RunLog]:
         """The logs of the newest `limit` runs that have all that is given, newest first.
 
-        An `owner` of None lists the runs without one. Raises ValueError for an unknown status.
+        An `owner` of None lists the runs without one. Raises ValueError for an unknown status, and
+        for a negative limit.
         """
+        if limit < 0:
+            raise ValueError(f"limit={limit} is negative; give the number of runs to list at most")
         if status is not UNSET and status not in get_args(Status):
             statuses = ", ".join(get_args(Status))
             raise ValueError(f"status={status!r} is not one of {statuses}")

@@ -171,6 +171,8 @@ async def test_python_lists_finds_and_stops_the_runs_of_all() -> None:
             await call("unknown")
     with pytest.raises(ValueError, match="status='runing' is not one of running, completed"):
         await streams.runs.list(status="runing")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="limit=-1 is negative; give the number of runs"):
+        await streams.runs.list(limit=-1)
 
 
 async def test_resumes_finds_the_run_of_a_key_without_its_name_unless_the_key_is_free() -> None:
