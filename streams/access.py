@@ -3,7 +3,8 @@
 Invariants:
 
 1. The app is asked once for each request who the client is.
-2. An app's function that does not answer holds up only its own request, and for 30 s.
+2. An app's function that does not answer holds up only its own request, and for 30 s; except for a
+   sync `identity`, which runs in the event loop and must not wait.
 """
 
 import asyncio
