@@ -1,6 +1,6 @@
 """Settings: a Streams from environment variables.
 
-Each option of Streams but `encode` and `models` is a variable: STREAMS_ and its name in capitals.
+Each option of Streams but functions and `models` is a variable: STREAMS_ and its name in capitals.
 An empty variable means None; lists are separated by commas. STREAMS_SOURCES are import strings,
 `package.module:name`. LLM_BASE_URL, LLM_MODEL, LLM_API_KEY and LLM_TIMEOUT configure the source
 `chat`.
