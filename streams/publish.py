@@ -1,5 +1,6 @@
 """Publishing to topics: from a task, from a thread, and over HTTP."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,7 @@ class Publisher:
     async def _publish(self, job: Job, data: Any) -> str:
         await self._lifetime.publish()
         event = self.runs.encoder.first_payload(data, job.source)
+        await asyncio.sleep(0)  # A task that publishes all the time lets others have their turns.
         try:
             published = await self.log.publish(self.runs.info_of(job), limits_of(job.policy), event)
         except LogClosed:

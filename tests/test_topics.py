@@ -664,3 +664,13 @@ async def test_the_guard_of_a_topic_is_asked_for_everyone_who_joins_or_resumes_i
         assert "has other parameters" in problem(mixed, 422)
         async with connection(url, ANN, headers="X-User: ann\r\n") as stream:
             await stream.until(lambda stream: published in stream.body.decode(), "Ann sees it")
+
+
+async def test_a_task_that_only_publishes_lets_others_have_their_turns(
+    log_url: str | None,
+) -> None:
+    async with two_workers(log_url) as (streams, _):
+        turn = asyncio.Event()
+        asyncio.get_running_loop().call_soon(turn.set)
+        await streams.publish("notifications", 1, user="ann")
+        assert turn.is_set()
