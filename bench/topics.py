@@ -173,9 +173,7 @@ async def case(kind: str, seconds: float, rate: float, tasks: int, viewers: int)
 
 
 async def measure(seconds: float) -> None:
-    print(
-        "| log | rate | tasks | viewers | events/s | CPU µs/event | p50 ms | p99 ms |"
-    )
+    print("| log | rate | tasks | viewers | events/s | CPU µs/event | p50 ms | p99 ms |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for rate, tasks, viewers in ((0, 1, 0), (0, 100, 0), (0, 1, 1), (100, 1, 1), (100, 1, 100)):
         for kind in ("memory", "SQLite", "Valkey"):

@@ -13,6 +13,7 @@ from msgspec import UNSET
 from streams.errors import StoreFull
 from streams.event import End, Payload, encode_json, frame
 from streams.log import Limits, RunInfo, Selection
+from streams.log.redis.batch import Batch
 from streams.log.redis.connection import RedisLink
 from streams.log.redis.scripts import (
     APPEND,
@@ -74,6 +75,7 @@ class RedisStore:
         self._logs = f"{self._link.prefix}:log:"
         self._worker = ""
         self._inbox = ""
+        self._publishes = Batch(self._link, PUBLISH)
         self._last_notification = "0-0"
         self._renewals = 0
 
@@ -83,6 +85,7 @@ class RedisStore:
     async def open(self, worker: str) -> None:
         if worker != self._worker:
             self._link.open()
+            self._publishes = Batch(self._link, PUBLISH)
         self._worker = worker
         self._inbox = f"{self._link.prefix}:inbox:{worker}"
 
@@ -155,7 +158,8 @@ class RedisStore:
         call = (publication.token, int(publication.repeated), publication.status or "")
         tail = b"" if event is None else _tail(info.run, event)
         key, start = _hash(info.unique_key), info.start_frame
-        run, last, ended = await self._call(PUBLISH, *made, key, keep, start, *call, tail)
+        arguments = (self._worker, *made, key, keep, start, *call, tail)
+        run, last, ended = await self._publishes.call(*arguments)
         return Published(run.decode(), int(last), bool(ended))
 
     async def close(self, run: str, end: End, *, frees_key: bool) -> bool:

@@ -135,10 +135,12 @@ class RedisLink:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 replies = await self._pipelined(calls)
-                if any(isinstance(reply, NoScriptError) for reply in replies):
+                if missing := [n for n, r in enumerate(replies) if isinstance(r, NoScriptError)]:
                     for script in SCRIPTS:
                         await self._client.script_load(script.text)
-                    replies = await self._pipelined(calls)
+                    again = await self._pipelined([calls[n] for n in missing])
+                    for n, reply in zip(missing, again, strict=True):
+                        replies[n] = reply
         except FAILURES as error:
             raise self.failure(error) from error
         if not any(isinstance(reply, Exception) for reply in replies):

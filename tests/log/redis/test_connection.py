@@ -4,11 +4,13 @@ import asyncio
 import ssl
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 import redis
 import trustme
+from redis.exceptions import NoScriptError
 
 from streams import Streams
 from streams.errors import StoreDown
@@ -125,4 +127,25 @@ async def test_a_call_can_be_cancelled_at_any_moment_without_losing_a_connection
             assert not link._pool._in_use_connections
     calls = [link.call(LOAD_STATE, "worker", "r") for _ in range(50)]
     await asyncio.wait_for(asyncio.gather(*calls), 5)
+    await link.aclose()
+
+
+async def test_only_calls_of_a_script_that_redis_does_not_know_are_made_again(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = RedisLink(redis_url, prefix="streams", lease="1")
+    pipelined, made = link._pipelined, []
+
+    async def forgetful(calls: Any) -> list[Any]:
+        made.append([run for _, (_, run) in calls])
+        replies = await pipelined(calls)
+        if len(made) == 1:
+            replies[1] = NoScriptError("NOSCRIPT")
+        return replies
+
+    await link.call(LOAD_STATE, "worker", "known")
+    monkeypatch.setattr(link, "_pipelined", forgetful)
+    replies = await link.call_all([(LOAD_STATE, ("worker", run)) for run in "abc"])
+    assert made == [["a", "b", "c"], ["b"]]
+    assert [reply[0] for reply in replies] == [None, None, None]
     await link.aclose()

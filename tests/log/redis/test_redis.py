@@ -11,6 +11,7 @@ from streams.errors import UnknownRun
 from streams.event import COMPLETED
 from streams.log import Limits, Selection
 from streams.log.redis import RedisStore
+from streams.log.redis.scripts import PUBLISH
 from streams.log.store import Publication, Published
 from streams.sources import counter
 from tests.log.conftest import NewWorker
@@ -183,3 +184,89 @@ async def test_a_publish_whose_reply_was_lost_is_repeated_without_a_second_event
     assert await publish("e", repeated=True) == Published("t", 4, ended=True)
     events = await read_all(await other.find("t"), 0)
     assert events.count(b"id: ") == 4
+
+
+def publication_of(number: int) -> Publication:
+    return Publication(
+        info=info("t", shared=True, topic=True, arguments_hash="h"),
+        limits=Limits(window=2**20, retain=300),
+        event=(None, b"%d" % number),
+        keep=300,
+        token=f"token-{number}",
+    )
+
+
+async def test_publishes_that_wait_at_the_same_time_share_round_trips(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisStore(redis_url)
+    await store.open("one")
+    sizes = []
+    call_all = store._link.call_all
+
+    async def counting(calls: Any) -> Any:
+        sizes.append(len(calls))
+        return await call_all(calls)
+
+    monkeypatch.setattr(store._link, "call_all", counting)
+    published = await asyncio.gather(*(store.publish(publication_of(n)) for n in range(250)))
+    assert [each.last for each in published] == list(range(1, 251)), "in the order of the calls"
+    assert sizes == [1, 100, 100, 49]
+    await store.aclose()
+
+
+async def test_a_publish_that_is_cancelled_harms_no_other(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisStore(redis_url)
+    await store.open("one")
+    gate, arrived = asyncio.Event(), asyncio.Event()
+    call_all = store._link.call_all
+
+    async def gated(calls: Any) -> Any:
+        arrived.set()
+        await gate.wait()
+        return await call_all(calls)
+
+    monkeypatch.setattr(store._link, "call_all", gated)
+    sending, waiting, other = [
+        asyncio.create_task(store.publish(publication_of(number))) for number in range(3)
+    ]
+    await asyncio.wait_for(arrived.wait(), 5)
+    waiting.cancel()
+    sending.cancel()
+    gate.set()
+    assert await asyncio.wait_for(other, 5) == Published("t", 1)
+    for task in (sending, waiting):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await store.aclose()
+
+
+async def test_a_publish_whose_round_trip_another_one_cancels_is_repeated(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = new_worker()
+    await log.open()
+    link: Any = log.store._link  # type: ignore[attr-defined]
+    call_all, sizes, arrived = link.call_all, [], asyncio.Event()
+
+    async def second_hangs(calls: Any) -> Any:
+        replies = await call_all(calls)
+        if calls[0][0] is PUBLISH:
+            sizes.append(len(calls))
+            if len(sizes) == 2:
+                arrived.set()
+                await asyncio.Event().wait()
+        return replies
+
+    monkeypatch.setattr(link, "call_all", second_hangs)
+    topic, limits = publication_of(0).info, Limits(window=2**20, retain=300)
+    tasks = [asyncio.create_task(log.publish(topic, limits, (None, b"%d" % n))) for n in range(4)]
+    await asyncio.wait_for(arrived.wait(), 5)
+    assert sizes == [1, 3]
+    tasks[1].cancel()  # It is the one that makes the round trip for the others, too.
+    done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert isinstance(done[1], asyncio.CancelledError)
+    assert [str(each) for n, each in enumerate(done) if n != 1] == ["t.1", "t.3", "t.4"]
+    assert (await log.find("t")).last == 4, "no event is there twice"
