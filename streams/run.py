@@ -224,6 +224,7 @@ class Runs:
     async def _join(self, job: Job) -> Position:
         """The shared run of a job: its beginning if this starts it, else its newest events."""
         if job.topic:
+            await job.open()
             log, was_open = await self._log.topic(self.info_of(job), limits_of(job.policy)), True
         else:
             log, was_open = await self._start(job)

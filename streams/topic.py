@@ -66,6 +66,15 @@ class Topic(Source[P, T]):
         job = super().job(arguments, request, policy=policy)
         return msgspec.structs.replace(job, topic=True, replay=self.replay)
 
+    async def open(
+        self, arguments: Mapping[str, Any], request: Request | None, after: int = 0
+    ) -> None:
+        """Raises InvalidParameters if required ones are missing: a client that gives none wanted to
+        resume a topic that is lost.
+        """
+        if not arguments:
+            self.from_values({})
+
     def __repr__(self) -> str:
         return f"<Topic {self.name}>"
 

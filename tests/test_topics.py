@@ -131,6 +131,19 @@ async def test_a_viewer_resumes_a_topic_after_the_last_event_id(log_url: str | N
             assert b'event: gap\ndata: {"missed":null}' in stream.body
 
 
+async def test_a_viewer_who_resumes_may_leave_out_the_parameters_unless_the_run_is_lost() -> None:
+    async with two_workers(None) as (streams, (url, _)):
+        first = await streams.publish("notifications", {"text": "0"}, user="ann")
+        await streams.publish("notifications", {"text": "1"}, user="ann")
+        path = "/streams/notifications"
+        async with connection(url, path, headers=f"Last-Event-ID: {first}\r\n") as stream:
+            await shows(stream, "1")
+        async with httpx.AsyncClient(base_url=url) as client:
+            lost = await client.get(path, headers={"Last-Event-ID": f"{'A' * 22}.7"})
+            assert "user: is required" in problem(lost, 422)
+        assert len(streams.log) == 1
+
+
 async def test_who_joins_a_topic_that_has_ended_gets_the_newest_event_and_the_end(
     log_url: str | None,
 ) -> None:
