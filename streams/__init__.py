@@ -9,7 +9,7 @@ from streams.log import EventLog
 from streams.log.memory import MemoryLog
 from streams.pace import join_text, joined
 from streams.policy import Policy
-from streams.producer import current_run
+from streams.run import current_run
 from streams.source import Source, source
 from streams.topic import Topic, topic
 from streams.wires import Wire

@@ -51,8 +51,8 @@ from streams.request import (
     whole_path,
 )
 from streams.response import RunResponse, head_response, json_response, refusal
-from streams.run import Position, Runs
 from streams.run_endpoints import RunEndpoints
+from streams.runs import Position, Runs
 from streams.source import Guard, Job, Source, check_name, check_source
 from streams.wires import EventStream, Wire
 

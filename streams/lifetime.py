@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from streams.errors import ShuttingDown, StreamError
 from streams.log import EventLog
-from streams.run import Runs
+from streams.runs import Runs
 from streams.shutdown import tell, uvicorn_servers
 from streams.source import Source
 from streams.topic import Topic

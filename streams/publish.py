@@ -16,7 +16,7 @@ from streams.log import EventLog
 from streams.policy import Policy
 from streams.request import check_site, read_json
 from streams.response import json_response
-from streams.run import Runs, limits_of
+from streams.runs import Runs, limits_of
 from streams.source import Job, Source
 from streams.topic import Topic
 

@@ -29,7 +29,7 @@ from streams.lifetime import Lifetime
 from streams.log import Reader
 from streams.policy import Policy
 from streams.request import EVENT_STREAM, is_event_source
-from streams.run import Position
+from streams.runs import Position
 from streams.wires import Wire
 
 logger = logging.getLogger("streams")

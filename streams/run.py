@@ -1,403 +1,332 @@
-"""All runs over one log: a run is written once, and read by any number of readers.
-
-`Runs` starts, finds, resumes and cancels runs, takes over those of workers that died, and owns the
-tasks of all runs that this worker produces.
+"""A run that this worker produces: one execution of a source, pumped into a log.
 
 Invariants:
 
-1. A reader that disconnects ends itself, never the run.
-2. No client gets a position in a run before the run has opened.
+1. A run ends once, and the last event of its log says how.
+2. A source is opened, iterated and closed in one task, the run's own.
+3. After its end, nothing refers to the run: its source, its arguments and its context are freed.
 """
 
 import asyncio
+import contextvars
+import functools
+import inspect
 import logging
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from contextvars import Context
-from datetime import UTC, datetime
-from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
-from msgspec import UNSET, UnsetType
-
-from streams.errors import (
-    InvalidEventId,
-    InvalidParameters,
-    ProducerLost,
-    RunGone,
-    ShuttingDown,
-    StoreFull,
-    StreamError,
-    UnknownRun,
-)
-from streams.event import NO_READER, Encoder, End, EventId
-from streams.log import EventLog, Limits, RunInfo, RunLog, Selection, Status, unique_key
+from streams.errors import RunGone, ShuttingDown, StreamError, as_stream_error, for_clients, leaves
+from streams.event import COMPLETED, NO_READER, Encoder, End
+from streams.log import RunInfo, RunLog
 from streams.policy import Policy
-from streams.producer import CLEANUP_SECONDS, Run
-from streams.source import Job, Source
-from streams.thread import Threads
+from streams.thread import ThreadIterator
 
 logger = logging.getLogger("streams")
 
+_current: contextvars.ContextVar[RunInfo] = contextvars.ContextVar("streams.current_run")
 
-class Position(NamedTuple):
-    """Where a reader begins, and what it has to be told first."""
+# A source that never waits yields to the event loop at least this often.
+BURST_EVENTS = 64
+BURST_SECONDS = 0.005
 
-    log: RunLog
-    after: int
-    joins_late: bool = False
-    """It begins later than the run and has not had the `start` event."""
-    lost_run: bool = False
-    """The run that it had read is lost, and this is another one."""
+CLEANUP_SECONDS = 10.0
+"""How long the `finally` of a source may take when it is closed."""
+
+FIRST_STEP_SECONDS = 0.05
+"""How long the first step in a thread may hold back the headers of the response."""
+
+FIRST_READER_SECONDS = 5.0
+"""A new run waits at least this long for its first reader, even if `linger` is shorter."""
+
+# A source's first step may take this many turns of the event loop before the response starts: a
+# task group, for instance, needs a few to report that it failed.
+OPENING_TURNS = 16
 
 
-class Runs:
-    """All runs over one log. `sources` are those whose runs can be taken over, by name."""
+class Run:
+    """Opens one source and pumps it into its log, until it ends or is cancelled.
+
+    It opens the log when the source has taken its first step, to its first event or to where it
+    waits; if the source fails in it, the log refuses the clients. `ended` is called after the task
+    has ended.
+    """
 
     def __init__(
         self,
-        log: EventLog,
-        sources: Mapping[str, tuple[Source[..., Any], Policy]],
-        encoder: Encoder | None = None,
-        max_threads: int = 1000,
-    ) -> None:
-        self.since = datetime.now(UTC)
-        self.stopping = False
-        """Whether the server shuts down: no run opens then."""
-        self.restarts = 0
-        self.gaps = 0
-        self._log = log
-        self._sources = sources
-        self.encoder = encoder or Encoder()
-        self.threads = Threads(max_threads)
-        self._producing: dict[str, Run] = {}
-        self._waiting: set[asyncio.Timeout] = set()  # of the clients that wait for openings
-        log.register(self)
-
-    @property
-    def readers(self) -> int:
-        return self._log.readers
-
-    async def attach(self, job: Job, last: EventId | None) -> Position | None:
-        """Where the reader of a new, shared, keyed or resumed run begins. `last` is its last event.
-
-        Returns None if the reader has had the `end` event. Raises RunGone if the run of `last`
-        cannot be resumed, and what `start` raises.
-        """
-        if last is not None:
-            return await self._resume(job, last)
-        if job.shared:
-            return await self._join(job)
-        return Position(await self.start(job), -1)
-
-    async def start(self, job: Job) -> RunLog:
-        """Starts a run; or, if there is one that the job shares, or with its key, returns its log.
-
-        1. Create the log. From here on, others find the run by its unique key.
-        2. In a task of the run, open the source. If that fails, refuse and raise.
-        3. Append the `start` event.
-        4. Let the source take its first step, to its first event or to where it waits. If it fails
-           in it, refuse and raise.
-
-        Whoever finds the run by its key meanwhile waits for step 4, and gets the same error. Raises
-        StoreFull, InvalidParameters if the run with the key has others, and what the source raises
-        in its first step.
-        """
-        log, _ = await self._start(job)
-        return log
-
-    async def _start(self, job: Job) -> tuple[RunLog, bool]:
-        """Does what `start` does. Returns also whether the run had been open before."""
-        info, policy = self.info_of(job), job.policy
-        log = await self._log.create(info, limits_of(policy))
-        was_open, is_new = not log.opening, log.info.run == info.run
-        if is_new:
-            if self.stopping:
-                log.refuse(ShuttingDown())
-            else:
-                # Nothing of the client that happens to start a shared run may be visible in it.
-                self._produce(log, job.open, policy, Context() if job.shared else None)
-        elif job.arguments_hash not in (None, log.info.arguments_hash):
-            raise InvalidParameters(
-                f"the run with the key {job.key!r} has other parameters; send the same ones, or "
-                "another key"
-            )
-        try:
-            await self._opened(log)
-        except asyncio.CancelledError:
-            can_attach = job.shared or job.key is not None
-            if not can_attach and (run := self._producing.get(info.run)) is not None:
-                run.cancel(NO_READER)
-            raise
-        except UnknownRun:
-            if log.status == "refused":  # The source has raised it.
-                raise
-            # The log has lost the run. Those who wait for somebody else's start it again; whoever
-            # has started it may not be able to open the source a second time.
-            if is_new and not job.shared:
-                retry = f"try again in {StoreFull.retry_after} s"
-                raise StoreFull(f"the log has lost the run before it opened; {retry}") from None
-            return await self._start(job)
-        return log, was_open
-
-    def info_of(self, job: Job) -> RunInfo:
-        """What a run of a job would be."""
-        return RunInfo(
-            run=secrets.token_urlsafe(16),
-            source=job.source,
-            route=job.route,
-            started=datetime.now(UTC),
-            owner=job.owner,
-            key=job.key,
-            shared=job.shared,
-            topic=job.topic,
-            arguments=job.arguments if self._log.shared else None,
-            arguments_hash=job.arguments_hash,
-            fingerprint=job.fingerprint,
-        )
-
-    async def _opened(self, log: RunLog) -> None:
-        """Waits until a run has opened. Raises its refusal, or ShuttingDown."""
-        await asyncio.sleep(0)  # Most sources take their first step at once.
-        if not log.opening:
-            return await log.opened()
-        waiting = asyncio.timeout(None)
-        self._waiting.add(waiting)
-        try:
-            async with waiting:
-                await log.opened()
-        except TimeoutError:
-            raise ShuttingDown from None
-        finally:
-            self._waiting.discard(waiting)
-
-    def _produce(
-        self,
         log: RunLog,
-        open_source: Callable[[], Awaitable[Any]],
+        open_source: Callable[[], Awaitable[AsyncIterator[Any]]],
         policy: Policy,
-        context: Context | None,
-    ) -> None:
-        async def iterate_source() -> AsyncIterator[Any]:
-            name = f"run {log.info.run} of source {log.info.source}"
-            return self.threads.iterate(await open_source(), name)
-
-        self._producing[log.info.run] = Run(
-            log, iterate_source, policy, self.encoder, ended=self._ended, context=context
-        )
-
-    def _ended(self, run: Run) -> None:
-        if self._producing.get(run.log.info.run) is run:
-            del self._producing[run.log.info.run]
-
-    async def adopt(self, log: RunLog) -> None:
-        """Continues the run of a worker that died, or ends it if its source does not allow that.
-
-        1. Open the source after the last event of the log. If that fails, close the log.
-        2. Append the `start` event, if the worker died before it.
-        3. Pump the source in a task.
-        """
-        if self.stopping:
-            return  # Other workers take it over when this one has left.
-        info, last = log.info, log.last
-        source, policy = self._sources.get(info.source, (None, Policy()))
-        try:
-            if source is None or info.arguments is None or info.fingerprint != source.fingerprint:
-                raise ProducerLost("the worker that produced this run died; start a new run")
-            arguments = source.from_json(info.arguments.encode())
-        except StreamError as error:
-            logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)
-            if log.producing and log.opening:
-                log.refuse(StoreFull("the worker that opened this run died; try again"))
-            elif log.producing:
-                log.close(End.failed(error))
-            return
-        # Event 0 is `start`, so the source has yielded `last` events.
-        self._produce(log, partial(source.open, arguments, None, max(last, 0)), policy, Context())
-        with suppress(StreamError):  # It has been logged.
-            await log.opened()
-        if log.producing or log.status == "completed":
-            logger.warning("run %s continues on this worker after event %d", info.run, last)
-            self.restarts += 1
-
-    async def _join(self, job: Job) -> Position:
-        """The shared run of a job: its beginning if this starts it, else its newest events."""
-        if job.topic:
-            await job.open()
-            log, was_open = await self._log.topic(self.info_of(job), limits_of(job.policy)), True
-        else:
-            log, was_open = await self._start(job)
-        newest = log.last if log.status == "running" else log.last - 1  # the last one is the end
-        after = max(newest - job.replay, log.first - 1)
-        if not was_open or (after < 1 and log.first < 1):
-            return Position(log, -1)
-        return Position(log, after, joins_late=True)
-
-    async def _resume(self, job: Job, last: EventId) -> Position | None:
-        """The run of `last`, after that event; or the live run, if a shared one was forgotten."""
-        try:
-            log = await self._log.find(last.run)
-        except UnknownRun:
-            if not job.shared:
-                raise RunGone(f"run {last.run} is no longer retained; start a new one") from None
-            self.gaps += 1
-            return (await self._join(job))._replace(lost_run=True)
-        info = log.info
-        same_source = (info.source, info.route) == (job.source, job.route)
-        if not same_source or info.owner not in (None, job.owner):
-            raise RunGone(f"run {last.run} is not a run of source {job.source}; start a new one")
-        if job.key not in (None, info.key):
-            raise RunGone(
-                f"run {last.run} does not have the key {job.key!r}; without a Last-Event-ID, the "
-                "key attaches to its run"
-            )
-        if job.gives_arguments and job.arguments_hash != info.arguments_hash:
-            raise InvalidParameters(
-                f"run {last.run} has other parameters; resume it with the same ones, or start "
-                "a new run without a Last-Event-ID"
-            )
-        return await self.position(log, last)
-
-    async def find(self, run: str, owner: str | UnsetType | None = UNSET) -> RunLog:
-        """The log of a run. Raises UnknownRun, also if it belongs to somebody else than `owner`."""
-        log = await self._log.find(run)
-        if owner is not UNSET and log.info.owner not in (None, owner):
-            raise UnknownRun.of(run)
-        return log
-
-    async def find_by_key(
-        self, owner: str | None, source: str | None, route: str | None, key: str
-    ) -> RunLog:
-        """The log of the run that a key names; None: of any source. Raises UnknownRun."""
-        sources = [source]
-        if source is None:
-            with_key = await self._log.select(Selection(owner=owner, key=key))
-            sources = [log.info.source for log in with_key]
-        for each in filter(None, sources):
-            log = await self._log.find_by_key(unique_key(owner, each, route, key))
-            if log is not None:
-                return log
-        raise UnknownRun(f"there is no run with the key {key!r}, or it is no longer retained")
-
-    async def select(self, selection: Selection) -> Sequence[RunLog]:
-        return await self._log.select(selection)
-
-    async def position(self, log: RunLog, last: EventId | None) -> Position | None:
-        """Where a reader of a run begins whose last event is `last`; None: it has had the end.
-
-        Waits for a run that is opening. Raises InvalidEventId for an event of another run, RunGone
-        for one that does not exist, and what the source raises in its first step.
-        """
-        if log.opening:
-            await self._opened(log)
-        if last is None:
-            return Position(log, -1)
-        if last.run != log.info.run:
-            raise InvalidEventId(f"event {last} is not an event of run {log.info.run}")
-        if log.status != "running" and last.number == log.last:
-            return None
-        if last.number > log.last:
-            raise RunGone(f"run {last.run} has no event {last.number}; start a new one")
-        return Position(log, last.number)
-
-    async def cancel(self, log: RunLog, reason: str = "stopped") -> None:
-        """Stops a run, on whichever worker it is produced. Does nothing if it has ended."""
-        await log.cancel(End.cancelled(reason))
-
-    def cancel_openings(self) -> None:
-        """The server shuts down: ends all openings, and the waits for others."""
-        self.stopping = True
-        for run in list(self._producing.values()):
-            if run.log.opening:
-                run.cancel("shutdown")
-        while self._waiting:
-            self._waiting.pop().reschedule(0)
-
-    async def abandon(self) -> None:
-        """Forgets the runs of an event loop that is over."""
-        self._waiting.clear()
-        while self._producing:
-            name, run = self._producing.popitem()
-            run.abandon()
-            if not self._log.shared:  # There, another worker takes it over.
-                await self._log.discard(name)
-
-    async def aclose(self) -> None:
-        """Ends the runs that no other worker can continue, and waits until sources are closed."""
-        self.cancel_openings()
-        runs = list(self._producing.values())
-        for run in runs:
-            if run.log.info.arguments is not None:
-                run.hand_over()
-            else:
-                run.cancel("shutdown")
-        if runs:
-            await asyncio.wait([run.task for run in runs], timeout=CLEANUP_SECONDS)
-        await self._log.aclose()
-
-    def state(self, log: RunLog) -> dict[str, Any]:
-        """What a client may know about a run."""
-        return {
-            "run": log.info.run,
-            "source": log.info.source,
-            "status": log.status,
-            "started": log.info.started,
-            "producer": log.producer,
-            "first_event": log.first,
-            "last_event": log.last,
-            "readers": log.readers,
-        }
-
-    async def stop(self, run: str) -> None:
-        """Stops a run, on whichever worker it is produced. Raises UnknownRun."""
-        await self.cancel(await self.find(run))
-
-    async def list(
-        self,
+        encoder: Encoder,
         *,
-        owner: str | UnsetType | None = UNSET,
-        key: str | UnsetType = UNSET,
-        key_prefix: str | UnsetType = UNSET,
-        source: str | UnsetType = UNSET,
-        status: Status | UnsetType = UNSET,
-        limit: int = 100,
-    ) -> Sequence[RunLog]:
-        """The logs of the newest `limit` runs that have all that is given, newest first.
+        ended: Callable[["Run"], None],
+        context: contextvars.Context | None = None,
+    ) -> None:
+        self.log = log
+        self._encoder = encoder
+        self._ended = ended
+        self._linger = policy.linger
+        self._first_reader_seconds = FIRST_READER_SECONDS
+        self._readers = log.readers
+        self._events: AsyncIterator[Any] | None = None
+        self._turns = 0
+        self._over = False
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        log.watch(self._log_changed)
+        name = f"run {log.info.run}"
+        self.task = self._loop.create_task(self._produce(open_source), name=name, context=context)
+        self.task.add_done_callback(self._finish)
 
-        An `owner` of None lists the runs without one. Raises ValueError for an unknown status, and
-        for a negative limit.
+    async def _produce(self, open_source: Callable[[], Awaitable[AsyncIterator[Any]]]) -> None:
+        """Opens the source, appends what it yields, and closes it.
+
+        An event passes through every coroutine between the task and the source, so this is one.
         """
-        if limit < 0:
-            raise ValueError(f"limit={limit} is negative; give the number of runs to list at most")
-        if status is not UNSET and status not in get_args(Status):
-            statuses = ", ".join(get_args(Status))
-            raise ValueError(f"status={status!r} is not one of {statuses}")
-        return await self.select(
-            Selection(
-                owner=owner,
-                key=key,
-                key_prefix=key_prefix,
-                source=source,
-                status=status,
-                limit=limit,
-            )
+        log, clock, payload = self.log, time.monotonic, self._encoder.payload
+        _current.set(log.info)
+        burst, since = 0, clock()
+        encode: Callable[[Any], tuple[bytes | None, bytes]] = functools.partial(
+            self._encoder.first_payload, source=log.info.source
+        )
+        try:
+            self._events = events = await open_source()
+            if self._over:
+                return
+            self._begin()
+            async for value in events:
+                while True:
+                    if self._over:  # The source caught its cancellation; now it is closed.
+                        return
+                    try:
+                        others_had_a_turn = log.append(*encode(value))
+                        if encode is not payload:  # It is the first event.
+                            encode = payload
+                            log.open()
+                        if others_had_a_turn:
+                            burst, since = 0, clock()
+                        elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
+                            await asyncio.sleep(0)
+                            burst, since = 0, clock()
+                        burst += 1
+                        if log.is_full():
+                            await log.room()
+                        break
+                    except asyncio.CancelledError as error:
+                        # The source is suspended at a `yield`. If that is inside a cancel scope, a
+                        # timeout or a task group, the cancellation is probably meant for it. It may
+                        # answer with another value, which is then appended.
+                        if self._over or not inspect.isasyncgen(events):
+                            raise
+                        try:
+                            value = await events.athrow(error)
+                        except StopAsyncIteration:
+                            self._end(COMPLETED)
+                            return
+            self._end(COMPLETED)
+        except asyncio.CancelledError as error:
+            if self._over or self.task.cancelling():
+                self._end(End.cancelled("shutdown"))
+            else:  # The source awaited something else that was cancelled.
+                self._fail(error)
+        except BaseException as error:
+            if not self._loop.is_running():  # The garbage collector closes this coroutine.
+                raise
+            self._fail(error)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+        finally:
+            if self._loop.is_running():
+                await self._close()
+
+    def _begin(self) -> None:
+        log = self.log
+        if log.last < 0:
+            log.append(b"start", log.info.start)
+        if not log.readers:
+            self._cancel_unread_after(self._first_reader_seconds)
+        if isinstance(self._events, ThreadIterator):
+            self._loop.call_later(FIRST_STEP_SECONDS, log.open)
+        else:
+            self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._turns += 1
+        if self._turns == OPENING_TURNS:
+            self.log.open()
+        elif self.log.opening:
+            self._loop.call_soon(self._take_turn)
+
+    def _fail(self, error: BaseException) -> None:
+        self._log_failure(error)
+        if self.log.opening:
+            refusal = as_stream_error(error)
+            # Clients do not see these, and they would keep the source's variables.
+            refusal.__cause__ = refusal.__context__ = refusal.__traceback__ = None
+            self._refuse(refusal)
+        else:
+            self._end(End.failed(error))
+
+    def _log_failure(self, error: BaseException) -> None:
+        shown = for_clients(error)
+        expected = shown is not None and len(leaves(error)) == 1
+        level = logging.ERROR
+        if shown is not None and expected and as_stream_error(shown).status < 500:
+            level = logging.INFO  # The source refuses on purpose.
+        logger.log(
+            level,
+            "run %s of source %s failed: %s",
+            self.log.info.run,
+            self.log.info.source,
+            str(shown or error) or type(error).__name__,
+            exc_info=None if expected else error,
         )
 
-    def health(self) -> dict[str, Any]:
-        return {
-            "worker": self._log.worker,
-            "runs": len(self._log),
-            "running": len(self._producing),
-            "threads": len(self.threads),
-            "readers": self.readers,
-            "events": self._log.events,
-            "bytes": self._log.bytes,
-            "restarts": self.restarts,
-            "gaps": self.gaps,
-            "since": self.since,
-        }
+    def _end(self, end: End) -> None:
+        if self._ends_now():
+            self.log.close(end)
+
+    def _refuse(self, error: StreamError) -> None:
+        """Ends a run that has not opened."""
+        if self._ends_now():
+            self.log.refuse(error)
+
+    def _ends_now(self) -> bool:
+        """Whether the run has not ended before, here or by another worker. It is over from now."""
+        over, self._over = self._over, True
+        return not over and self.log.producing
+
+    def cancel(self, reason: str) -> None:
+        """Ends the run for its readers at once, and closes its source meanwhile."""
+        if not self.log.opening:
+            self._end(End.cancelled(reason))
+        elif reason == "shutdown":
+            self._refuse(ShuttingDown())
+        else:
+            self._refuse(RunGone.stopped(self.log.info.run))
+        self._stop()
+
+    def hand_over(self) -> None:
+        """Stops the source without ending the run: another worker continues it."""
+        self._over = True
+        self._stop()
+
+    def abandon(self) -> None:
+        """Forgets a run whose event loop has ended before it: nothing of it can be awaited."""
+        self._over = True
+        self.log.watch(_ignore)
+        try:
+            if (coroutine := self.task.get_coro()) is not None:
+                coroutine.close()
+        except Exception:  # A `finally` of the source waits for something, for instance.
+            logger.exception(
+                "run %s: its event loop is closed, its source is not", self.log.info.run
+            )
+
+    def _stop(self) -> None:
+        if not self.task.done() and not self._closing:
+            self.task.cancel()
+            self._limit_cleanup()
+
+    async def _close(self) -> None:
+        """Closes the source, unless it has ended.
+
+        A generator gets CancelledError at its `yield`, as it would at an `await`. A task group
+        around the `yield` ends quietly then; GeneratorExit would come out of it in an exception
+        group.
+        """
+        events = self._events
+        aclose = getattr(events, "aclose", None)
+        if aclose is None or getattr(events, "ag_frame", events) is None:
+            return  # An async generator without a frame has ended.
+        self._limit_cleanup()
+        try:
+            # A cancellation that is still to come must not interrupt the cleanup.
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            if inspect.isasyncgen(events):
+                with suppress(asyncio.CancelledError, StopAsyncIteration):
+                    await events.athrow(asyncio.CancelledError())
+            await aclose()
+        except asyncio.CancelledError:
+            pass  # The cleanup took too long; that has been logged.
+        except BaseException as error:
+            if all(isinstance(leaf, GeneratorExit) for leaf in leaves(error)):
+                return  # `aclosing` closed an inner generator, whose task group put it in a group.
+            logger.exception("run %s: closing its source failed", self.log.info.run)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+
+    def _limit_cleanup(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._set_timer(CLEANUP_SECONDS, self._interrupt_cleanup)
+
+    def _interrupt_cleanup(self) -> None:
+        is_thread = isinstance(self._events, ThreadIterator)
+        logger.error(
+            "run %s: source %s did not stop within %g s; %s",
+            self.log.info.run,
+            self.log.info.source,
+            CLEANUP_SECONDS,
+            "its thread is left running" if is_thread else "its cleanup is interrupted",
+        )
+        self.task.cancel()
+        self._set_timer(CLEANUP_SECONDS, self._interrupt_cleanup)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._end(End.cancelled("shutdown"))  # The task was cancelled before its first step.
+        self._stop_timer()
+        self._events = None
+        self.log.watch(_ignore)
+        self._ended(self)
+        if not task.cancelled():
+            task.exception()  # It has been logged.
+
+    def _log_changed(self) -> None:
+        """Readers attached or detached, or the log was closed or claimed by somebody else."""
+        if self._over:
+            return
+        before, self._readers = self._readers, self.log.readers
+        if not self.log.producing:
+            self.hand_over()
+        elif self._readers:
+            self._stop_timer()
+            # Clients on other workers that wait for the opening count as readers meanwhile, but
+            # have read nothing.
+            if self._readers > before and not self.log.opening:
+                self._first_reader_seconds = 0
+        elif self._events is not None:
+            self._cancel_unread_after(self._first_reader_seconds)
+
+    def _cancel_unread_after(self, at_least: float) -> None:
+        if self._linger is not None:
+            self._set_timer(max(self._linger, at_least), self.cancel, NO_READER)
+
+    def _set_timer(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
+        self._stop_timer()
+        # A cancelled timer keeps its context until it is due, which must not be a request's.
+        context = contextvars.Context()
+        self._timer = self._loop.call_later(delay, callback, *args, context=context)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
-def limits_of(policy: Policy) -> Limits:
-    return Limits(policy.window, policy.retain, drops_oldest=policy.linger is None)
+def current_run() -> RunInfo:
+    """The run whose source calls this: its `run` (the id), `path`, `key` and `owner`.
+
+    Raises RuntimeError outside a source.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise RuntimeError("current_run() is for the function of a source, while it runs") from None
+
+
+def _ignore() -> None:
+    """The watcher of a log whose run has ended."""

@@ -18,7 +18,7 @@ from streams.request import (
     selection_of,
 )
 from streams.response import head_response, json_response
-from streams.run import Runs
+from streams.runs import Runs
 
 Follow = Callable[[Request, RunLog, str], Awaitable[Response]]
 """The stream of a run in a media type, from where the request says."""

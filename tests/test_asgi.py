@@ -454,7 +454,7 @@ async def test_at_max_bytes_a_source_pauses_and_new_runs_get_a_503() -> None:
                 assert (await client.get("/streams/counter")).status_code == 503
                 assert streams.log.bytes < 110_000
                 await client.delete(f"/runs/{stream.run}")
-        await until(lambda: not streams.runs.readers, "no reader is attached")
+        await until(lambda: not streams.log.readers, "no reader is attached")
         assert (await client.get("/streams/counter?count=0")).status_code == 200
 
 

@@ -17,7 +17,7 @@ from starlette.types import Message
 
 from streams import MemoryLog, Policy, Source, StreamError, Streams, source
 from streams.errors import StoreFull
-from streams.run import Runs
+from streams.runs import Runs
 from streams.source import Job
 from streams.sources import clock, counter
 from tests.log.shared.workers import workers

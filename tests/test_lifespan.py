@@ -281,7 +281,7 @@ async def test_a_server_that_stops_leaves_the_streams_of_another_one_alone() -> 
             await ours.until(has_half, "half an answer has arrived")
         assert one.saved == [HALF]
         assert two.saved == []
-        assert two.streams.runs.readers == 1
+        assert two.streams.log.readers == 1
     assert two.saved == [HALF]
 
 
@@ -548,7 +548,7 @@ def test_readers_of_a_closed_event_loop_are_not_counted() -> None:
     asyncio.run(left.start())
     del left.viewer
     gc.collect()
-    assert left.streams.runs.readers == 0
+    assert left.streams.log.readers == 0
 
 
 def test_a_streams_in_two_event_loops_at_once_is_a_runtime_error() -> None:

@@ -115,8 +115,8 @@ async def test_events_are_not_buffered_and_a_disconnect_detaches_the_reader(
                 stream.writer.write(BODY.encode())
             await stream.until(has_first_number, "the first number has arrived")
             assert "content-encoding" not in stream.head
-            assert streams.runs.readers == 1
-        await until(lambda: not streams.runs.readers, "the reader is detached")
+            assert streams.log.readers == 1
+        await until(lambda: not streams.log.readers, "the reader is detached")
 
 
 @every_stack

@@ -133,7 +133,7 @@ async def test_a_stalled_reader_does_not_hold_up_199_others_of_a_shared_run() ->
 
         for _ in range(199):
             group.start_soon(view)
-        await until(lambda: streams.runs.readers == 200, "200 readers are attached", 20)
+        await until(lambda: streams.log.readers == 200, "200 readers are attached", 20)
         gate.set()
         await until(lambda: len(bodies) == 199, "199 readers have the whole stream", 20)
         assert len(set(bodies)) == 1
@@ -178,8 +178,8 @@ async def test_a_client_that_never_reads_pauses_the_source_and_is_disconnected()
         serving(streams) as url,
         connection(url, "/streams/flood", receive_buffer=4096) as stream,
     ):
-        await until(lambda: streams.runs.readers == 1, "the reader is attached")
-        await until(lambda: not streams.runs.readers, "the reader is disconnected", 10)
+        await until(lambda: streams.log.readers == 1, "the reader is attached")
+        await until(lambda: not streams.log.readers, "the reader is disconnected", 10)
         assert produced < 10_000, "the source pauses when the window and the sockets are full"
         assert streams.log.bytes <= 320_000
         await stream.to_the_end(10)
@@ -243,7 +243,7 @@ async def test_500_aborted_connections_leave_no_run_and_no_task() -> None:
             async with anyio.create_task_group() as group:
                 for _ in range(50):
                     group.start_soon(connect_and_abort, url)
-        await until(lambda: not streams.runs.readers, "no reader is attached", 10)
+        await until(lambda: not streams.log.readers, "no reader is attached", 10)
         await until(lambda: not len(streams.log), "all runs are forgotten", 10)
         # One more task stays: sse-starlette watches for the shutdown.
         await until(
@@ -275,7 +275,7 @@ async def test_a_disconnect_detaches_the_reader_and_leaves_the_run_running() -> 
                 lambda stream: stream.body.endswith(b"data: 1\n\n"), "event 1 has arrived"
             )
             run = stream.run
-        await until(lambda: not streams.runs.readers, "the reader is detached")
+        await until(lambda: not streams.log.readers, "the reader is detached")
         gate.set()
         async with httpx.AsyncClient(base_url=url) as client:
             events = await every_event(client, f"/runs/{run}")
@@ -360,7 +360,7 @@ async def test_a_send_that_does_not_finish_is_ended_by_send_timeout_without_a_he
     await asyncio.wait_for(response, 10)
     assert client.stalled.is_set()
     assert "accepted no data for 0.05 s" in caplog.text
-    assert not streams.runs.readers
+    assert not streams.log.readers
 
 
 async def test_nothing_watches_a_response_that_has_ended() -> None:

@@ -1,726 +1,672 @@
-"""run.py: how runs start, resume, restart, and end."""
+"""run.py: every way in which a run ends, and what is left of it."""
 
 import asyncio
-import random
-import re
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
-from typing import Any
+import contextvars
+import functools
+import gc
+import logging
+import sys
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
 import httpx
 import pytest
-from httpx_sse import ServerSentEvent
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from streams import Source, StreamError, Streams, source
-from streams.errors import InvalidEventId, RunGone
-from streams.event import EventId
+from streams import StreamError, Streams, source
+from streams.policy import Policy
 from streams.source import Job
-from streams.sources import clock, counter
-from tests.support.list_log import ListLog
-from tests.support.servers import Connection, client_of, connection, every_event, serving, until
-from tests.support.sources import gated
-
-UNKNOWN = "AAAAAAAAAAAAAAAAAAAAAA"
-
-
-@source(name="counter")
-async def mortal(count: int = 10) -> AsyncIterator[dict[str, int]]:
-    """A counter that is not restartable."""
-    for number in range(count):
-        yield {"number": number}
-        await anyio.lowlevel.checkpoint()
+from tests.support.servers import (
+    Connection,
+    client_of,
+    connection,
+    every_event,
+    exit_of,
+    free_port,
+    server_process,
+    serving,
+    until,
+)
 
 
-async def read_until_cut(client: httpx.AsyncClient, url: str, last: str | None, cut: int) -> bytes:
-    """The first `cut` bytes of a stream's body, or all of it, after which the client closes."""
-    headers = {"Last-Event-ID": last} if last else {}
-    body = b""
-    with anyio.fail_after(20):
-        async with client.stream("GET", url, headers=headers) as response:
-            if response.status_code == 204:
-                return b""
-            async for data in response.aiter_raw():
-                body += data
-                if len(body) > cut:
-                    break
-    return body[:cut]
+class Panic(BaseException):
+    """What an extension in Rust raises when it panics."""
 
 
-def complete_events(body: bytes) -> list[tuple[str, str]]:
-    """The id and the data of each complete event, which ends with a blank line."""
-    events = []
-    for block in body.split(b"\n\n")[:-1]:
-        lines = [line.split(b": ", 1) for line in block.splitlines() if b": " in line]
-        fields = {name.decode(): value.decode() for name, value in lines}
-        events.append((fields["id"], fields["data"]))
-    return events
+async def await_a_cancelled_task() -> None:
+    task = asyncio.ensure_future(anyio.sleep_forever())
+    task.cancel()
+    await task
 
 
-def has_event_1(stream: Connection) -> bool:
-    return stream.body.endswith(b"data: 1\n\n")
+async def panic() -> None:
+    raise Panic("out of bounds")
 
 
-def ids(events: list[ServerSentEvent]) -> list[str]:
-    return [event.id for event in events]
+async def exit_process() -> None:
+    sys.exit(3)
 
 
-@pytest.mark.timeout(180)  # It starts 25 servers.
-@pytest.mark.parametrize("log", [None, ListLog()], ids=["memory", "list"])
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.integers(0, 900), max_size=8))
-async def test_every_event_arrives_once_and_in_order_wherever_the_stream_is_cut(
-    log: Any, cuts: list[int]
+async def close_itself() -> None:
+    raise GeneratorExit
+
+
+UNUSUAL = [await_a_cancelled_task, panic, exit_process, close_itself]
+Failing = Callable[[], Awaitable[None]]
+
+
+@pytest.mark.parametrize("fail", UNUSUAL)
+async def test_any_exception_but_a_keyboard_interrupt_fails_the_run(
+    fail: Failing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with client_of(Streams([mortal], log=log)) as client:
-        last: str | None = None
-        seen: list[str] = []
-        run = None
-        url = "/streams/counter?count=20"
-        for cut in [*cuts, 10**6]:
-            for event_id, data in complete_events(await read_until_cut(client, url, last, cut)):
-                last = event_id
-                seen.append(data)
-            if last is None:  # Without an id the next request starts another run.
-                continue
-            run = run or last.partition(".")[0]
-            assert last.startswith(run)
-        numbers = [f'{{"number":{n}}}' for n in range(20)]
-        assert seen == [
-            f'{{"run":"{run}","source":"counter","url":"/runs/{run}"}}',
-            *numbers,
-            '{"status":"completed"}',
-        ]
-        again = await client.get(url, headers={"Last-Event-ID": str(last)})
-        assert (again.status_code, again.content) == (204, b"")
-        beyond = await client.get(url, headers={"Last-Event-ID": f"{run}.22"})
-        assert beyond.status_code == 410
-        assert "has no event 22" in beyond.text
+    @source
+    async def unusual() -> AsyncIterator[int]:
+        yield 1
+        await anyio.lowlevel.checkpoint()
+        await fail()
+
+    async with client_of(Streams([unusual])) as client:
+        events = await every_event(client, "/streams/unusual")
+        assert (await client.get("/health")).status_code == 200, "the server goes on"
+    assert [event.event for event in events] == ["start", "message", "end"]
+    assert events[-1].json()["status"] == "failed"
+    assert f"run {events[0].json()['run']} of source unusual failed" in caplog.text
 
 
-async def test_a_client_that_is_cut_off_before_the_first_token_resumes_the_same_run() -> None:
-    gate, runs = asyncio.Event(), 0
+@pytest.mark.parametrize("fail", UNUSUAL)
+@pytest.mark.parametrize("opens", [True, False])
+async def test_any_exception_but_a_keyboard_interrupt_before_the_first_event_is_a_500(
+    fail: Failing, opens: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def generator() -> AsyncIterator[int]:
+        await fail()
+        yield 1
 
     @source
-    async def costly() -> AsyncIterator[str]:
-        nonlocal runs
-        runs += 1
-        await gate.wait()
-        yield "token"
+    async def unusual() -> AsyncIterator[int]:
+        if opens:
+            await fail()
+        return generator()
 
-    async with serving(Streams([costly])) as url, httpx.AsyncClient(base_url=url) as client:
-        async with connection(url, "/streams/costly") as stream:
-            await stream.until(
-                lambda stream: stream.body.endswith(b"\n\n"), "the start event has arrived"
-            )
-            run = stream.run
-        gate.set()
-        events = await every_event(client, "/streams/costly", f"{run}.0")
-    assert [event.data for event in events] == ['"token"', '{"status":"completed"}']
-    assert runs == 1
-
-
-async def test_each_reader_of_a_run_begins_after_its_own_last_event_id() -> None:
-    async with client_of(Streams([counter])) as client:
-        events = await every_event(client, "/streams/counter?count=5&interval=0")
-        run = events[0].json()["run"]
-        for number in range(-1, 6):
-            last = None if number < 0 else f"{run}.{number}"
-            again = await every_event(client, f"/runs/{run}", last)
-            assert ids(again) == ids(events[number + 1 :])
-        for url in (f"/runs/{run}?last_event_id=", "/streams/counter?lastEventId="):
-            assert ids(await every_event(client, f"{url}{run}.3")) == ids(events[4:])
-        end = await client.get(f"/runs/{run}", headers={"Last-Event-ID": f"{run}.6"})
-        assert end.status_code == 204
-
-
-@pytest.mark.parametrize("served", [counter, mortal], ids=["restartable", "not restartable"])
-async def test_a_client_cannot_start_a_run_under_an_id_of_its_choosing(
-    served: Source[..., Any],
-) -> None:
-    streams = Streams([served])
+    streams = Streams([unusual])
     async with client_of(streams) as client:
-        response = await client.get("/streams/counter", headers={"Last-Event-ID": f"{UNKNOWN}.2"})
-        assert response.status_code == 410
-        assert UNKNOWN in response.json()["detail"]
+        response = await client.get("/streams/unusual", timeout=10)
+    assert response.status_code == 500
+    assert "of source unusual failed" in caplog.text
     assert not len(streams.log)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-async def test_a_run_is_resumed_only_with_its_own_parameters(shared: bool) -> None:
-    @source(shared=shared)
-    async def numbers(count: int = 3, first: int = 0) -> AsyncIterator[int]:
-        for number in range(first, first + count):
-            yield number
+def test_a_keyboard_interrupt_in_a_source_goes_up_and_fails_the_run() -> None:
+    logs = []
 
-    async with client_of(Streams([numbers])) as client:
-        for given in ("", "?count=3", "?count=5"):
-            run = (await every_event(client, f"/streams/numbers{given}"))[0].json()["run"]
-            for again in ("", "?count=3", "?count=3&first=0", "?count=5", "?first=1"):
-                response = await client.get(
-                    f"/streams/numbers{again}", headers={"Last-Event-ID": f"{run}.1"}
-                )
-                same = again in ("", given) or (given != "?count=5" and "count=3" in again)
-                assert response.status_code == (200 if same else 422)
-                if not same:
-                    assert "other parameters" in response.json()["detail"]
+    @source
+    async def interrupted() -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep(0.01)
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        streams = Streams([interrupted])
+        job = interrupted.job({}, None, policy=streams.policy)
+        logs.append(await streams.runs.start(job))
+        await anyio.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert logs[0].status == "failed"
 
 
-@pytest.mark.parametrize("shared", [False, True])
-async def test_a_client_that_resumes_may_leave_out_required_parameters(shared: bool) -> None:
-    @source(shared=shared)
-    async def numbers(count: int) -> AsyncIterator[int]:
-        for number in range(count):
-            yield number
+def test_a_run_whose_event_loop_ends_is_cancelled_by_the_shutdown() -> None:
+    logs = []
 
-    async with client_of(Streams([numbers])) as client:
-        run = (await every_event(client, "/streams/numbers?count=3"))[0].json()["run"]
-        headers = {"Last-Event-ID": f"{run}.2"}
-        for method in ("GET", "POST"):
-            resumed = await client.request(method, "/streams/numbers", headers=headers)
-            assert re.findall("id: .*", resumed.text) == [f"id: {run}.3", f"id: {run}.4"]
-        lost = await client.get("/streams/numbers", headers={"Last-Event-ID": f"{UNKNOWN}.2"})
-        if shared:
-            assert (lost.status_code, "count: is required" in lost.text) == (422, True)
+    @source
+    async def endless() -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep_forever()
+
+    async def main() -> None:
+        streams = Streams([endless])
+        logs.append(await streams.runs.start(endless.job({}, None, policy=streams.policy)))
+
+    asyncio.run(main())
+    assert logs[0].status == "cancelled"
+
+
+@pytest.mark.parametrize("library", ["anyio", "asyncio"])
+async def test_a_system_exit_in_a_child_task_ends_the_process_but_completes_all_responses(
+    library: str,
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with server_process(port, app="tests.support.exits:app") as process:
+        async with (
+            connection(url, f"/streams/group?library={library}") as stream,
+            connection(url, "/streams/other") as other,
+            httpx.AsyncClient(base_url=url) as client,
+        ):
+            for each in (stream, other):
+                await each.until(lambda each: b"data: 1" in each.body, "event 1 has arrived", 20)
+            with suppress(httpx.HTTPError):
+                await client.get("/streams/go?of=group")
+            for each in (stream, other):
+                await each.until(lambda each: each.terminated, "the response is complete", 20)
+        assert await exit_of(process, 20) == 3
+
+
+# Task groups and cancel scopes around a `yield`
+
+
+async def in_anyio_group(closed: list[str]) -> AsyncIterator[str]:
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep_forever)
+            while True:
+                yield "x" * 100
+    finally:
+        await anyio.sleep(0.001)
+        closed.append("anyio")
+
+
+async def in_asyncio_group(closed: list[str]) -> AsyncIterator[str]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(anyio.sleep_forever())
+            while True:
+                yield "x" * 100
+    finally:
+        await anyio.sleep(0.001)
+        closed.append("asyncio")
+
+
+async def in_scopes(closed: list[str]) -> AsyncIterator[str]:
+    try:
+        with anyio.CancelScope(), anyio.fail_after(60):
+            async with asyncio.timeout(60):
+                while True:
+                    yield "x" * 100
+    finally:
+        await anyio.sleep(0.001)
+        closed.append("scopes")
+
+
+async def nested(closed: list[str]) -> AsyncIterator[str]:
+    try:
+        async with asyncio.TaskGroup() as group, anyio.create_task_group() as inner:
+            group.create_task(anyio.sleep_forever())
+            inner.start_soon(anyio.sleep_forever)
+            with anyio.CancelScope():
+                async with asyncio.timeout(60), asyncio.TaskGroup() as innermost:
+                    innermost.create_task(anyio.sleep_forever())
+                    while True:
+                        yield "x" * 100
+    finally:
+        await anyio.sleep(0.001)
+        closed.append("nested")
+
+
+async def waiting(closed: list[str]) -> AsyncIterator[str]:
+    try:
+        async with asyncio.TaskGroup() as outer, anyio.create_task_group() as group:
+            outer.create_task(anyio.sleep_forever())
+            group.start_soon(anyio.sleep_forever)
+            yield "x" * 100
+            await anyio.sleep_forever()
+    finally:
+        await anyio.sleep(0.001)
+        closed.append("waiting")
+
+
+Scoped = Callable[[list[str]], AsyncIterator[str]]
+
+
+def delegating_to(inner: Scoped) -> Scoped:
+    async def delegating(closed: list[str]) -> AsyncIterator[str]:
+        async with aclosing(innermost(closed)) as values:
+            async for value in values:
+                yield value
+
+    async def innermost(closed: list[str]) -> AsyncGenerator[str]:
+        async with aclosing(cast(AsyncGenerator[str], inner(closed))) as values:
+            async for value in values:
+                yield value
+
+    delegating.__name__ = f"delegating_to_{inner.__name__}"
+    return delegating
+
+
+DIRECT = [in_anyio_group, in_asyncio_group, in_scopes, nested, waiting]
+SCOPED = [*DIRECT, *map(delegating_to, DIRECT)]
+
+
+async def stop(client: httpx.AsyncClient, stream: Connection, streams: Streams) -> None:
+    await client.delete(f"/runs/{stream.run}")
+
+
+async def leave(client: httpx.AsyncClient, stream: Connection, streams: Streams) -> None:
+    stream.abort()
+
+
+async def shut_down(client: httpx.AsyncClient, stream: Connection, streams: Streams) -> None:
+    await streams.runs.aclose()
+
+
+@pytest.mark.parametrize("end", [stop, leave, shut_down])
+@pytest.mark.parametrize("scoped", SCOPED, ids=lambda scoped: scoped.__name__)
+async def test_a_source_in_a_task_group_or_scope_is_closed_without_an_error(
+    scoped: Scoped, end: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[str] = []
+
+    @source(window=1000, linger=0)
+    async def scoping() -> AsyncIterator[str]:
+        return scoped(closed)
+
+    streams = Streams([scoping])
+    async with (
+        serving(streams, lifespan="on") as url,
+        httpx.AsyncClient(base_url=url) as client,
+        connection(url, "/streams/scoping", receive_buffer=4096) as stream,
+    ):
+        await stream.until(lambda stream: b"xxx" in stream.body, "an event has arrived")
+        log = await streams.log.find(stream.run)
+        await end(client, stream, streams)
+        await until(lambda: closed, "the source is closed")
+        await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
+    assert log.status == "cancelled"
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+async def test_a_child_that_fails_while_the_source_is_suspended_at_a_yield_fails_the_run() -> None:
+    gate, closed = asyncio.Event(), []
+
+    async def child() -> None:
+        await gate.wait()
+        raise StreamError("the child failed")
+
+    @source(window=1000)
+    async def group() -> AsyncIterator[str]:
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(child)
+                while True:
+                    yield "x" * 100
+        finally:
+            closed.append(True)
+
+    streams = Streams([group])
+    log = await streams.runs.start(
+        group.job({}, None, policy=streams.policy.replace(group.policy, ""))
+    )
+    await until(lambda: log.is_full(), "the source waits for a reader")
+    gate.set()
+    await until(lambda: log.status == "failed", "the run has failed")
+    assert closed
+    assert "the child failed" in await body_of(log)
+
+
+async def started(source: Any) -> Any:
+    """The log of a new run of `source`, which has no reader."""
+    streams = Streams()
+    policy = streams.policy.replace(source.policy, "a test")
+    return await streams.runs.start(source.job({}, None, policy=policy))
+
+
+async def body_of(log: Any) -> str:
+    """All frames of a run that has ended."""
+    with log.read(-1) as reader, anyio.fail_after(5):
+        return b"".join([frames async for frames in reader]).decode()
+
+
+@pytest.mark.parametrize("library", ["anyio", "asyncio"])
+async def test_a_timeout_around_a_yield_ends_what_is_inside_it(library: str) -> None:
+    @source(window=1000)
+    async def limited() -> AsyncIterator[str]:
+        if library == "anyio":
+            with anyio.move_on_after(0.01):
+                while True:
+                    yield "x" * 100
         else:
-            assert (lost.status_code, UNKNOWN in lost.text) == (410, True)
-        new = await client.get("/streams/numbers")
-        assert (new.status_code, "count: is required" in new.text) == (422, True)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    while True:
+                        yield "x" * 100
+        yield "after the timeout"
+
+    log = await started(limited)
+    # On a busy machine the source may be so slow that it ends before it has to wait for room.
+    await until(lambda: log.closed or b"after" in newest(log), "the timeout is over")
+    body = await body_of(log)
+    assert '"after the timeout"' in body
+    assert body.endswith('data: {"status":"completed"}\n\n')
 
 
-async def test_a_client_of_a_lost_shared_run_gets_a_gap_and_the_running_one() -> None:
-    async with (
-        serving(Streams([clock])) as url,
-        connection(
-            url, "/streams/clock?interval=0.01", headers=f"Last-Event-ID: {UNKNOWN}.2\r\n"
-        ) as stream,
-    ):
-        await stream.until(
-            lambda stream: stream.body.count(b"\ndata: ") > 4, "5 events have arrived"
-        )
-        _, _, rest = stream.body.partition(b"\n")
-        assert rest.startswith(
-            b'event: gap\ndata: {"missed":null}\n\nid: %b.0\nevent: start\n' % stream.run.encode()
-        )
+def newest(log: Any) -> bytes:
+    frames, _ = log.buffer.slice(log.last - 1, 1000)
+    return bytes(frames)
 
 
-async def test_a_retained_shared_run_resumes_after_the_last_event_id() -> None:
-    async with (
-        serving(Streams([clock])) as url,
-        connection(url, "/streams/clock?interval=0.01") as stream,
-    ):
-        await stream.until(lambda stream: b".9\n" in stream.body, "event 9 has arrived")
-        async with connection(
-            url, "/streams/clock?interval=0.01", headers=f"Last-Event-ID: {stream.run}.3\r\n"
-        ) as again:
-            await again.until(lambda stream: b"\ndata: " in stream.body, "an event has arrived")
-            assert again.body.partition(b"\n")[2].startswith(b"id: %b.4\n" % stream.run.encode())
+async def test_a_cleanup_that_ignores_its_interruption_is_interrupted_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streams.run.CLEANUP_SECONDS", 0.02)
+    interruptions = 0
+
+    @source
+    async def stubborn() -> AsyncIterator[int]:
+        nonlocal interruptions
+        try:
+            yield 1
+            await anyio.sleep_forever()
+        finally:
+            while interruptions < 3:
+                try:
+                    await anyio.sleep_forever()
+                except asyncio.CancelledError:
+                    interruptions += 1
+
+    streams = Streams([stubborn])
+    log = await streams.runs.start(stubborn.job({}, None, policy=streams.policy))
+    await streams.runs.cancel(log)
+    await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
+    assert interruptions == 3
+    assert caplog.text.count("did not stop within 0.02 s") == 3
 
 
-async def test_viewers_share_a_run_if_their_parameters_are_equal_with_defaults_filled_in() -> None:
-    streams = Streams([clock])
-    async with serving(streams) as url:
-        paths = ["/streams/clock", "/streams/clock?interval=1", "/streams/clock?interval=2"]
-        runs = []
-        for path in paths * 2:
-            async with connection(url, path) as stream:
-                await stream.until(lambda stream: stream.body, "the body has begun")
-                runs.append(stream.run)
-    assert runs[0] == runs[1] == runs[3]
-    assert runs[2] == runs[5] != runs[0]
+async def test_the_aclose_of_an_iterator_that_takes_too_long_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streams.run.CLEANUP_SECONDS", 0.02)
+
+    class Events:
+        def __aiter__(self) -> "Events":
+            return self
+
+        async def __anext__(self) -> int:
+            raise StopAsyncIteration
+
+        async def aclose(self) -> None:
+            await anyio.sleep_forever()
+
+    @source
+    async def slow() -> Events:
+        return Events()
+
+    streams = Streams([slow])
+    log = await streams.runs.start(slow.job({}, None, policy=streams.policy))
+    await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
+    assert log.status == "completed"
+    assert "did not stop within 0.02 s" in caplog.text
 
 
-async def test_100_viewers_of_a_shared_source_that_is_still_opening_start_one_run() -> None:
-    gate, opened = asyncio.Event(), 0
+# What is left of a run
+
+
+class Big:
+    """An object that a source holds."""
+
+
+request_variable: contextvars.ContextVar[Any] = contextvars.ContextVar("request_variable")
+
+
+@pytest.mark.parametrize("how", ["completes", "fails", "stops", "refuses", "iterator"])
+async def test_nothing_but_its_events_is_kept_of_a_run_that_has_ended(how: str) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    def big() -> Big:
+        value = Big()
+        kept.append(weakref.ref(value))
+        return value
+
+    class Events:
+        def __init__(self) -> None:
+            self.big = big()
+            self.left = 1
+
+        def __aiter__(self) -> "Events":
+            return self
+
+        async def __anext__(self) -> int:
+            self.left -= 1
+            if self.left < 0:
+                raise StopAsyncIteration
+            return 1
+
+    async def generator(argument: Big) -> AsyncIterator[int]:
+        local = big()
+        if how == "refuses":
+            raise ValueError("broken", argument)
+        yield 1
+        if how == "fails":
+            raise ValueError("broken", local)
+        if how == "stops":
+            await anyio.sleep_forever()
+
+    async def open_source(argument: Big) -> AsyncIterator[int]:
+        return Events() if how == "iterator" else generator(argument)
+
+    async def request() -> Any:
+        request_variable.set(big())
+        argument = big()
+        opener = functools.partial(open_source, argument)
+        job = Job(source="big", policy=streams.policy, open=opener)
+        try:
+            log = await streams.runs.start(job)
+        except StreamError:
+            return None
+        with log.read(-1) as reader:
+            await anext(aiter(reader))
+        if how == "stops":
+            await streams.runs.cancel(log)
+        return log
+
+    logging.getLogger("streams").disabled = True  # pytest keeps what is logged.
+    try:
+        streams = Streams()
+        with gc_disabled():
+            log = await asyncio.create_task(request())
+            await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
+            await asyncio.sleep(0)
+            assert len(kept) >= 3
+            left = [ref() for ref in kept if ref() is not None]
+    finally:
+        logging.getLogger("streams").disabled = False
+    assert left == []
+    if how != "refuses":
+        assert "event: end" in await body_of(log)
+
+
+@contextmanager
+def gc_disabled() -> Iterator[None]:
+    """Without the garbage collector, a reference cycle keeps what it refers to."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+# Shared runs
+
+
+@pytest.mark.parametrize("events", [[{"final": True}], [0, 1, 2]])
+async def test_the_viewer_who_starts_a_shared_run_gets_all_its_events(events: list[Any]) -> None:
+    @source(shared=True)
+    async def short() -> AsyncIterator[Any]:
+        for event in events:
+            yield event
+
+    async with client_of(Streams([short])) as client:
+        received = await every_event(client, "/streams/short")
+    assert [event.json() for event in received[1:-1]] == events
+
+
+async def test_all_who_wait_for_a_shared_run_to_open_get_its_failure() -> None:
+    gate, requests, opened = asyncio.Event(), 0, 0
 
     @source(shared=True)
-    async def slow() -> AsyncIterator[dict[str, Any]]:
+    async def refusing() -> AsyncIterator[int]:
         nonlocal opened
         opened += 1
         await gate.wait()
-        return clock()
+        raise StreamError("not today", status=409)
 
-    streams, requests = Streams([slow]), 0
+    streams = Streams([refusing])
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal requests
         requests += 1
         await streams(scope, receive, send)
 
-    async with serving(app, lifespan="off") as url, anyio.create_task_group() as group:
-        runs = []
-
-        async def view() -> None:
-            async with connection(url, "/streams/slow") as stream:
-                await stream.until(
-                    lambda stream: b"event: start" in stream.body, "the start event has arrived", 20
-                )
-                runs.append(stream.run)
-
-        for _ in range(100):
-            group.start_soon(view)
-        await until(lambda: requests == 100, "100 viewers wait for the source", 20)
+    async with client_of(app, lifespan="off") as client, asyncio.TaskGroup() as group:
+        paths = ["/streams/refusing"] * 3
+        responses = [group.create_task(client.get(path, timeout=20)) for path in paths]
+        await until(lambda: requests == 3, "three viewers wait")
         gate.set()
-        await until(lambda: len(runs) == 100, "all viewers have the start event", 20)
+    assert [(await response).status_code for response in responses] == [409] * 3
     assert opened == 1
-    assert len(set(runs)) == 1
+    assert not len(streams.log)
 
 
-async def test_the_next_viewer_after_a_shared_run_has_ended_starts_another() -> None:
+async def test_a_shared_source_that_fails_because_another_run_is_unknown_opens_once() -> None:
+    opened = 0
+
     @source(shared=True)
-    async def once() -> AsyncIterator[int]:
-        yield 1
+    async def relay() -> AsyncIterator[int]:
+        nonlocal opened
+        opened += 1
+        await streams.runs.find("unknown", None)
+        raise AssertionError
 
-    async with client_of(Streams([once])) as client:
-        first, second = [await every_event(client, "/streams/once") for _ in range(2)]
-    assert first[0].json()["run"] != second[0].json()["run"]
-    assert first[-1].json() == second[-1].json() == {"status": "completed"}
-
-
-async def test_delete_from_another_connection_ends_the_stream_of_every_viewer() -> None:
-    closed = asyncio.Event()
-
-    @source
-    async def endless() -> AsyncIterator[int]:
-        try:
-            yield 1
-            await anyio.sleep_forever()
-        finally:
-            closed.set()
-
-    async with serving(Streams([endless])) as url, httpx.AsyncClient(base_url=url) as client:
-        async with connection(url, "/streams/endless") as one:
-            await one.until(has_event_1, "event 1 has arrived")
-            async with connection(url, f"/runs/{one.run}") as other:
-                await other.until(has_event_1, "event 1 has arrived")
-                for _ in range(2):
-                    response = await client.delete(f"/runs/{one.run}")
-                    assert (response.status_code, response.content) == (204, b"")
-                for stream in (one, other):
-                    await stream.until(lambda stream: stream.terminated, "the stream has ended")
-                    assert stream.body.endswith(
-                        b'.2\nevent: end\ndata: {"status":"cancelled","reason":"stopped"}\n\n'
-                    )
-            await until(closed.is_set, "the source is closed")
-        events = await every_event(client, f"/runs/{one.run}")
-    assert events[1].data == "1", "a cancelled run stays readable"
+    streams = Streams([relay])
+    async with client_of(streams) as client:
+        assert (await client.get("/streams/relay")).status_code == 404
+    assert opened == 1
 
 
-async def test_a_client_that_reconnects_within_linger_resumes_its_run() -> None:
-    started = 0
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_run_that_the_log_loses_while_it_opens_starts_again_only_if_it_is_shared(
+    shared: bool,
+) -> None:
+    gate, opened = asyncio.Event(), 0
 
-    @source(linger=3600)
-    async def endless() -> AsyncIterator[int]:
-        nonlocal started
-        started += 1
-        while True:
-            yield 1
-            await anyio.sleep(0.01)
+    @source(shared=shared)
+    async def slow() -> AsyncIterator[int]:
+        nonlocal opened
+        opened += 1
+        if opened == 1:
+            await gate.wait()
+        return three()
 
-    async with serving(Streams([endless])) as url:
-        headers = ""
-        for number in range(3):
-            async with connection(url, "/streams/endless", headers=headers) as stream:
-                await stream.until(
-                    lambda stream: b"\ndata: 1\n\n" in stream.body, "an event has arrived"
-                )
-                headers = f"Last-Event-ID: {stream.run}.{number}\r\n"
-    assert started == 1
+    async def three() -> AsyncIterator[int]:
+        yield 3
 
-
-async def test_a_run_is_cancelled_after_linger_seconds_without_a_reader() -> None:
-    """Its finally runs. A reader that attaches before that stops the countdown."""
-    closed = asyncio.Event()
-
-    @source(linger=0.1)
-    async def endless() -> AsyncIterator[int]:
-        try:
-            while True:
-                yield 1
-                await anyio.sleep(0.01)
-        finally:
-            closed.set()
-
-    streams = Streams([endless])
-    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
-        async with connection(url, "/streams/endless") as stream:
-            await stream.until(lambda stream: stream.body, "the body has begun")
-            log = await streams.log.find(stream.run)
-            with log.read(-1):
-                stream.abort()
-                await until(lambda: log.readers == 1, "the client is detached")
-            with log.read(-1):
-                await anyio.sleep(0.3)  # This is longer than linger.
-                assert log.producing, "the second reader attached before linger had passed"
-        await until(closed.is_set, "the source is closed")
-        events = await every_event(client, f"/runs/{stream.run}")
-    assert events[-1].json() == {"status": "cancelled", "reason": "no reader"}
+    streams = Streams([slow])
+    async with client_of(streams) as client:
+        response = asyncio.ensure_future(client.get("/streams/slow"))
+        await until(lambda: opened, "the run opens")
+        (run,) = streams.runs._producing
+        await streams.log.discard(run)
+        assert (await response).status_code == (200 if shared else 503)
+    assert opened == (2 if shared else 1)
 
 
-async def test_a_run_with_linger_none_completes_without_a_reader() -> None:
+async def test_a_viewer_who_leaves_while_a_shared_run_opens_does_not_cancel_it() -> None:
     gate = asyncio.Event()
 
-    @source(linger=None)
-    async def job() -> AsyncIterator[int]:
+    @source(shared=True)
+    async def slow() -> AsyncIterator[int]:
         await gate.wait()
-        for step in range(50):
-            yield step
+        return three()
 
-    streams = Streams([job], linger=0)
-    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
-        async with connection(url, "/streams/job") as stream:
-            await stream.until(lambda stream: stream.body, "the body has begun")
-            log = await streams.log.find(stream.run)
-        await until(lambda: not streams.runs.readers, "the reader is detached")
-        gate.set()
-        await until(lambda: log.status == "completed", "the run is completed")
-        events = await every_event(client, f"/runs/{stream.run}")
-    assert len(events) == 52
-    assert events[-1].json() == {"status": "completed"}
+    async def three() -> AsyncIterator[int]:
+        yield 3
 
-
-async def test_an_exception_in_a_source_ends_the_run_after_the_events_it_yielded(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    @source
-    async def breaks() -> AsyncIterator[int]:
-        yield 1
-        await anyio.lowlevel.checkpoint()
-        raise ValueError("the password is secret")
-
-    async with client_of(Streams([breaks])) as client:
-        events = await every_event(client, "/streams/breaks")
-    assert [event.event for event in events] == ["start", "message", "end"]
-    end = events[-1].json()
-    assert end["status"] == "failed"
-    assert end["error"]["type"] == "ValueError"
-    assert "secret" not in events[-1].data
-    run = events[0].json()["run"]
-    assert f"run {run} of source breaks failed" in caplog.text
-    assert "ValueError: the password is secret" in caplog.text
+    streams = Streams()
+    job = slow.job({}, None, policy=streams.policy)
+    first = asyncio.ensure_future(streams.runs.attach(job, None))
+    second = asyncio.ensure_future(streams.runs.attach(job, None))
+    await until(lambda: len(streams.log), "the run opens")
+    first.cancel()
+    gate.set()
+    position = await asyncio.wait_for(second, 5)
+    assert position is not None
+    assert position.after == -1
 
 
-async def test_the_message_of_a_stream_error_is_sent_to_the_client() -> None:
-    @source
-    async def breaks() -> AsyncIterator[int]:
-        yield 1
-        raise StreamError("out of \ud800 paper")
-
-    async with client_of(Streams([breaks])) as client:
-        events = await every_event(client, "/streams/breaks")
-    assert events[-1].json()["error"] == {"type": "StreamError", "message": "out of ? paper"}
-
-
-class Unknown:
-    """A type that JSON cannot represent."""
-
-
-@pytest.mark.parametrize("value", [Unknown(), "\ud800"])
-async def test_an_unencodable_value_fails_the_run_with_an_error_that_names_its_type(
-    value: Any,
-) -> None:
-    closed = []
-
-    @source
-    async def odd() -> AsyncIterator[Any]:
-        try:
-            yield {1}
-            yield float("nan")
-            yield value
-        finally:
-            closed.append(True)
-
-    async with client_of(Streams([odd])) as client:
-        events = await every_event(client, "/streams/odd")
-    assert [event.data for event in events[1:3]] == ["[1]", "null"]
-    error = events[-1].json()["error"]
-    assert error["type"] == "UnencodableValue"
-    assert type(value).__name__ in error["message"]
-    assert closed
-
-
-async def test_an_exception_before_the_first_event_becomes_the_status_of_the_response() -> None:
-    @source
-    async def refuses(status: int = 0) -> AsyncIterator[int]:
-        if status:
-            raise StreamError("not today", status=status, retry_after=7, hint="tomorrow")
-        raise ValueError("the password is secret")
-
-    @source
-    async def at_once(status: int = 0) -> AsyncIterator[int]:
-        await refuses(status)
-        yield 1
-
-    streams = Streams([refuses, at_once])
-    async with client_of(streams) as client:
-        for name in ("refuses", "at_once"):
-            response = await client.get(f"/streams/{name}?status=402")
-            assert response.status_code == 402
-            assert response.headers["retry-after"] == "7"
-            assert response.headers["content-type"] == "application/problem+json"
-            assert response.json() == {
-                "type": "about:blank",
-                "title": "Payment Required",
-                "status": 402,
-                "detail": "not today",
-                "hint": "tomorrow",
-            }
-            response = await client.get(f"/streams/{name}")
-            assert response.status_code == 500
-            assert "ValueError" in response.json()["detail"]
-            assert "secret" not in response.text
-    await until(lambda: not len(streams.log), "the failed runs are forgotten")
-
-
-async def test_a_source_that_never_waits_does_not_block_other_requests() -> None:
-    @source
-    async def endless() -> AsyncIterator[int]:
-        while True:
-            yield 1
-
-    streams = Streams([endless, counter], window=10**9)
-    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
-        async with connection(url, "/streams/endless") as stream:
-            await stream.until(lambda stream: stream.body, "the body has begun")
-            before = streams.log.events
-            for _ in range(10):
-                assert (await client.get("/health")).status_code == 200
-            assert streams.log.events > before, "the source continued meanwhile"
-            events = await every_event(client, "/streams/counter?interval=0")
-            assert len(events) == 12
-
-
-async def test_a_cpu_bound_source_yields_to_the_event_loop_every_few_milliseconds() -> None:
-    turns: list[int] = []
-
-    @source
-    async def heavy() -> AsyncIterator[int]:
-        loop = asyncio.get_running_loop()
-        for number in range(20):
-            loop.call_soon(turns.append, number)
-            busy_until = time.monotonic() + 0.004
-            while time.monotonic() < busy_until:
-                pass
-            yield number
-            assert len(turns) >= number - 2, "two events take more than BURST_SECONDS"
-
-    async with client_of(Streams([heavy])) as client:
-        assert len(await every_event(client, "/streams/heavy")) == 22
-
-
-async def test_a_sync_generator_can_be_a_source() -> None:
-    @source
-    def numbers() -> Iterator[int]:
-        yield from range(3)
-
-    async with client_of(Streams([numbers])) as client:
-        events = await every_event(client, "/streams/numbers")
-    assert [event.data for event in events[1:-1]] == ["0", "1", "2"]
-
-
-async def test_a_source_that_ignores_its_cancellation_is_closed() -> None:
+async def test_a_private_run_whose_starter_is_cancelled_while_it_opens_is_discarded() -> None:
     closed = asyncio.Event()
 
     @source
-    async def stubborn() -> AsyncIterator[int]:
+    async def slow() -> AsyncIterator[int]:
         try:
-            yield 1
-            while True:
-                try:
-                    await anyio.sleep_forever()
-                except asyncio.CancelledError:
-                    yield 2
+            await anyio.sleep_forever()
         finally:
             closed.set()
+        raise AssertionError
 
-    async with serving(Streams([stubborn])) as url, httpx.AsyncClient(base_url=url) as client:
-        async with connection(url, "/streams/stubborn") as stream:
-            await stream.until(has_event_1, "event 1 has arrived")
-            await client.delete(f"/runs/{stream.run}")
-            await stream.until(lambda stream: stream.terminated, "the stream has ended")
-        await until(closed.is_set, "the source is closed")
-    assert stream.body.endswith(b'"cancelled","reason":"stopped"}\n\n')
+    streams = Streams()
+    job = slow.job({}, None, policy=streams.policy)
+    starting = asyncio.ensure_future(streams.runs.start(job))
+    await until(lambda: len(streams.log), "the run opens")
+    await asyncio.sleep(0)
+    starting.cancel()
+    await until(closed.is_set, "the opening is cancelled")
+    assert not len(streams.log)
 
 
-async def test_a_finally_that_takes_too_long_is_interrupted_and_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("streams.producer.CLEANUP_SECONDS", 0.05)
-    interrupted = asyncio.Event()
-
+async def test_a_server_that_shuts_down_does_not_wait_for_an_opening() -> None:
     @source
-    async def slow_to_close() -> AsyncIterator[int]:
-        try:
-            yield 1
-            await anyio.sleep_forever()
-        finally:
-            try:
-                await anyio.sleep_forever()
-            finally:
-                interrupted.set()
+    async def slow() -> AsyncIterator[int]:
+        await anyio.sleep_forever()
+        raise AssertionError
 
-    async with serving(Streams([slow_to_close])) as url, httpx.AsyncClient(base_url=url) as client:
-        async with connection(url, "/streams/slow_to_close") as stream:
-            await stream.until(has_event_1, "event 1 has arrived")
-            await client.delete(f"/runs/{stream.run}")
-            await until(interrupted.is_set, "the finally is interrupted")
-    assert "did not stop within 0.05 s" in caplog.text
-
-
-async def test_an_exception_in_aclose_is_logged_and_the_run_completes(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    class Events:
-        def __aiter__(self) -> "Events":
-            return self
-
-        async def __anext__(self) -> int:
-            raise StopAsyncIteration
-
-        async def aclose(self) -> None:
-            raise ValueError("cannot close")
-
-    @source
-    async def odd() -> Events:
-        return Events()
-
-    async with client_of(Streams([odd])) as client:
-        events = await every_event(client, "/streams/odd")
-    assert events[-1].json() == {"status": "completed"}
-    assert "closing its source failed" in caplog.text
-
-
-async def test_an_iterator_without_aclose_can_be_streamed() -> None:
-    class Events:
-        def __aiter__(self) -> "Events":
-            return self
-
-        async def __anext__(self) -> int:
-            raise StopAsyncIteration
-
-    @source
-    async def plain() -> Events:
-        return Events()
-
-    async with client_of(Streams([plain])) as client:
-        assert len(await every_event(client, "/streams/plain")) == 2
-
-
-async def test_with_lifespan_sources_are_closed_before_the_server_ends() -> None:
-    closed = []
-
-    @source(linger=None)
-    async def endless() -> AsyncIterator[int]:
-        try:
-            yield 1
-            await anyio.sleep_forever()
-        finally:
-            await anyio.sleep(0.01)  # A finally that waits is given time.
-            closed.append(True)
-
-    streams = Streams([endless])
-    async with (
-        serving(streams, lifespan="on") as url,
-        connection(url, "/streams/endless") as stream,
-    ):
-        await stream.until(has_event_1, "event 1 has arrived")
-    assert closed
-    assert (await streams.log.find(stream.run)).status == "cancelled"
-
-
-def test_without_lifespan_sources_are_closed_before_the_event_loop_ends() -> None:
-    closed = []
-
-    @source(linger=None)
-    async def endless() -> AsyncIterator[int]:
-        try:
-            yield 1
-            await anyio.sleep_forever()
-        finally:
-            closed.append(True)
-
-    async def main() -> None:
-        async with (
-            serving(streams, lifespan="off") as url,
-            connection(url, "/streams/endless") as stream,
-        ):
-            await stream.until(has_event_1, "event 1 has arrived")
-
-    streams = Streams([endless])
-    asyncio.run(main())
-    assert closed
-    assert asyncio.run(only_run(streams)) == "cancelled"
-
-
-async def only_run(streams: Streams) -> str:
-    """The status of the only run in the log."""
-    (log,) = streams.log.runs  # type: ignore[attr-defined]
-    return str(log.status)
-
-
-async def test_a_finished_run_is_forgotten_after_retain() -> None:
-    streams = Streams([counter], retain=0.05)
+    streams = Streams([slow])
     async with client_of(streams) as client:
-        run = (await every_event(client, "/streams/counter?count=1"))[0].json()["run"]
-        await until(lambda: not len(streams.log), "the run is forgotten")
-        assert (await client.get(f"/runs/{run}")).status_code == 404
+        response = asyncio.ensure_future(client.get("/streams/slow", timeout=20))
+        await until(lambda: len(streams.log), "the run opens")
+        await streams.runs.aclose()
+        assert (await response).status_code == 503
 
 
-@given(st.text() | st.from_regex(r"[A-Za-z0-9_-]{22}\.[0-9]{1,20}", fullmatch=True))
-def test_an_event_id_is_parsed_and_formatted_unchanged_or_refused(text: str) -> None:
-    with suppress(InvalidEventId):
-        assert "{}.{}".format(*EventId.parse(text)) == text
+async def test_a_shared_run_does_not_see_the_context_of_the_viewer_who_starts_it() -> None:
+    seen = []
+
+    @source(shared=True)
+    async def contextual() -> AsyncIterator[int]:
+        seen.append(request_variable.get(None))
+        return generator()
+
+    async def generator() -> AsyncIterator[int]:
+        seen.append(request_variable.get(None))
+        yield 1
+
+    request_variable.set("of the first viewer")
+    streams = Streams()
+    await streams.runs.start(contextual.job({}, None, policy=streams.policy))
+    assert seen == [None, None]
 
 
-async def test_a_stream_works_with_a_custom_event_log() -> None:
-    async with client_of(Streams([counter], log=ListLog())) as client:
-        events = await every_event(client, "/streams/counter?count=50&interval=0")
-        run = events[0].json()["run"]
-        again = await every_event(client, "/streams/counter", f"{run}.{random.randint(1, 40)}")
-        assert ids(events[-len(again) :]) == ids(again)
-        assert (await client.delete(f"/runs/{run}")).status_code == 204
+def test_a_shared_source_with_a_request_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="cannot depend on the request"):
+
+        @source(shared=True)
+        async def wrong(request: Request | None = None) -> AsyncIterator[int]:
+            yield 1
 
 
-async def test_a_client_resumes_a_run_while_its_source_waits() -> None:
-    gate = asyncio.Event()
-    async with serving(Streams([gated(gate)])) as url:
-        async with connection(url, "/streams/gated") as stream:
-            await stream.until(has_event_1, "event 1 has arrived")
-        async with connection(
-            url, "/streams/gated", headers=f"Last-Event-ID: {stream.run}.1\r\n"
-        ) as again:
-            await again.until(lambda stream: stream.body, "the body has begun")
-            assert again.body.startswith(b"retry: "), "it begins before there is an event to send"
-            gate.set()
-            await again.until(lambda stream: stream.terminated, "the stream has ended")
-    assert [data for _, data in complete_events(again.body)] == ["2", '{"status":"completed"}']
+def test_a_shared_runs_key_has_the_same_length_for_all_arguments() -> None:
+    @source(shared=True)
+    async def repeat(text: str, count: int = 1) -> AsyncIterator[str]:
+        yield text * count
 
+    def key(**arguments: Any) -> str:
+        return repeat.job(arguments, None, policy=Policy()).arguments_hash or ""
 
-async def test_a_run_that_is_stopped_while_its_source_opens_closes_the_opened_iterator() -> None:
-    closed = anyio.Event()
-
-    class Opened:
-        def __aiter__(self) -> "Opened":
-            return self
-
-        async def __anext__(self) -> int:
-            raise AssertionError("a stopped run reads no events")
-
-        async def aclose(self) -> None:
-            closed.set()
-
-    async def opener() -> AsyncIterator[int]:
-        [log] = list(streams.log.runs.values())
-        await streams.runs.cancel(log)
-        return Opened()
-
-    streams: Any = Streams(log=ListLog())
-    job = Job(source="opened", policy=streams.policy, open=opener)
-    with pytest.raises(RunGone, match="stopped before it started"):
-        await streams.runs.start(job)
-    await until(closed.is_set, "the opened iterator is closed")
+    assert len(key(text="a" * 10**6)) == len(key(text="")) < 100
+    assert key(text="a") == key(count=1, text="a")
+    assert len({key(text="a"), key(text="b"), key(text="a", count=2)}) == 3

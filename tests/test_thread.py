@@ -126,7 +126,7 @@ async def test_a_stop_during_a_blocking_call_closes_the_generator_after_that_cal
 async def test_a_step_that_outlasts_the_cleanup_time_is_reported_and_its_thread_still_counts(
     gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("streams.producer.CLEANUP_SECONDS", 0.05)
+    monkeypatch.setattr("streams.run.CLEANUP_SECONDS", 0.05)
     streams = Streams([gated(gate)])
     async with serving(streams) as url, connection(url, "/streams/gated") as stream:
         await stream.until(has_event_1, "event 1 has arrived")
@@ -300,7 +300,7 @@ async def test_a_first_step_that_blocks_does_not_hold_back_headers_and_heartbeat
 async def test_an_exception_in_the_first_step_becomes_the_status_of_the_response(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("streams.producer.FIRST_STEP_SECONDS", 20)
+    monkeypatch.setattr("streams.run.FIRST_STEP_SECONDS", 20)
 
     @source
     def refuses() -> Iterator[int]:

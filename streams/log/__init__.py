@@ -1,7 +1,7 @@
 """The event log: it keeps what runs produce, and lets readers read it from any position.
 
 This file defines the protocols. `memory` implements them for one process, `shared` for many
-workers. `producer.py` appends to a log, `run.py` finds runs in it, `response.py` reads them.
+workers. `run.py` appends to a log, `runs.py` finds runs in it, `response.py` reads them.
 
 Invariants of every log:
 

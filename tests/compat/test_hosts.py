@@ -87,8 +87,8 @@ async def test_a_disconnect_is_noticed_before_the_next_heartbeat(host: Host) -> 
     async with mounted(host) as (at, _):
         async with connection(at.url, f"{at.prefix}/streams/counter?interval=60") as stream:
             await stream.until(has_first_number, "the first number has arrived")
-            assert at.streams.runs.readers == 1
-        await until(lambda: not at.streams.runs.readers, "the run has no reader")
+            assert at.streams.log.readers == 1
+        await until(lambda: not at.streams.log.readers, "the run has no reader")
 
 
 @every_host
@@ -177,7 +177,7 @@ async def test_an_endpoint_of_its_own_streams_and_resumes(
                 assert "docs/compat.md" in str(error)
                 raise error
             run = re.findall(rb"id: (.+)\.1\n", stream.body)[0].decode()
-        await until(lambda: not streams.runs.readers, "the run has no reader")
+        await until(lambda: not streams.log.readers, "the run has no reader")
         async with connection(url, "/ask", headers=f"Last-Event-ID: {run}.1\r\n") as stream:
             await stream.until(lambda stream: b"data: 2\n\n" in stream.body, "number 2")
             assert b"data: 1\n" not in stream.body

@@ -7,9 +7,9 @@ from queue import SimpleQueue
 
 from fastapi import FastAPI
 
-from streams import Streams, producer, source
+from streams import Streams, run, source
 
-producer.CLEANUP_SECONDS = float(os.environ.get("CLEANUP_SECONDS", "10"))
+run.CLEANUP_SECONDS = float(os.environ.get("CLEANUP_SECONDS", "10"))
 
 
 @source(linger=None)

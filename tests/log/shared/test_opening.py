@@ -15,7 +15,7 @@ from streams.errors import ShuttingDown, StoreDown, StoreFull
 from streams.event import End, parse_frames
 from streams.log import RunLog
 from streams.log.store import Notice
-from streams.run import Runs
+from streams.runs import Runs
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import kill, workers
 from tests.support.event_logs import DATA, SIZE, drained, opening, read_all

@@ -12,7 +12,7 @@ from streams.errors import LogClosed, UnknownRun
 from streams.event import COMPLETED, frame
 from streams.log import Limits
 from streams.log.store import State
-from streams.run import Runs
+from streams.runs import Runs
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import claimed, kill, until_async
 from tests.support.event_logs import drained, info, new, read_all

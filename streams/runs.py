@@ -1,0 +1,399 @@
+"""All runs over one log: a run is written once, and read by any number of readers.
+
+`Runs` starts, finds, resumes and cancels runs, takes over those of workers that died, and owns the
+tasks of all runs that this worker produces.
+
+Invariants:
+
+1. A reader that disconnects ends itself, never the run.
+2. No client gets a position in a run before the run has opened.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from contextvars import Context
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NamedTuple, get_args
+
+from msgspec import UNSET, UnsetType
+
+from streams.errors import (
+    InvalidEventId,
+    InvalidParameters,
+    ProducerLost,
+    RunGone,
+    ShuttingDown,
+    StoreFull,
+    StreamError,
+    UnknownRun,
+)
+from streams.event import NO_READER, Encoder, End, EventId
+from streams.log import EventLog, Limits, RunInfo, RunLog, Selection, Status, unique_key
+from streams.policy import Policy
+from streams.run import CLEANUP_SECONDS, Run
+from streams.source import Job, Source
+from streams.thread import Threads
+
+logger = logging.getLogger("streams")
+
+
+class Position(NamedTuple):
+    """Where a reader begins, and what it has to be told first."""
+
+    log: RunLog
+    after: int
+    joins_late: bool = False
+    """It begins later than the run and has not had the `start` event."""
+    lost_run: bool = False
+    """The run that it had read is lost, and this is another one."""
+
+
+class Runs:
+    """All runs over one log. `sources` are those whose runs can be taken over, by name."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        sources: Mapping[str, tuple[Source[..., Any], Policy]],
+        encoder: Encoder | None = None,
+        max_threads: int = 1000,
+    ) -> None:
+        self.since = datetime.now(UTC)
+        self.stopping = False
+        """Whether the server shuts down: no run opens then."""
+        self.restarts = 0
+        self.gaps = 0
+        self._log = log
+        self._sources = sources
+        self.encoder = encoder or Encoder()
+        self.threads = Threads(max_threads)
+        self._producing: dict[str, Run] = {}
+        self._waiting: set[asyncio.Timeout] = set()  # of the clients that wait for openings
+        log.register(self)
+
+    async def attach(self, job: Job, last: EventId | None) -> Position | None:
+        """Where the reader of a new, shared, keyed or resumed run begins. `last` is its last event.
+
+        Returns None if the reader has had the `end` event. Raises RunGone if the run of `last`
+        cannot be resumed, and what `start` raises.
+        """
+        if last is not None:
+            return await self._resume(job, last)
+        if job.shared:
+            return await self._join(job)
+        return Position(await self.start(job), -1)
+
+    async def start(self, job: Job) -> RunLog:
+        """Starts a run; or, if there is one that the job shares, or with its key, returns its log.
+
+        1. Create the log. From here on, others find the run by its unique key.
+        2. In a task of the run, open the source. If that fails, refuse and raise.
+        3. Append the `start` event.
+        4. Let the source take its first step, to its first event or to where it waits. If it fails
+           in it, refuse and raise.
+
+        Whoever finds the run by its key meanwhile waits for step 4, and gets the same error. Raises
+        StoreFull, InvalidParameters if the run with the key has others, and what the source raises
+        in its first step.
+        """
+        log, _ = await self._start(job)
+        return log
+
+    async def _start(self, job: Job) -> tuple[RunLog, bool]:
+        """Does what `start` does. Returns also whether the run had been open before."""
+        info, policy = self.info_of(job), job.policy
+        log = await self._log.create(info, limits_of(policy))
+        was_open, is_new = not log.opening, log.info.run == info.run
+        if is_new:
+            if self.stopping:
+                log.refuse(ShuttingDown())
+            else:
+                # Nothing of the client that happens to start a shared run may be visible in it.
+                self._produce(log, job.open, policy, Context() if job.shared else None)
+        elif job.arguments_hash not in (None, log.info.arguments_hash):
+            raise InvalidParameters(
+                f"the run with the key {job.key!r} has other parameters; send the same ones, or "
+                "another key"
+            )
+        try:
+            await self._opened(log)
+        except asyncio.CancelledError:
+            can_attach = job.shared or job.key is not None
+            if not can_attach and (run := self._producing.get(info.run)) is not None:
+                run.cancel(NO_READER)
+            raise
+        except UnknownRun:
+            if log.status == "refused":  # The source has raised it.
+                raise
+            # The log has lost the run. Those who wait for somebody else's start it again; whoever
+            # has started it may not be able to open the source a second time.
+            if is_new and not job.shared:
+                retry = f"try again in {StoreFull.retry_after} s"
+                raise StoreFull(f"the log has lost the run before it opened; {retry}") from None
+            return await self._start(job)
+        return log, was_open
+
+    def info_of(self, job: Job) -> RunInfo:
+        """What a run of a job would be."""
+        return RunInfo(
+            run=secrets.token_urlsafe(16),
+            source=job.source,
+            route=job.route,
+            started=datetime.now(UTC),
+            owner=job.owner,
+            key=job.key,
+            shared=job.shared,
+            topic=job.topic,
+            arguments=job.arguments if self._log.shared else None,
+            arguments_hash=job.arguments_hash,
+            fingerprint=job.fingerprint,
+        )
+
+    async def _opened(self, log: RunLog) -> None:
+        """Waits until a run has opened. Raises its refusal, or ShuttingDown."""
+        await asyncio.sleep(0)  # Most sources take their first step at once.
+        if not log.opening:
+            return await log.opened()
+        waiting = asyncio.timeout(None)
+        self._waiting.add(waiting)
+        try:
+            async with waiting:
+                await log.opened()
+        except TimeoutError:
+            raise ShuttingDown from None
+        finally:
+            self._waiting.discard(waiting)
+
+    def _produce(
+        self,
+        log: RunLog,
+        open_source: Callable[[], Awaitable[Any]],
+        policy: Policy,
+        context: Context | None,
+    ) -> None:
+        async def iterate_source() -> AsyncIterator[Any]:
+            name = f"run {log.info.run} of source {log.info.source}"
+            return self.threads.iterate(await open_source(), name)
+
+        self._producing[log.info.run] = Run(
+            log, iterate_source, policy, self.encoder, ended=self._ended, context=context
+        )
+
+    def _ended(self, run: Run) -> None:
+        if self._producing.get(run.log.info.run) is run:
+            del self._producing[run.log.info.run]
+
+    async def adopt(self, log: RunLog) -> None:
+        """Continues the run of a worker that died, or ends it if its source does not allow that.
+
+        1. Open the source after the last event of the log. If that fails, close the log.
+        2. Append the `start` event, if the worker died before it.
+        3. Pump the source in a task.
+        """
+        if self.stopping:
+            return  # Other workers take it over when this one has left.
+        info, last = log.info, log.last
+        source, policy = self._sources.get(info.source, (None, Policy()))
+        try:
+            if source is None or info.arguments is None or info.fingerprint != source.fingerprint:
+                raise ProducerLost("the worker that produced this run died; start a new run")
+            arguments = source.from_json(info.arguments.encode())
+        except StreamError as error:
+            logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)
+            if log.producing and log.opening:
+                log.refuse(StoreFull("the worker that opened this run died; try again"))
+            elif log.producing:
+                log.close(End.failed(error))
+            return
+        # Event 0 is `start`, so the source has yielded `last` events.
+        self._produce(log, partial(source.open, arguments, None, max(last, 0)), policy, Context())
+        with suppress(StreamError):  # It has been logged.
+            await log.opened()
+        if log.producing or log.status == "completed":
+            logger.warning("run %s continues on this worker after event %d", info.run, last)
+            self.restarts += 1
+
+    async def _join(self, job: Job) -> Position:
+        """The shared run of a job: its beginning if this starts it, else its newest events."""
+        if job.topic:
+            await job.open()
+            log, was_open = await self._log.topic(self.info_of(job), limits_of(job.policy)), True
+        else:
+            log, was_open = await self._start(job)
+        newest = log.last if log.status == "running" else log.last - 1  # the last one is the end
+        after = max(newest - job.replay, log.first - 1)
+        if not was_open or (after < 1 and log.first < 1):
+            return Position(log, -1)
+        return Position(log, after, joins_late=True)
+
+    async def _resume(self, job: Job, last: EventId) -> Position | None:
+        """The run of `last`, after that event; or the live run, if a shared one was forgotten."""
+        try:
+            log = await self._log.find(last.run)
+        except UnknownRun:
+            if not job.shared:
+                raise RunGone(f"run {last.run} is no longer retained; start a new one") from None
+            self.gaps += 1
+            return (await self._join(job))._replace(lost_run=True)
+        info = log.info
+        same_source = (info.source, info.route) == (job.source, job.route)
+        if not same_source or info.owner not in (None, job.owner):
+            raise RunGone(f"run {last.run} is not a run of source {job.source}; start a new one")
+        if job.key not in (None, info.key):
+            raise RunGone(
+                f"run {last.run} does not have the key {job.key!r}; without a Last-Event-ID, the "
+                "key attaches to its run"
+            )
+        if job.gives_arguments and job.arguments_hash != info.arguments_hash:
+            raise InvalidParameters(
+                f"run {last.run} has other parameters; resume it with the same ones, or start "
+                "a new run without a Last-Event-ID"
+            )
+        return await self.position(log, last)
+
+    async def find(self, run: str, owner: str | UnsetType | None = UNSET) -> RunLog:
+        """The log of a run. Raises UnknownRun, also if it belongs to somebody else than `owner`."""
+        log = await self._log.find(run)
+        if owner is not UNSET and log.info.owner not in (None, owner):
+            raise UnknownRun.of(run)
+        return log
+
+    async def find_by_key(
+        self, owner: str | None, source: str | None, route: str | None, key: str
+    ) -> RunLog:
+        """The log of the run that a key names; None: of any source. Raises UnknownRun."""
+        sources = [source]
+        if source is None:
+            with_key = await self._log.select(Selection(owner=owner, key=key))
+            sources = [log.info.source for log in with_key]
+        for each in filter(None, sources):
+            log = await self._log.find_by_key(unique_key(owner, each, route, key))
+            if log is not None:
+                return log
+        raise UnknownRun(f"there is no run with the key {key!r}, or it is no longer retained")
+
+    async def select(self, selection: Selection) -> Sequence[RunLog]:
+        return await self._log.select(selection)
+
+    async def position(self, log: RunLog, last: EventId | None) -> Position | None:
+        """Where a reader of a run begins whose last event is `last`; None: it has had the end.
+
+        Waits for a run that is opening. Raises InvalidEventId for an event of another run, RunGone
+        for one that does not exist, and what the source raises in its first step.
+        """
+        if log.opening:
+            await self._opened(log)
+        if last is None:
+            return Position(log, -1)
+        if last.run != log.info.run:
+            raise InvalidEventId(f"event {last} is not an event of run {log.info.run}")
+        if log.status != "running" and last.number == log.last:
+            return None
+        if last.number > log.last:
+            raise RunGone(f"run {last.run} has no event {last.number}; start a new one")
+        return Position(log, last.number)
+
+    async def cancel(self, log: RunLog, reason: str = "stopped") -> None:
+        """Stops a run, on whichever worker it is produced. Does nothing if it has ended."""
+        await log.cancel(End.cancelled(reason))
+
+    def cancel_openings(self) -> None:
+        """The server shuts down: ends all openings, and the waits for others."""
+        self.stopping = True
+        for run in list(self._producing.values()):
+            if run.log.opening:
+                run.cancel("shutdown")
+        while self._waiting:
+            self._waiting.pop().reschedule(0)
+
+    async def abandon(self) -> None:
+        """Forgets the runs of an event loop that is over."""
+        self._waiting.clear()
+        while self._producing:
+            name, run = self._producing.popitem()
+            run.abandon()
+            if not self._log.shared:  # There, another worker takes it over.
+                await self._log.discard(name)
+
+    async def aclose(self) -> None:
+        """Ends the runs that no other worker can continue, and waits until sources are closed."""
+        self.cancel_openings()
+        runs = list(self._producing.values())
+        for run in runs:
+            if run.log.info.arguments is not None:
+                run.hand_over()
+            else:
+                run.cancel("shutdown")
+        if runs:
+            await asyncio.wait([run.task for run in runs], timeout=CLEANUP_SECONDS)
+        await self._log.aclose()
+
+    def state(self, log: RunLog) -> dict[str, Any]:
+        """What a client may know about a run."""
+        return {
+            "run": log.info.run,
+            "source": log.info.source,
+            "status": log.status,
+            "started": log.info.started,
+            "producer": log.producer,
+            "first_event": log.first,
+            "last_event": log.last,
+            "readers": log.readers,
+        }
+
+    async def stop(self, run: str) -> None:
+        """Stops a run, on whichever worker it is produced. Raises UnknownRun."""
+        await self.cancel(await self.find(run))
+
+    async def list(
+        self,
+        *,
+        owner: str | UnsetType | None = UNSET,
+        key: str | UnsetType = UNSET,
+        key_prefix: str | UnsetType = UNSET,
+        source: str | UnsetType = UNSET,
+        status: Status | UnsetType = UNSET,
+        limit: int = 100,
+    ) -> Sequence[RunLog]:
+        """The logs of the newest `limit` runs that have all that is given, newest first.
+
+        An `owner` of None lists the runs without one. Raises ValueError for an unknown status, and
+        for a negative limit.
+        """
+        if limit < 0:
+            raise ValueError(f"limit={limit} is negative; give the number of runs to list at most")
+        if status is not UNSET and status not in get_args(Status):
+            statuses = ", ".join(get_args(Status))
+            raise ValueError(f"status={status!r} is not one of {statuses}")
+        return await self.select(
+            Selection(
+                owner=owner,
+                key=key,
+                key_prefix=key_prefix,
+                source=source,
+                status=status,
+                limit=limit,
+            )
+        )
+
+    def health(self) -> dict[str, Any]:
+        return {
+            "worker": self._log.worker,
+            "runs": len(self._log),
+            "running": len(self._producing),
+            "threads": len(self.threads),
+            "readers": self._log.readers,
+            "events": self._log.events,
+            "bytes": self._log.bytes,
+            "restarts": self.restarts,
+            "gaps": self.gaps,
+            "since": self.since,
+        }
+
+
+def limits_of(policy: Policy) -> Limits:
+    return Limits(policy.window, policy.retain, drops_oldest=policy.linger is None)
