@@ -29,7 +29,7 @@ from streams.endpoint import (
     source_name,
     starlette_request,
 )
-from streams.errors import StoreFull, StreamError, UnknownSource, problem
+from streams.errors import StreamError, Unavailable, UnknownSource, problem
 from streams.event import Encoder, EventId
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
@@ -267,7 +267,7 @@ class Streams(Publisher):
             else:
                 return False
             await self.runs.position(log, last)
-        except StoreFull:
+        except Unavailable:
             raise
         except StreamError:
             return False

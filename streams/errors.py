@@ -17,11 +17,12 @@ StreamError                500  raise it in a source: clients see its message an
 ├── TopicEnded             409  a publish to a topic that has ended, and is retained still
 ├── CrossSite              403  a page of another site may not start runs
 ├── Forbidden              403  runs are listed for a user or a key; or a guard returned False
-├── StoreFull              503  `max_runs` or `max_bytes` is reached; try again later
+├── Unavailable            503  this passes; try again later. An EventSource is told to do that
+│   ├── StoreFull          503  `max_runs` or `max_bytes` is reached, or the log's disk is full
 │   ├── ShuttingDown       503  this server shuts down; the next one answers
-│   ├── StoreDown          503  the log's server or file cannot be used; try again later
+│   ├── StoreDown          503  the log's server or file cannot be used
 │   │   └── UnsuitablePlace     its file cannot be written, or is on a network file system
-│   └── TooManyThreads     503  `max_threads` is reached; try again later
+│   └── TooManyThreads     503  `max_threads` is reached
 ├── UnencodableValue       500  a source yielded a value that JSON cannot represent
 ├── ProducerLost           500  the worker that produced the run died, and no other can continue it
 ├── LogClosed              500  an append after the end, or by a worker that was fenced
@@ -126,19 +127,23 @@ class Forbidden(StreamError):
     status = 403
 
 
-class StoreFull(StreamError):
+class Unavailable(StreamError):
     status = 503
     retry_after = 10
 
 
-class ShuttingDown(StoreFull):
+class StoreFull(Unavailable):
+    pass
+
+
+class ShuttingDown(Unavailable):
     retry_after = 1
 
     def __init__(self) -> None:
         super().__init__(f"the server is shutting down; try again in {self.retry_after} s")
 
 
-class StoreDown(StoreFull):
+class StoreDown(Unavailable):
     retry_after = 3
 
 
@@ -146,7 +151,7 @@ class UnsuitablePlace(StoreDown):
     pass
 
 
-class TooManyThreads(StoreFull):
+class TooManyThreads(Unavailable):
     pass
 
 

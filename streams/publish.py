@@ -38,7 +38,7 @@ class Publisher:
 
         `data` is anything that a source may yield, an Event included. The keywords are the
         topic's parameters. Raises UnknownSource, InvalidParameters, UnencodableValue, TopicEnded,
-        StoreFull, and RuntimeError if the log is in the memory of a process that serves nobody.
+        Unavailable, and RuntimeError if the log is in the memory of a process that serves nobody.
         """
         return await self._publish(self._topic_job(topic, parameters), data)
 

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from streams.errors import LostHistory, StoreFull, StreamError, problem
+from streams.errors import LostHistory, StreamError, Unavailable, problem
 from streams.event import EventId, encode_json
 from streams.lifetime import Lifetime
 from streams.log import Reader
@@ -77,7 +77,7 @@ def refusal(error: StreamError, request: Request) -> Response:
     An EventSource gives up for good at any status but 200. A limit passes, so it gets a stream
     that ends at once, after which it reconnects.
     """
-    if not isinstance(error, StoreFull) or not is_event_source(request):
+    if not isinstance(error, Unavailable) or not is_event_source(request):
         return problem(error)
     body = b"retry: %d\n" % (1000 * (error.retry_after or 1))
     return Response(body, media_type=EVENT_STREAM, headers=stream_headers(None))

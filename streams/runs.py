@@ -27,8 +27,8 @@ from streams.errors import (
     ProducerLost,
     RunGone,
     ShuttingDown,
-    StoreFull,
     StreamError,
+    Unavailable,
     UnknownRun,
 )
 from streams.event import NO_READER, Encoder, End, EventId
@@ -97,8 +97,8 @@ class Runs:
            in it, refuse and raise.
 
         Whoever finds the run by its key meanwhile waits for step 4, and gets the same error. Raises
-        StoreFull, InvalidParameters if the run with the key has others, and what the source raises
-        in its first step.
+        Unavailable, InvalidParameters if the run with the key has others, and what the source
+        raises in its first step.
         """
         log, _ = await self._start(job)
         return log
@@ -132,8 +132,8 @@ class Runs:
             # The log has lost the run. Those who wait for somebody else's start it again; whoever
             # has started it may not be able to open the source a second time.
             if is_new and not job.shared:
-                retry = f"try again in {StoreFull.retry_after} s"
-                raise StoreFull(f"the log has lost the run before it opened; {retry}") from None
+                retry = f"try again in {Unavailable.retry_after} s"
+                raise Unavailable(f"the log has lost the run before it opened; {retry}") from None
             return await self._start(job)
         return log, was_open
 
@@ -205,7 +205,7 @@ class Runs:
         except StreamError as error:
             logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)
             if log.producing and log.opening:
-                log.refuse(StoreFull("the worker that opened this run died; try again"))
+                log.refuse(Unavailable("the worker that opened this run died; try again"))
             elif log.producing:
                 log.close(End.failed(error))
             return

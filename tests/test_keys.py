@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Message
 
 from streams import MemoryLog, Policy, Source, StreamError, Streams, source
-from streams.errors import StoreFull
+from streams.errors import Unavailable
 from streams.runs import Runs
 from streams.source import Job
 from streams.sources import clock, counter
@@ -336,7 +336,7 @@ async def test_a_run_that_the_log_loses_while_it_opens_is_started_again_by_who_w
     await until(lambda: len(runs._waiting) == 2, "both wait")
     (lost,) = log.runs
     await log.discard(lost.info.run)
-    with pytest.raises(StoreFull, match="lost the run before it opened; try again"):
+    with pytest.raises(Unavailable, match="lost the run before it opened; try again"):
         await asyncio.wait_for(first, 5)
     gate.set()
     assert (await asyncio.wait_for(second, 5)).info.key == KEY

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from streams.errors import StoreFull
+from streams.errors import Unavailable
 from streams.event import End, Payload
 from streams.log import Limits, RunInfo, Selection, Status
 
@@ -201,7 +201,7 @@ class Store(Protocol):
     async def load(self, runs: Sequence[str]) -> list[State | None]:
         """The state of each run; None if there is no such run."""
 
-    async def append(self, appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+    async def append(self, appends: Sequence[Append]) -> list[Outcome | Unavailable]:
         """Appends to several runs in one operation. Skips frames that a run has already.
 
         Returns the error of a run if the others may have been appended to.

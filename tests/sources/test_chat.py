@@ -288,12 +288,12 @@ async def test_a_stop_closes_the_connection_to_the_model_and_a_disconnect_does_n
         async with connection(url, "/streams/chat?prompt=Hi") as stream:
             await stream.until(lambda stream: b'" asked"' in stream.body, "two pieces received")
             run = stream.run
-        await until(lambda: models.runs.readers == 1, "the model's run has one reader")
+        await until(lambda: models.log.readers == 1, "the model's run has one reader")
         async with connection(url, f"/runs/{run}") as again:
             await again.until(lambda stream: b'" asked"' in stream.body, "two pieces received")
-            assert models.runs.readers == 1
+            assert models.log.readers == 1
             assert (await client.delete(f"/runs/{run}")).status_code == 204
-            await until(lambda: not models.runs.readers, "the model's run has no reader")
+            await until(lambda: not models.log.readers, "the model's run has no reader")
             await until(lambda: not models.runs.health()["running"], "the model's run has ended")
             await again.until(lambda stream: stream.terminated, "the body is complete")
         assert again.body.endswith(b'data: {"status":"cancelled","reason":"stopped"}\n\n')

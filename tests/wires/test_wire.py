@@ -90,7 +90,7 @@ async def test_a_wire_that_is_done_ends_the_response_before_the_run_ends() -> No
     async with client_of(lines(streams, Lines(enough=3))) as client:
         response = await client.get("/lines?count=100000")
         assert response.text.splitlines()[-2:] == ["2 message 1", "finish"]
-        await until(lambda: not streams.runs.readers, "the reader has detached")
+        await until(lambda: not streams.log.readers, "the reader has detached")
 
 
 async def test_a_wire_that_is_done_at_a_gap_does_not_wait_for_the_next_event() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from streams.errors import StoreFull
+from streams.errors import Unavailable
 from streams.event import End, Payload, encode_json, frame
 from streams.log import Limits, RunInfo, Selection
 from streams.log.redis.batch import Batch
@@ -127,7 +127,7 @@ class RedisStore:
     async def load(self, runs: Sequence[str]) -> list[State | None]:
         return [_state(reply) for reply in await self._call_all(LOAD_STATE, [(r,) for r in runs])]
 
-    async def append(self, appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+    async def append(self, appends: Sequence[Append]) -> list[Outcome | Unavailable]:
         calls = []
         for append in appends:
             evict = -2 if append.evict is None else append.evict
@@ -136,7 +136,7 @@ class RedisStore:
             calls.append((APPEND, (*head, *ending, *append.frames)))
         return [self._outcome(reply) for reply in await self._link.call_all(calls)]
 
-    def _outcome(self, reply: Any) -> Outcome | StoreFull:
+    def _outcome(self, reply: Any) -> Outcome | Unavailable:
         match reply:
             case [b"committed", last, first]:
                 return Committed(int(last), int(first))

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
-from streams.errors import StoreFull, UnknownRun
+from streams.errors import Unavailable, UnknownRun
 from streams.log import Adopter, Limits, RunInfo, RunLog, Selection
 from streams.log.memory import MemoryLog
 from streams.log.shared.repeat import Backoff, repeat, until_answered
@@ -107,7 +107,7 @@ class SharedLog(SharedTopics):
             await self._discard_all(self._local.make_room())
             try:
                 run = await self.store.create(info, limits)
-            except (StoreFull, asyncio.CancelledError):
+            except (Unavailable, asyncio.CancelledError):
                 # The store may have created the run although it did not answer. Nobody would
                 # end it.
                 self._in_background(until_answered(partial(self.store.discard, info.run)))
@@ -175,7 +175,7 @@ class SharedLog(SharedTopics):
             self._forget(run)
             try:
                 await self.store.discard(run)
-            except (StoreFull, asyncio.CancelledError) as error:
+            except (Unavailable, asyncio.CancelledError) as error:
                 self._in_background(until_answered(partial(self.store.discard, run)))
                 if isinstance(error, asyncio.CancelledError):
                     raise
@@ -206,7 +206,7 @@ class SharedLog(SharedTopics):
             self._tasks = []
         if self.store_is_open:
             self.store_is_open = False
-            with suppress(StoreFull):
+            with suppress(Unavailable):
                 await self.store.leave()
         await self.store.aclose()
 
@@ -254,7 +254,7 @@ class SharedLog(SharedTopics):
             self._work.queue_cursor(run)
         self._work.queued.set()  # even if nothing is queued: _write() then sets `done`
 
-    async def _append(self, runs: list[SharedRun]) -> StoreFull | None:
+    async def _append(self, runs: list[SharedRun]) -> Unavailable | None:
         """Returns the error of a run that has to be tried again, after the other runs."""
         failed = None
         outcomes = await self.store.append([run.uncommitted() for run in runs])
@@ -267,7 +267,7 @@ class SharedLog(SharedTopics):
                     self._produced.pop(run.info.run, None)
                     # The store would fence another append, which `_update` may have queued.
                     self._work.appending.pop(run, None)
-            elif isinstance(outcome, StoreFull):
+            elif isinstance(outcome, Unavailable):
                 failed = outcome
                 self._queue_again([run], [])
             else:

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from streams.errors import StoreFull, StreamError, as_json_value
+from streams.errors import StreamError, Unavailable, as_json_value
 from streams.event import parse_frames
 
 
@@ -16,8 +16,8 @@ class Refusal(msgspec.Struct, frozen=True):
     retry_after: Any  # A source may give what it likes. The response shows it, or fails.
     headers: dict[str, Any]
     members: dict[str, Any]
-    is_limit: bool
-    """Whether it is a StoreFull, which an EventSource survives."""
+    passes: bool
+    """Whether it is Unavailable, which an EventSource waits out."""
 
 
 def encode(error: StreamError) -> bytes:
@@ -28,7 +28,7 @@ def encode(error: StreamError) -> bytes:
         error.retry_after,
         {**error.headers},
         error.members,
-        isinstance(error, StoreFull),
+        isinstance(error, Unavailable),
     )
     return msgspec.json.encode(as_json_value(msgspec.structs.asdict(refusal)))
 
@@ -37,7 +37,7 @@ def decode(frame: bytes) -> StreamError:
     """The error in the frame of a refusal."""
     (end,) = parse_frames(frame)
     refusal = msgspec.json.decode(end.data, type=Refusal)
-    kind = StoreFull if refusal.is_limit else StreamError
+    kind = Unavailable if refusal.passes else StreamError
     error = kind(refusal.detail, status=refusal.status, retry_after=refusal.retry_after)
     error.headers, error.members = refusal.headers, refusal.members
     return error

@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from streams.errors import StoreFull
+from streams.errors import Unavailable
 
 logger = logging.getLogger("streams")
 
@@ -35,7 +35,7 @@ async def repeat(loop: Callable[[], Awaitable[None]]) -> None:
         try:
             await loop()
             backoff = Backoff()
-        except StoreFull:
+        except Unavailable:
             await backoff.wait()
         except Exception:
             logger.exception("unexpected error in a task of the shared log: the task continues")
@@ -48,5 +48,5 @@ async def until_answered(operation: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await operation()
-        except StoreFull:
+        except Unavailable:
             await backoff.wait()

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import msgspec
 
-from streams.errors import LogClosed, StoreFull, UnknownRun
+from streams.errors import LogClosed, Unavailable, UnknownRun
 from streams.event import End, EventId, Payload
 from streams.log import Limits, RunInfo, RunLog
 from streams.log.memory import MemoryLog
@@ -102,7 +102,7 @@ class SharedTopics(ABC):
         while True:
             try:
                 return await self.store.publish(publication)
-            except StoreFull:
+            except Unavailable:
                 if time.monotonic() > deadline:
                     raise
             publication = msgspec.structs.replace(publication, repeated=True)

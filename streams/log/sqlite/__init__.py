@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from streams.errors import StoreFull
+from streams.errors import Unavailable
 from streams.event import End, frame
 from streams.log import Limits, RunInfo, Selection
 from streams.log.sqlite.database import Database
@@ -201,7 +201,7 @@ class SQLiteStore:
         await self._link.do(discard)
         self._produced.runs.pop(run, None)
 
-    async def append(self, appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+    async def append(self, appends: Sequence[Append]) -> list[Outcome | Unavailable]:
         return [*await self._link.do(lambda db: self._produced.append(db, appends))]
 
     # News.

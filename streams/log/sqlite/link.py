@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from streams.errors import StoreDown, StoreFull
+from streams.errors import StoreDown, StoreFull, Unavailable
 from streams.log.sqlite.database import BUSY_PAUSE, Database, errorname, is_busy, patiently
 from streams.log.sqlite.keeper import Keeper
 
@@ -117,7 +117,7 @@ class Link:
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_BUSY_PAUSE)
 
-    def failed(self, error: Exception) -> StoreFull:
+    def failed(self, error: Exception) -> Unavailable:
         """Logs what the operator should know. Returns the error for clients, without the path."""
         text = str(error) if isinstance(error, StoreDown) else self.database.explain(error)
         now = time.monotonic()

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from streams import Policy, Source, StreamError, source
-from streams.errors import ShuttingDown, StoreDown, StoreFull
+from streams.errors import ShuttingDown, StoreDown, Unavailable
 from streams.event import End, parse_frames
 from streams.log import RunLog
 from streams.log.store import Notice
@@ -91,7 +91,7 @@ async def test_a_client_on_another_worker_waits_for_the_opening_and_gets_all_eve
     "refusal",
     [
         StreamError("not today", status=451, why={"the": "law"}),
-        StoreFull("too many", retry_after=7),
+        Unavailable("too many", retry_after=7),
         StreamError("too fast", status=429, retry_after=0.5),  # type: ignore[arg-type]
     ],
     ids=["451", "503", "429"],
@@ -313,7 +313,7 @@ async def test_a_reader_of_a_run_that_was_taken_over_and_refused_gets_an_end_eve
 
     class Refuser:
         async def adopt(self, log: RunLog) -> None:
-            log.refuse(StoreFull("the worker that opened this run died"))
+            log.refuse(Unavailable("the worker that opened this run died"))
             refused.set()
 
     refused = asyncio.Event()
@@ -371,7 +371,7 @@ async def test_those_who_wait_for_an_opening_survive_the_death_of_the_worker_tha
         assert log.producer == other.worker
         assert b"data: 1\n" in await read_all(log)
     else:
-        with pytest.raises(StoreFull, match="try again"):
+        with pytest.raises(Unavailable, match="try again"):
             await asyncio.wait_for(waiting, 10)
         log = await there.start(job)
         assert b"data: 1\n" in await read_all(log)

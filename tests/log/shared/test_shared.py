@@ -10,7 +10,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from streams.errors import StoreDown, StoreFull, UnknownRun
+from streams.errors import StoreDown, Unavailable, UnknownRun
 from streams.event import COMPLETED, End, frame
 from streams.log import Limits, RunInfo, Selection
 from streams.log.shared import APPEND_RUNS, SharedLog
@@ -48,7 +48,7 @@ async def test_events_gather_for_the_stores_interval_between_two_appends(
     began: list[float] = []
     append = one.store.append
 
-    async def timed(appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+    async def timed(appends: Sequence[Append]) -> list[Outcome | Unavailable]:
         began.append(asyncio.get_running_loop().time())
         return await append(appends)
 
@@ -66,7 +66,7 @@ async def test_events_gather_for_the_stores_interval_between_two_appends(
 async def test_an_unexpected_error_is_logged_and_writing_continues(
     new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+    async def broken(appends: Sequence[Append]) -> list[Outcome | Unavailable]:
         monkeypatch.undo()
         raise ZeroDivisionError
 
@@ -101,7 +101,7 @@ async def test_a_look_at_a_run_while_its_end_is_being_written_does_not_reopen_it
     await one.written()
     append = one.store.append
 
-    async def looked_at(appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+    async def looked_at(appends: Sequence[Append]) -> list[Outcome | Unavailable]:
         outcomes = await append(appends)
         assert await one.find("r") is log, "the store has the end, this worker not yet its reply"
         return outcomes
@@ -166,7 +166,7 @@ async def test_readers_see_only_events_that_the_store_has(
     appending, go_on = asyncio.Event(), asyncio.Event()
     append = one.store.append
 
-    async def held_up(appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+    async def held_up(appends: Sequence[Append]) -> list[Outcome | Unavailable]:
         appending.set()
         await go_on.wait()
         return await append(appends)
@@ -183,12 +183,12 @@ async def test_readers_see_only_events_that_the_store_has(
         assert await asyncio.wait_for(reading, 5) == frame(b"r", 0, None, b"0")
 
 
-@pytest.mark.parametrize("error", [StoreDown, StoreFull])
+@pytest.mark.parametrize("error", [StoreDown, Unavailable])
 async def test_a_stop_on_another_worker_reaches_a_producer_whose_store_fails_for_a_while(
     new_worker: NewWorker,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    error: type[StoreFull],
+    error: type[Unavailable],
 ) -> None:
     one, other = new_worker(), new_worker()
     run = await new(one)
@@ -198,7 +198,7 @@ async def test_a_stop_on_another_worker_reaches_a_producer_whose_store_fails_for
     failures = 3
     append = one.store.append
 
-    async def failing(appends: Sequence[Append]) -> list[Outcome | StoreFull]:
+    async def failing(appends: Sequence[Append]) -> list[Outcome | Unavailable]:
         nonlocal failures
         if failures:
             failures -= 1
@@ -259,7 +259,7 @@ async def test_a_run_that_has_ended_here_is_not_selected_as_running(
     log = await new(one)
     append = one.store.append
 
-    async def append_later(appends: Sequence[Append]) -> Sequence[Outcome | StoreFull]:
+    async def append_later(appends: Sequence[Append]) -> Sequence[Outcome | Unavailable]:
         await gate.wait()
         return await append(appends)
 

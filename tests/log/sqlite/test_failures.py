@@ -255,7 +255,7 @@ async def test_on_a_full_disk_viewers_wait_and_new_runs_get_a_503(
 async def test_a_store_opens_when_the_disk_has_room_again(small_disk: Path) -> None:
     (small_disk / "filler2").write_bytes(bytes(2**20 - 4096))
     store = SQLiteStore(f"sqlite:{small_disk}/runs.db")
-    with pytest.raises(StoreFull):
+    with pytest.raises(StoreDown):
         await store.open("one")
     os.unlink(small_disk / "filler2")
     assert await store.create(info(), LIMITS) == "r"

@@ -131,9 +131,9 @@ async def test_a_disconnect_cancels_the_run(stream: bool) -> None:
     streams = mock(heartbeat=3600)  # Only a disconnect detaches a reader.
     async with serving(streams) as url:
         async with posted(url, {**HELLO, "first_token": 60, "stream": stream}):
-            await until(lambda: streams.runs.readers, "the reader is attached")
+            await until(lambda: streams.log.readers, "the reader is attached")
         await until(lambda: not streams.runs.health()["running"], "the run has ended")
-        assert not streams.runs.readers
+        assert not streams.log.readers
 
 
 async def test_an_answer_whose_run_is_stopped_ends_with_an_error() -> None:
@@ -170,7 +170,7 @@ async def test_an_answer_whose_run_is_discarded_ends_with_an_error() -> None:
         asking = asyncio.create_task(
             sdk.chat.completions.create(**HELLO, extra_body={"first_token": 60})
         )
-        await until(lambda: streams.runs.readers, "the reader is attached")
+        await until(lambda: streams.log.readers, "the reader is attached")
         (run,) = streams.runs._producing
         await streams.log.discard(run)
         with pytest.raises(openai.InternalServerError, match="shutting down"):
