@@ -152,7 +152,7 @@ class Streams(Publisher):
         `async with streams:` does the same.
         """
         async with self._lifetime:
-            self._lifetime.serves = True
+            await self._lifetime.expect_viewers()
             yield
 
     async def __aenter__(self) -> Self:

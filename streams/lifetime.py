@@ -123,8 +123,8 @@ class Lifetime:
     """Opens and closes the log, the runs and the sources of a Streams.
 
     `async with` does that; without it, the first request and the server's shutdown do. `sources`
-    are all that it serves. One that has only topics opens the log when the first viewer comes: a
-    process that only publishes is no worker, which would take over runs.
+    are all that it serves. If they are only topics, `async with` leaves the log closed until the
+    first viewer comes: a process that only publishes is no worker, which would take over runs.
     """
 
     def __init__(self, log: EventLog, runs: Runs, sources: Iterable[Source[..., Any]]) -> None:
@@ -172,6 +172,11 @@ class Lifetime:
                 self._warn_of_separate_logs()
         if self.runs.stopping:
             raise ShuttingDown
+
+    async def expect_viewers(self) -> None:
+        """A server serves this."""
+        self.serves = True
+        await self._log.open()
 
     async def publish(self) -> None:
         """Prepares for a publish. Raises RuntimeError if there cannot be a viewer."""

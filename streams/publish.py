@@ -16,7 +16,8 @@ from streams.log import EventLog
 from streams.policy import Policy
 from streams.request import check_site, read_json
 from streams.response import json_response
-from streams.runs import Runs, limits_of
+from streams.run_info import info_of, limits_of
+from streams.runs import Runs
 from streams.source import Job, Source
 from streams.topic import Topic
 
@@ -47,7 +48,7 @@ class Publisher:
         event = self.runs.encoder.first_payload(data, job.source)
         await asyncio.sleep(0)  # A task that publishes all the time lets others have their turns.
         try:
-            published = await self.log.publish(self.runs.info_of(job), limits_of(job.policy), event)
+            published = await self.log.publish(info_of(job, self.log), limits_of(job.policy), event)
         except LogClosed:
             raise TopicEnded(
                 f"this topic {job.source!r} has ended; it can be published to again when it is "
@@ -71,7 +72,7 @@ class Publisher:
         """
         job = self._topic_job(topic, parameters)
         await self._lifetime.publish()
-        await self.log.end_topic(self.runs.info_of(job), limits_of(job.policy), COMPLETED)
+        await self.log.end_topic(info_of(job, self.log), limits_of(job.policy), COMPLETED)
 
     async def _post(self, request: Request) -> Response:
         """Publishes the body of a request, with the parameters in its query."""

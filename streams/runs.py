@@ -11,7 +11,6 @@ Invariants:
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
@@ -32,9 +31,10 @@ from streams.errors import (
     UnknownRun,
 )
 from streams.event import NO_READER, Encoder, End, EventId
-from streams.log import EventLog, Limits, RunInfo, RunLog, Selection, Status, unique_key
+from streams.log import EventLog, RunLog, Selection, Status, unique_key
 from streams.policy import Policy
 from streams.run import CLEANUP_SECONDS, Run
+from streams.run_info import info_of, limits_of
 from streams.source import Job, Source
 from streams.thread import Threads
 
@@ -105,7 +105,7 @@ class Runs:
 
     async def _start(self, job: Job) -> tuple[RunLog, bool]:
         """Does what `start` does. Returns also whether the run had been open before."""
-        info, policy = self.info_of(job), job.policy
+        info, policy = info_of(job, self._log), job.policy
         log = await self._log.create(info, limits_of(policy))
         was_open, is_new = not log.opening, log.info.run == info.run
         if is_new:
@@ -136,22 +136,6 @@ class Runs:
                 raise Unavailable(f"the log has lost the run before it opened; {retry}") from None
             return await self._start(job)
         return log, was_open
-
-    def info_of(self, job: Job) -> RunInfo:
-        """What a run of a job would be."""
-        return RunInfo(
-            run=secrets.token_urlsafe(16),
-            source=job.source,
-            route=job.route,
-            started=datetime.now(UTC),
-            owner=job.owner,
-            key=job.key,
-            shared=job.shared,
-            topic=job.topic,
-            arguments=job.arguments if self._log.shared else None,
-            arguments_hash=job.arguments_hash,
-            fingerprint=job.fingerprint,
-        )
 
     async def _opened(self, log: RunLog) -> None:
         """Waits until a run has opened. Raises its refusal, or ShuttingDown."""
@@ -221,7 +205,8 @@ class Runs:
         """The shared run of a job: its beginning if this starts it, else its newest events."""
         if job.topic:
             await job.open()
-            log, was_open = await self._log.topic(self.info_of(job), limits_of(job.policy)), True
+            log = await self._log.topic(info_of(job, self._log), limits_of(job.policy))
+            was_open = True
         else:
             log, was_open = await self._start(job)
         newest = log.last if log.status == "running" else log.last - 1  # the last one is the end
@@ -393,7 +378,3 @@ class Runs:
             "gaps": self.gaps,
             "since": self.since,
         }
-
-
-def limits_of(policy: Policy) -> Limits:
-    return Limits(policy.window, policy.retain, drops_oldest=policy.linger is None)

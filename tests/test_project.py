@@ -31,6 +31,7 @@ CORE = [
     "lifetime",
     "workers",
     "runs",
+    "run_info",
     "run",
     "log.memory",
     "log.topics",

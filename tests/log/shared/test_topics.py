@@ -74,6 +74,19 @@ async def test_who_only_publishes_starts_no_task_and_becomes_no_worker(store_url
     await other.aclose()
 
 
+async def test_a_server_that_has_only_topics_is_a_worker(store_url: str) -> None:
+    serving = Streams([chatter], log=store_url)
+    async with serving.lifespan():
+        other = shared_log(store_url)
+        await other.open()
+
+        async def knows_both() -> bool:
+            return (await other.store.renew([])).all == {other.worker, serving.log.worker}
+
+        await until_async(knows_both, "the other worker knows it")
+        await other.aclose()
+
+
 async def knows_only(log: streams.log.shared.SharedLog) -> bool:
     return (await log.store.renew([])).all == {log.worker}
 

@@ -1,0 +1,29 @@
+"""What a log is told of a new run: the run's RunInfo and Limits, made from its Job."""
+
+import secrets
+from datetime import UTC, datetime
+
+from streams.log import EventLog, Limits, RunInfo
+from streams.policy import Policy
+from streams.source import Job
+
+
+def info_of(job: Job, log: EventLog) -> RunInfo:
+    """What never changes about a new run of a job in this log."""
+    return RunInfo(
+        run=secrets.token_urlsafe(16),
+        source=job.source,
+        route=job.route,
+        started=datetime.now(UTC),
+        owner=job.owner,
+        key=job.key,
+        shared=job.shared,
+        topic=job.topic,
+        arguments=job.arguments if log.shared else None,
+        arguments_hash=job.arguments_hash,
+        fingerprint=job.fingerprint,
+    )
+
+
+def limits_of(policy: Policy) -> Limits:
+    return Limits(policy.window, policy.retain, drops_oldest=policy.linger is None)
