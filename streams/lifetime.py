@@ -163,8 +163,8 @@ class Lifetime:
     async def serve(self) -> None:
         """Prepares for a request. Raises StreamError if it cannot be served."""
         loop = await self._move_to_this_loop()
-        self.serves = True
         if (now := loop.time()) >= self._next_search:
+            self.serves = True
             self._next_search = math.inf if tell(self) else now + SEARCH_SECONDS
             if not self._entered and not self._warned:
                 self._warned = True

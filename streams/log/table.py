@@ -22,8 +22,10 @@ class RunTable(Generic[R]):
         self._forget = forget
         self._runs: dict[str, R] = {}
         self._by_key: dict[str, R] = {}
-        # Oldest first: finished runs without a key, topics, finished runs with a key.
-        self._expiring: tuple[dict[str, asyncio.TimerHandle], ...] = ({}, {}, {})
+        # The finished runs, oldest first: those without and those with a key.
+        self._finished: tuple[dict[str, asyncio.TimerHandle], ...] = ({}, {})
+        # Those that are published to or watched, if at all, for the longest time first.
+        self._topics: dict[str, asyncio.TimerHandle] = {}
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -46,7 +48,7 @@ class RunTable(Generic[R]):
     def remove(self, run: str) -> R | None:
         if (held := self._runs.pop(run, None)) is None:
             return None
-        for expiring in self._expiring:
+        for expiring in (*self._finished, self._topics):
             if (timer := expiring.pop(run, None)) is not None:
                 timer.cancel()
         self.free_key(held)
@@ -64,26 +66,26 @@ class RunTable(Generic[R]):
         Or earlier, if its room is needed. Another call starts the time again.
         """
         name, loop = run.info.run, asyncio.get_running_loop()
-        expiring = self._expiring_with(run)
-        if (timer := expiring.pop(name, None)) is not None:
-            timer.cancel()
         # The context of the request that started the run must not be kept as long.
-        expiring[name] = loop.call_later(seconds, self._expire, run, context=Context())
-
-    def _expiring_with(self, run: R) -> dict[str, asyncio.TimerHandle]:
-        return self._expiring[1 if run.info.topic else 2 if run.info.key is not None else 0]
-
-    def _expire(self, run: R) -> None:
-        if run.status == "running" and run.readers:  # A topic: it expires when they have left.
-            del self._expiring_with(run)[run.info.run]
+        context = Context()
+        if run.info.topic:
+            if (timer := self._topics.pop(name, None)) is not None:
+                timer.cancel()
+            self._topics[name] = loop.call_later(seconds, self._expire, run, context=context)
         else:
-            self._forget(run.info.run)
+            timer = loop.call_later(seconds, self._forget, name, context=context)
+            self._finished[run.info.key is not None][name] = timer
+
+    def _expire(self, topic: R) -> None:
+        del self._topics[topic.info.run]
+        if topic.status != "running" or not topic.readers:  # It expires again when they have left.
+            self._forget(topic.info.run)
 
     def first_to_forget(self) -> str | None:
         """The oldest finished run without readers; else the topic without readers that is idle for
         longest; else the oldest finished run with a key.
         """
-        for expiring in self._expiring:
+        for expiring in (self._finished[0], self._topics, self._finished[1]):
             for run in expiring:
                 if not self._runs[run].readers:
                     return run
