@@ -54,6 +54,7 @@ from streams.response import RunResponse, head_response, json_response, refusal
 from streams.run_endpoints import RunEndpoints
 from streams.runs import Position, Runs
 from streams.source import Guard, Job, Source, check_name, check_source
+from streams.topic import Topic
 from streams.wires import EventStream, Wire
 
 
@@ -103,6 +104,8 @@ class Streams(Publisher):
             self.sources[source.name] = source
         for source in self.models.values():
             check_source(source)
+            if isinstance(source, Topic):
+                raise TypeError(f"{source!r} cannot be a model: it answers nothing; give a source")
         self.policy = Policy().replace(policy, "Streams", Streams.__init__.__kwdefaults__ or ())
         self._policies = {
             source: self.policy.replace(source.policy, f"source {source.name!r}")

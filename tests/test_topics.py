@@ -403,6 +403,8 @@ def test_a_topic_says_what_is_wrong_with_its_declaration() -> None:
         topic(untyped)
     with pytest.raises(TypeError, match="two sources have the name 'notifications'"):
         Streams([notifications, notifications])
+    with pytest.raises(TypeError, match="<Topic notifications> cannot be a model"):
+        Streams(models={"m": notifications})
 
 
 def test_a_topic_is_declared_with_its_name_and_policy() -> None:
