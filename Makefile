@@ -54,10 +54,10 @@ chaos: .venv/installed-dev ## kill workers at random for a minute while 200 clie
 
 lowest: .venv/browser .venv/node_modules ## run the tests with the lowest dependency versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
-	sed -n '/^dependencies\|^server = \|^llm = \|^redis = /,/^]/s/^ *"\([a-z-]*\)[^">]*>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
+	sed -n '/^dependencies\|^server = \|^client = \|^llm = \|^redis = /,/^]/s/^ *"\([a-z-]*\)[^">]*>=\([0-9.]*\).*/\1==\2/p' pyproject.toml \
 	    > .venv-lowest/constraints.txt
 	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
-	.venv-lowest/bin/pip install --quiet --editable '.[server,llm,redis]' --group dev -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --editable '.[server,client,llm,redis]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest -n 3 --dist worksteal
 
 sdks: .venv/installed-dev tests/llm/node_modules ## test the OpenAI API with its npm clients (1 minute)
@@ -103,7 +103,7 @@ clean: ## remove everything that the other targets created
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 
 .venv/installed: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[server,llm,redis]'
+	$(BIN)/pip install --quiet --editable '.[server,client,llm,redis]'
 	touch $@
 
 .venv/installed-dev: .venv/installed

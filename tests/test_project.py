@@ -65,11 +65,12 @@ OPTIONAL = {
 # The modules whose names are public: all that a source, a wire or a log needs.
 PUBLIC = {"streams", "streams.errors", "streams.event", "streams.log", "streams.wires"}
 
-PLUGINS = {
+PLUGINS: dict[str, set[str]] = {
     "sources": PUBLIC,
     "wires/jsonlines": PUBLIC,
     "wires/openai": PUBLIC | {"streams.response"},
     "page": PUBLIC,
+    "client": set(),
     "pace": PUBLIC,
     "log/store": PUBLIC,
     "log/shared": PUBLIC | {"streams.log.backing", "streams.log.memory", "streams.log.store"},
@@ -225,9 +226,11 @@ def test_make_alone_prints_its_targets() -> None:
     assert all(f"make {target} " in printed for target in targets)
 
 
+PAGES = ["README.md", *(f"docs/{page}.md" for page in ("access", "client", "keys", "migration"))]
+
 BLOCKS = {
     f"{page}, block {number}": block
-    for page in ("README.md", "docs/migration.md", "docs/keys.md", "docs/access.md")
+    for page in PAGES
     for number, block in enumerate(
         re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     )

@@ -6,11 +6,16 @@
  * @typedef {{ type: string, data: any, text: string, id: string }} StreamEvent
  * The options are fetch's, and: `body` is sent as JSON with POST, an aborted `signal` throws its
  * reason in the loop, `lastEventId` is the event to start after, `control` adds `start` and `end`.
- * @typedef {{ body?: unknown, lastEventId?: string, control?: boolean }} OwnOptions
+ * `key` names the run: requests with one key are one run. A POST has a random one. `retry` says
+ * that the server honours keys, so that a request whose answer was lost can be sent again.
+ * @typedef {{ body?: unknown, lastEventId?: string, control?: boolean, key?: string,
+ *   retry?: boolean }} OwnOptions
  * @typedef {Omit<RequestInit, "body" | "method"> & OwnOptions} Options
  */
 
-const MAX_TRIES = 5; // to start a run that is refused with Retry-After; a resume has no limit
+const MAX_TRIES = 5; // to start a run; a resume has no limit
+const MAX_HONOURING = 100;
+const honouring = new Set(); // the newest URLs that have sent the URL of a run: they honour keys
 const STOPPED = Symbol("stopped before the run started");
 
 /** @param {string | URL} url @param {Options} [options] */
@@ -25,6 +30,10 @@ export class EventStream extends EventTarget {
   reason = /** @type {{ status?: number, wait: number } | undefined} */ (undefined);
   #retry = 2_000; // milliseconds
   #failures = 0; // since the last event
+  #hasEvents = false;
+  #hasKey = false;
+  #key; // unless the caller has put one into the headers or the URL
+  #isRefused = false; // the server is asked again to start the run
   #isStopped = false;
   #isRead = false;
   #loop = new AbortController();
@@ -37,6 +46,8 @@ export class EventStream extends EventTarget {
     this.url = url;
     this.options = options;
     this.lastEventId = options.lastEventId ?? "";
+    const isNew = !options.lastEventId && (options.body !== undefined || options.retry);
+    this.#key = options.key ?? (isNew ? randomKey() : undefined);
     this.#signal = AbortSignal.any([this.#loop.signal, options.signal ?? this.#loop.signal]);
   }
 
@@ -70,7 +81,7 @@ export class EventStream extends EventTarget {
   async stop() {
     this.#isStopped = true;
     if (!this.#isRead) return; // the loop calls this again
-    if (this.state === "waiting" && !this.#canResume) return this.#loop.abort(STOPPED);
+    if (this.state === "waiting" && this.#isRefused) return this.#loop.abort(STOPPED);
     if (!this.run) await this.#located;
     if (!this.run) throw namedError("NoRunURL", `${this.url} sent no URL at which to stop the run`);
     const response = await this.#send(this.run, "DELETE");
@@ -81,25 +92,42 @@ export class EventStream extends EventTarget {
   /** False until the run is known: a second request could then start, and bill, a second run. */
   get #canResume() { return this.run !== "" || this.lastEventId !== ""; }
 
+  /** Whether the first request, whose answer was lost, can be sent again: it gets the same run. */
+  get #canRepeat() {
+    const isHonoured = this.options.retry || honouring.has(withoutQuery(this.url));
+    return isHonoured && this.#hasKey && !this.#hasEvents && this.#failures + 1 < MAX_TRIES;
+  }
+
   /** Throws a TypeError for an invalid URL, header or body, which no retry can mend. Another origin
    *  than the stream's gets no cookies and no headers of the caller. */
   async #send(/** @type {string | URL} */ url, method = "GET") {
-    const [target, own] = [url, this.url].map((each) => new URL(new Request(each).url).origin);
-    const isForeign = target !== own;
+    const [target, own] = [url, this.url].map((each) => new URL(new Request(each).url));
+    const isForeign = target.origin !== own.origin;
     const headers = new Headers(isForeign ? undefined : this.options.headers);
     headers.set("Accept", "text/event-stream, application/problem+json");
     if (this.lastEventId) headers.set("Last-Event-ID", this.lastEventId);
+    if (url === this.url) this.#addKey(target, headers);
     const body = url === this.url ? JSON.stringify(this.options.body) : undefined;
     if (body) headers.set("Content-Type", "application/json");
     const credentials = isForeign ? "omit" : this.options.credentials;
     const signal = method === "GET" ? this.#signal : null;
     const init = { method: body ? "POST" : method, body, headers, credentials, signal };
-    const request = new Request(url, { cache: "no-store", ...this.options, ...init });
+    const request = new Request(target, { cache: "no-store", ...this.options, ...init });
     return fetch(request).catch((error) => {
-      const isLost = error instanceof TypeError && this.#canResume && signal?.aborted === false;
-      if (isLost) return Response.error();
+      const isLost = error instanceof TypeError && signal?.aborted === false;
+      if (isLost && (this.#canResume || this.#canRepeat)) return Response.error();
       throw error;
     });
+  }
+
+  #addKey(/** @type {URL} */ target, /** @type {Headers} */ headers) {
+    const isGiven = headers.has("Idempotency-Key") || target.searchParams.has("idempotency_key");
+    this.#hasKey = isGiven || this.#key !== undefined;
+    if (isGiven || !this.#key) return;
+    // Another origin than the page's may not allow the header. Node has no origin.
+    if ((globalThis.origin ?? target.origin) !== target.origin)
+      target.searchParams.set("idempotency_key", this.#key);
+    else headers.set("Idempotency-Key", this.#key);
   }
 
   /** Yields a response's events, and returns true after `end`. @param {Response} response */
@@ -108,7 +136,7 @@ export class EventStream extends EventTarget {
     if (!response.body || !type.startsWith("text/event-stream"))
       throw namedError("NoEventStream", `${response.url} sent ${type}, not text/event-stream`);
     const location = response.headers.get("Content-Location");
-    if (location) this.run = new URL(location, response.url).href;
+    if (location) this.#locate(location, response);
     if (this.run) this.#onLocated();
     this.#setState("open");
     const parser = new EventParser(this.lastEventId);
@@ -119,9 +147,9 @@ export class EventStream extends EventTarget {
       if (!value) return false;
       for (const event of parser.feed(value)) {
         const { type, data, id } = event;
-        [this.lastEventId, this.#failures] = [id, 0];
+        [this.lastEventId, this.#failures, this.#hasEvents] = [id, 0, true];
         const url = type === "start" && !location && data?.url;
-        if (url && typeof url === "string") this.run = new URL(url, response.url).href;
+        if (url && typeof url === "string") this.#locate(url, response);
         this.#onLocated();
         if (type === "end") this.status = data?.status ?? "";
         if ((type !== "start" && type !== "end") || this.options.control) yield event;
@@ -133,14 +161,24 @@ export class EventStream extends EventTarget {
     }
   }
 
+  #locate(/** @type {string} */ location, /** @type {Response} */ response) {
+    this.run = new URL(location, response.url).href;
+    honouring.add(withoutQuery(this.url));
+    if (honouring.size > MAX_HONOURING) honouring.delete(honouring.values().next().value);
+  }
+
   /** Decides what follows a response without `end`: a pause and a retry, or an error. */
   async #waitOrThrow(/** @type {Response} */ response) {
-    const failures = this.#failures++;
     const after = retryAfter(response);
     const isLost = response.ok || response.type === "error";
-    const mayResume = isLost || response.status >= 500 || after !== undefined;
-    const mayStart = after !== undefined && failures + 1 < MAX_TRIES && !this.#isStopped;
-    if (this.#canResume ? !mayResume : !mayStart) throw await problemError(response);
+    const isProblem = response.headers.get("Content-Type")?.includes("problem"); // not a gateway's
+    const hasNoAnswer = isLost || ([502, 504].includes(response.status) && !isProblem);
+    const isRefused = after !== undefined && this.#failures + 1 < MAX_TRIES && !this.#isStopped;
+    this.#isRefused = isRefused && !this.#canResume;
+    const mayResume = this.#canResume && (isLost || response.status >= 500 || after !== undefined);
+    const mayRepeat = this.#canRepeat && hasNoAnswer;
+    if (!mayResume && !mayRepeat && !this.#isRefused) throw await problemError(response);
+    const failures = this.#failures++;
     // The first pause is the server's `retry`. Later ones grow; jitter spreads the clients.
     const factor = failures ? 2 ** Math.min(failures, 4) * (0.5 + Math.random() / 2) : 1;
     const wait = after || this.#retry * factor;
@@ -212,6 +250,15 @@ export class EventParser {
 /** @param {string} text */
 function parseJson(text) {
   try { return JSON.parse(text); } catch { return text; }
+}
+
+/** @param {string | URL} url */
+const withoutQuery = (url) => String(url).split("?")[0];
+
+/** 128 random bits. A page without HTTPS has no crypto.randomUUID. */
+function randomKey() {
+  const bytes = Array.from(crypto.getRandomValues(new Uint8Array(16)));
+  return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** Milliseconds from Retry-After (RFC 9110, 10.2.3). @param {Response} response */

@@ -585,6 +585,39 @@ def test_the_code_for_browsers_runs(page: Page) -> None:
     assert all("$HOME" in "".join(part) for part in (logged[:count], logged[count:]))
 
 
+# ---- keys
+
+
+def test_each_start_sends_a_key_of_its_own(page: Page) -> None:
+    keys = []
+    for _ in range(2):
+        with page.expect_request("**/streams/counter") as request:
+            start(page, "counter", count=1)
+        expect_state(page, "completed")
+        keys.append(request.value.headers["idempotency-key"])
+    assert len(set(keys)) == 2
+
+
+def test_a_key_passes_the_strict_cors_of_another_origin(
+    context: BrowserContext, server: str
+) -> None:
+    page = context.new_page()
+    page.goto(f"{server}health")  # The playground's own CSP allows no other origin.
+    port = free_port()
+    with server_process(port, app="tests.support.browser:strict"):
+        counted = page.evaluate(
+            """async (url) => {
+                const { eventStream } = await import("/page/event-stream.js");
+                const numbers = [];
+                for await (const { data } of eventStream(url, { body: { count: 2, interval: 0 } }))
+                    numbers.push(data.number);
+                return numbers;
+            }""",
+            f"http://127.0.0.1:{port}/streams/counter",
+        )
+    assert counted == [0, 1]
+
+
 # ---- security, deployment, accessibility, load
 
 

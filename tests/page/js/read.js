@@ -5,7 +5,7 @@
  * `abortAt`, `stopAt` and `leaveAt` are a state, an event id or "before the loop" at which to abort
  * the signal, stop the run or leave the loop. `readAgainAt` is one at which to begin a second loop.
  * `stopAfterwards` stops the run after the loop. `skipPauses` ends each pause of the client at once.
- * `circular` sends a body that JSON cannot represent. `wakeBy` is what a browser reports during each
+ * `origin` is that of the page. `circular` sends a body that JSON cannot represent. `wakeBy` is what a browser reports during each
  * pause: "online", "visible" or "hidden". If the client goes on waiting, that is printed and the
  * signal aborted.
  */
@@ -14,6 +14,7 @@ import { createInterface } from "node:readline";
 
 const { eventStream } = await import(process.argv[2]);
 const { setTimeout, clearTimeout, fetch } = globalThis;
+crypto.randomUUID = undefined; // as in a page without HTTPS
 
 for await (const line of createInterface({ input: process.stdin })) {
   const lines = [];
@@ -26,7 +27,8 @@ for await (const line of createInterface({ input: process.stdin })) {
 }
 
 async function read({ url, options, abortAt, stopAt, leaveAt, readAgainAt, ...rest }, print) {
-  const { stopAfterwards, skipPauses, circular, wakeBy } = rest;
+  const { stopAfterwards, skipPauses, circular, wakeBy, origin } = rest;
+  globalThis.origin = origin;
 
   // The client starts a pause right after it enters "waiting". Node's own fetch sets other timers.
   let isPauseNext = false;
