@@ -26,15 +26,12 @@ const stream = eventStream(${json(url.href)}${hasBody ? `, {\n  body: ${json(par
 for await (const { type, data, id } of stream) console.log(type, data, id);
 // await stream.stop() stops the run for all its readers`,
 
-    Python: `import httpx
-from httpx_sse import connect_sse
+    Python: `from streams.client import stream_sync
 
-url = ${json(url.href)}
-${hasBody ? `body = ${python(parameters)}\n` : ""}
-with httpx.Client(timeout=60) as client:
-    with connect_sse(client, ${hasBody ? '"POST", url, json=body' : '"GET", url'}) as source:
-        for event in source.iter_sse():
-            print(event.id, event.event, event.json())`,
+events = stream_sync(${json(url.href)}${hasBody ? `, body=${python(parameters)}` : ""})
+for event in events:
+    print(event.id, event.name, event.data)
+print(events.status)  # events.stop() stops the run for all its readers`,
   };
 }
 
