@@ -95,10 +95,17 @@ def user_of(scope: Scope) -> str | None:
     user = scope.get("user")
     if user is None or not getattr(user, "is_authenticated", False):
         return None
-    try:
-        return str(user.identity)
-    except (AttributeError, NotImplementedError):
-        return str(user.display_name)
+    for name in ("identity", "display_name"):
+        try:
+            identity = getattr(user, name, None)
+        except NotImplementedError:  # Starlette's BaseUser.
+            continue
+        if identity is not None:
+            return str(identity)
+    raise StreamError(
+        f"the app's {type(user).__name__} has neither `identity` nor `display_name`; the app can "
+        "say who a client is with Streams(identity=…)"
+    )
 
 
 def check_owner(owner: Any, given_by: str) -> str | None:

@@ -67,7 +67,7 @@ class Streams(Publisher):
     most `max_threads` threads. Pages of `origins` ("*": all) may start runs from another site, with
     CORS. `max_body` is the limit of a POST body, in bytes. `page` serves the playground at the
     root. `identity(request)`, sync or async, says who the client is (default: the user in the
-    request's scope, if any); for everybody else its runs do not exist. With `publish(request)`,
+    request's scope, if any); other clients cannot see that client's runs. With `publish(request)`,
     sync or async, `POST /topics/{name}` publishes, unless it raises. `encode` converts a yielded
     value of a type that msgspec does not know to one that it knows. Other keywords are the policy
     for all sources: see Policy.
@@ -212,12 +212,12 @@ class Streams(Publisher):
         unstarted. `name` (default: the generator's or function's) is the source's name; a run can
         be resumed only under the same name, by the same route.
 
-        The run belongs to `owner` (default: what `identity` says), and does not exist for others. A
-        run without one belongs to whoever knows its id.
+        The run belongs to `owner` (default: what `identity` says); others cannot see it. A run
+        without one belongs to whoever knows its id.
 
         `key` (default: the request's Idempotency-Key) names one run of the user, the route and the
-        name: a request with the same key attaches to it, while it is running or retained. With
-        other `arguments`, which JSON can represent and of which a hash is kept, that is a 422.
+        name: a request with the same key attaches to it, while it is running or retained. If it
+        comes with other `arguments`, that is a 422; they are JSON values, and only a hash is kept.
 
         The stream keeps the status, headers and cookies that you set on the response, and those of
         `like`. Its background task runs after each response. Other keywords are exceptions from

@@ -23,7 +23,7 @@ from streams.policy import Policy
 from streams.request import in_middleware
 from streams.response import RunResponse
 from streams.source import Job, hash_of
-from streams.thread import check_iterable
+from streams.thread import check_iterable, close_iterator
 
 Events = AsyncIterable[Any] | Iterable[Any]
 Produced = Events | Callable[[], Events | Awaitable[Events]]
@@ -128,7 +128,7 @@ class Endpoint:
 
 
 class EndpointResponse(Response):
-    """Starts or resumes a run when it is called, since it may wait only then.
+    """Starts or resumes a run when it is called: `Streams.response` itself cannot await that.
 
     Raises TypeError if `produced` can be neither iterated nor called, for an owner or a key that is
     not text, and for arguments that JSON cannot represent.
@@ -207,10 +207,7 @@ class EndpointResponse(Response):
     async def _close(self) -> None:
         if self._function is not None:
             return
-        if (aclose := getattr(self._produced, "aclose", None)) is not None:
-            await aclose()
-        elif (close := getattr(self._produced, "close", None)) is not None:
-            close()
+        await close_iterator(self._produced)
 
 
 def _hash_of(arguments: Any) -> str:

@@ -30,7 +30,7 @@ def joined(
     cancelled, or before an event of another name. `merge(older, newer)` gets two values as they
     were yielded. It may return NotImplemented: then the older one goes out, too.
 
-    `events` is an async iterator; it is not asked for more than its consumer asks for. A plain
+    `events` is an async iterator; it advances only while the consumer waits for a value. A plain
     generator blocks, so it could not send a value that it holds. Raises TypeError for one, and
     ValueError for an interval that is not positive.
     """

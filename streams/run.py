@@ -21,7 +21,7 @@ from streams.errors import RunGone, ShuttingDown, StreamError, as_stream_error, 
 from streams.event import COMPLETED, NO_READER, Encoder, End
 from streams.log import RunInfo, RunLog
 from streams.policy import Policy
-from streams.thread import ThreadIterator
+from streams.thread import ThreadIterator, close_iterator
 
 logger = logging.getLogger("streams")
 
@@ -238,8 +238,7 @@ class Run:
         group.
         """
         events = self._events
-        aclose = getattr(events, "aclose", None)
-        if aclose is None or getattr(events, "ag_frame", events) is None:
+        if events is None or getattr(events, "ag_frame", events) is None:
             return  # An async generator without a frame has ended.
         self._limit_cleanup()
         try:
@@ -249,7 +248,7 @@ class Run:
             if inspect.isasyncgen(events):
                 with suppress(asyncio.CancelledError, StopAsyncIteration):
                     await events.athrow(asyncio.CancelledError())
-            await aclose()
+            await close_iterator(events)
         except asyncio.CancelledError:
             pass  # The cleanup took too long; that has been logged.
         except BaseException as error:

@@ -88,17 +88,17 @@ class Runs:
         return Position(await self.start(job), -1)
 
     async def start(self, job: Job) -> RunLog:
-        """Starts a run; or, if there is one that the job shares, or with its key, returns its log.
+        """Starts a run, unless a shared run, or one with the same key, is there. Returns its log.
 
         1. Create the log. From here on, others find the run by its unique key.
         2. In a task of the run, open the source. If that fails, refuse and raise.
         3. Append the `start` event.
-        4. Let the source take its first step, to its first event or to where it waits. If it fails
-           in it, refuse and raise.
+        4. Let the source take its first step: to its first event, or until it waits. If it fails
+           during that step, refuse and raise.
 
         Whoever finds the run by its key meanwhile waits for step 4, and gets the same error. Raises
-        Unavailable, InvalidParameters if the run with the key has others, and what the source
-        raises in its first step.
+        Unavailable, InvalidParameters if the run with the key has other parameters, and what the
+        source raises in its first step.
         """
         log, _ = await self._start(job)
         return log

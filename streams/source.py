@@ -104,8 +104,8 @@ class Source(Generic[P, T]):
         **policy: Unpack[PolicyOptions],
     ) -> None:
         code = inner_function(function)
-        # A callable object's attributes must not replace those of the source.
-        functools.update_wrapper(self, function, updated=["__dict__"] if code is function else [])
+        # The attributes of a function must not replace those of the source.
+        functools.update_wrapper(self, function, updated=())
         self.function = function
         self.name = name or name_of(function)
         self.shared = shared
@@ -297,11 +297,11 @@ class Source(Generic[P, T]):
     async def open(
         self, arguments: Mapping[str, Any], request: Request | None, after: int = 0
     ) -> Any:
-        """Calls the function, and returns what yields the events after its first `after` ones.
+        """Calls the function, and returns its iterator, which leaves out the first `after` events.
 
         A source that is an async function is awaited, and may raise anything. `request` is None
-        if another worker continues a run. Raises InvalidParameters if required ones are missing:
-        a client wanted to resume a run that is lost.
+        if another worker continues a run. Raises InvalidParameters if required ones are missing: a
+        client may leave them out to resume a run, and it is lost.
         """
         if not arguments:
             self._arguments({}, strict=False)

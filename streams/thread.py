@@ -10,6 +10,7 @@ Invariants:
 """
 
 import asyncio
+import inspect
 import logging
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -35,6 +36,13 @@ def check_iterable(produced: Any) -> None:
             f"a source must return an async iterator or an iterator, "
             f"not a {type(produced).__name__}"
         )
+
+
+async def close_iterator(iterator: Any) -> None:
+    """Calls the iterator's `aclose`, or else its `close`, if it has one, and awaits the result."""
+    close = getattr(iterator, "aclose", None) or getattr(iterator, "close", None)
+    if close is not None and inspect.isawaitable(closing := close()):
+        await closing
 
 
 class Threads:

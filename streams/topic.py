@@ -1,4 +1,4 @@
-"""A topic: a run whose producer is whoever publishes.
+"""A topic: a run without a producer. Any task, thread or worker may publish to it.
 
 Invariants:
 

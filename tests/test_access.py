@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -53,6 +54,20 @@ async def test_a_run_belongs_to_whom_identity_names(identity: Any) -> None:
         anonymous = await client.get("/streams/counter?count=1")
         path = anonymous.headers["content-location"]
         assert (await client.get(path, headers=BOB)).status_code == 200
+
+
+@pytest.mark.parametrize("user", [SimpleNamespace(), SimpleNamespace(identity=None)])
+async def test_a_user_without_an_identity_shares_no_run_with_another(user: Any) -> None:
+    user.is_authenticated = True
+    streams = Streams([counter])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await streams({**scope, "user": user}, receive, send)
+
+    async with client_of(app) as client:
+        response = await client.get("/streams/counter?count=1")
+    assert "say who a client is with Streams(identity=…)" in problem(response, 500)
+    assert not len(streams.log)
 
 
 async def test_each_streams_asks_once_for_each_request_who_the_client_is() -> None:

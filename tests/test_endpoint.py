@@ -133,6 +133,25 @@ async def test_a_response_accepts_plain_iterables_and_needs_no_mount() -> None:
         assert "not a int" in (await client.get("/w")).text
 
 
+async def test_an_iterator_whose_close_is_async_is_closed_unstarted() -> None:
+    closed: list[str] = []
+
+    class Events:
+        def __aiter__(self) -> AsyncIterator[int]:
+            raise AssertionError("it is not started")
+
+        async def close(self) -> None:
+            closed.append("closed")
+
+    async def ask(request: Request) -> Response:
+        return streams.response(request, Events(), name="ask")
+
+    streams = Streams()
+    async with client_of(Starlette(routes=[Route("/", ask)])) as client:
+        problem(await client.get("/", headers={"Last-Event-ID": f"{UNKNOWN}.1"}), 410)
+    assert closed == ["closed"]
+
+
 async def test_a_generator_with_any_name_is_a_source() -> None:
     async def größe() -> AsyncIterator[int]:
         yield 1

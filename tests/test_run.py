@@ -403,6 +403,34 @@ async def test_the_aclose_of_an_iterator_that_takes_too_long_is_interrupted(
     assert "did not stop within 0.02 s" in caplog.text
 
 
+async def test_an_iterator_whose_close_is_async_is_closed() -> None:
+    closed: list[str] = []
+
+    class Events:
+        """Like the streams of some clients of LLMs: it has no `aclose`."""
+
+        def __aiter__(self) -> "Events":
+            return self
+
+        async def __anext__(self) -> int:
+            await anyio.sleep_forever()
+            raise StopAsyncIteration
+
+        async def close(self) -> None:
+            await anyio.lowlevel.checkpoint()
+            closed.append("closed")
+
+    @source
+    async def upstream() -> Events:
+        return Events()
+
+    streams = Streams([upstream])
+    log = await streams.runs.start(upstream.job({}, None, policy=streams.policy))
+    await streams.runs.cancel(log)
+    await until(lambda: closed, "the iterator is closed")
+    assert log.status == "cancelled"
+
+
 # What is left of a run
 
 

@@ -56,6 +56,16 @@ def test_a_query_and_a_body_give_the_same_arguments() -> None:
     assert everything.from_json(b'{"count":1,"box":{"side":2}}') == {"count": 1, "box": Box(2)}
 
 
+def test_the_attributes_of_a_function_do_not_replace_those_of_its_source() -> None:
+    async def scheduled() -> AsyncIterator[int]:
+        yield 1
+
+    scheduled.job = "every day"  # type: ignore[attr-defined]
+    made = Source(scheduled)
+    assert made.job({}, None, policy=Policy()).source == "scheduled"
+    assert made.__doc__ is scheduled.__doc__
+
+
 @pytest.mark.parametrize(
     "type_",
     [

@@ -62,9 +62,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unique_key(self) -> str | None:
-        """What only one run has at a time, until an end that frees it, or until it is forgotten.
-
-        None: nothing.
+        """The key that one run has at a time: another one may have it after an end that
+        `frees_key`, or when the run is forgotten. None if the run is neither shared nor keyed.
         """
         if self.shared:
             return f"{'topic ' if self.topic else ''}{self.source} {self.arguments_hash}"
@@ -196,10 +195,10 @@ class RunLog(Protocol):
         """Waits until the run has opened. Raises its refusal, or UnknownRun if it was forgotten."""
 
     def append(self, name: bytes | None, data: bytes) -> bool:
-        """Appends the next event. Returns whether other tasks have run since the last append.
+        """Appends the next event. Returns True if other tasks have run since the last append.
 
-        False means that they may not have run, so the caller has to let them, from time to time.
-        Raises LogClosed after the end, and if another worker produces the run.
+        After False, they may not have: the producer has to let them run from time to time. Raises
+        LogClosed after the end, and if another worker produces the run.
         """
 
     def is_full(self) -> bool:
@@ -284,7 +283,8 @@ class EventLog(Protocol):
         """The logs of the selected runs, newest first."""
 
     async def discard(self, run: str) -> None:
-        """Forgets a run at once, if it exists. The iterations of its readers end."""
+        """Forgets a run at once, if it exists. Its readers may get what this process holds of it,
+        and then their iterations end."""
 
     async def topic(self, info: RunInfo, limits: Limits) -> RunLog:
         """The log of a topic: of the run with the unique key of `info`.

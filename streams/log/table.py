@@ -14,9 +14,7 @@ R = TypeVar("R", bound=RunLog)
 
 
 class RunTable(Generic[R]):
-    """Runs by their id and by their unique key. `forget` is called with the id of one whose time
-    is over.
-    """
+    """Runs by their id and their unique key. `forget` is called with the id of an expired one."""
 
     def __init__(self, forget: Callable[[str], None]) -> None:
         self._forget = forget
