@@ -14,12 +14,20 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.types import Scope
 
-from streams.errors import Forbidden, StreamError, as_stream_error, for_clients, valid_text
+from streams.errors import (
+    Forbidden,
+    InvalidParameters,
+    StreamError,
+    as_stream_error,
+    for_clients,
+    valid_text,
+)
 from streams.log import RunInfo
-from streams.source import Guard, Source
+from streams.source import Guard, Source, hash_of
 from streams.thread import Threads
 
 logger = logging.getLogger("streams")
@@ -51,10 +59,10 @@ class Access:
         self._identity = identity
         self._publish = publish
         self._threads = threads
-        self._guards: dict[str, list[Guard]] = {}
+        self._guarded: dict[str, list[Source[..., Any]]] = {}
         for source in sources:
             if source.guard is not None:
-                self._guards.setdefault(source.name, []).append(source.guard)
+                self._guarded.setdefault(source.name, []).append(source)
 
     async def owner(self, request: Request) -> str | None:
         """The identity of the client; None if it is anonymous. Raises what the app raises."""
@@ -67,15 +75,30 @@ class Access:
 
     async def admit(self, source: str, request: Request) -> None:
         """Raises what the guard of a source raises."""
-        for guard in self._guards.get(source, ()):
+        for guarded in self._guarded.get(source, ()):
+            assert guarded.guard is not None
             name = f"the guard of source {source}"
-            if await _answer("guard=", self._ask(guard, name, request)) is False:
+            if await _answer("guard=", self._ask(guarded.guard, name, request)) is False:
                 raise Forbidden(f"source {source} does not let you in")
 
     async def admit_to(self, info: RunInfo, request: Request) -> None:
-        """Raises what the guard of a run's source raises. A run of an endpoint has none."""
-        if info.route is None:
-            await self.admit(info.source, request)
+        """Raises what the guard of a run's source raises. A run of an endpoint has none.
+
+        Raises InvalidParameters for other parameters in the query than the run has: the guard might
+        have let the client in because of them.
+        """
+        if info.route is not None:
+            return
+        await self.admit(info.source, request)
+        for source in self._guarded.get(info.source, ()):
+            query = request.query_params.multi_items()
+            given = QueryParams([item for item in query if item[0] in source.schema["properties"]])
+            if given and info.arguments_hash != hash_of(
+                {**source.defaults, **source.from_query(given)}
+            ):
+                raise InvalidParameters(
+                    f"run {info.run} has other parameters; give the same ones, or none"
+                )
 
     async def admit_publisher(self, request: Request) -> None:
         """Raises what the app's `publish` raises."""

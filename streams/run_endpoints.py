@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from streams.access import Access
 from streams.errors import StreamError
-from streams.log import RunInfo, RunLog
+from streams.log import RunLog
 from streams.request import (
     EVENT_STREAM,
     JSON,
@@ -36,8 +36,8 @@ class RunEndpoints:
         selection = selection_of(request, await self._access.owner(request))
         root = root_path(request)
         logs = await self._runs.select(selection)
-        sources = {log.info.source: log.info for log in logs if log.info.route is None}
-        hidden = {name for name, info in sources.items() if not await self._admits(info, request)}
+        sources = {log.info.source for log in logs if log.info.route is None}
+        hidden = {source for source in sources if not await self._admits(source, request)}
         return json_response(
             {
                 "runs": [
@@ -52,9 +52,9 @@ class RunEndpoints:
             }
         )
 
-    async def _admits(self, info: RunInfo, request: Request) -> bool:
+    async def _admits(self, source: str, request: Request) -> bool:
         try:
-            await self._access.admit_to(info, request)
+            await self._access.admit(source, request)
         except StreamError:
             return False
         return True

@@ -272,6 +272,29 @@ async def test_a_guard_comes_before_anything_else_at_the_url_of_its_source() -> 
         assert (await client.head("/streams/guarded")).status_code == 403
 
 
+async def test_parameters_of_another_run_do_not_let_a_client_into_this_one() -> None:
+    def own(request: Request) -> None:
+        if request.query_params.get("room") != request.headers.get("x-user"):
+            raise StreamError("not your room", status=403)
+
+    @source(shared=True, guard=own)
+    async def rooms(room: str, size: int = 1) -> AsyncIterator[str]:
+        yield f"only for {room}"
+
+    async with client_of(Streams([rooms])) as client:
+        start = await client.get("/streams/rooms?room=ann", headers=ANN)
+        path = start.headers["content-location"]
+        for method in ("GET", "DELETE"):
+            for state in ({}, {"Accept": "application/json"}):
+                spoofed = await client.request(method, f"{path}?room=bob", headers={**BOB, **state})
+                assert "has other parameters; give the same ones" in problem(spoofed, 422)
+        problem(await client.get(f"{path}?room=ann", headers=BOB), 403)
+        problem(await client.get(f"{path}?room=ann&room=bob", headers=BOB), 422)
+        for query in ("room=ann", "room=ann&size=1&other=1"):
+            response = await client.get(f"{path}?{query}", headers=ANN)
+            assert "only for ann" in response.text
+
+
 async def test_a_guard_is_asked_for_a_model_too() -> None:
     @source(guard=only_ann)
     async def model(prompt: str) -> AsyncIterator[str]:
