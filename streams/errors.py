@@ -16,7 +16,7 @@ StreamError                500  raise it in a source: clients see its message an
 ├── UnknownRun             404  the run never existed, is no longer retained, or is somebody else's
 ├── TopicEnded             409  a publish to a topic that has ended, and is retained still
 ├── CrossSite              403  a page of another site may not start runs
-├── Forbidden              403  runs are listed for a user or a key; or a guard returned False
+├── Forbidden              403  a list of runs without a login or a key; or a guard returned False
 ├── Unavailable            503  this passes; try again later. An EventSource is told to do that
 │   ├── StoreFull          503  `max_runs` or `max_bytes` is reached, or the log's disk is full
 │   ├── ShuttingDown       503  this server shuts down; the next one answers

@@ -158,7 +158,7 @@ def idempotency_key(request: Request, owner: str | None, own: str | None = None)
 
 
 def check_key(key: str) -> None:
-    """Raises InvalidKey for a key of a wrong length, or with other characters than ASCII's."""
+    """Raises InvalidKey for a wrong length, and for characters other than printable ASCII."""
     if not 1 <= len(key) <= MAX_KEY:
         raise InvalidKey(
             f"an idempotency key has 1 to {MAX_KEY} characters, not {len(key)}; send for example a "
@@ -193,8 +193,8 @@ def selection_of(request: Request, owner: str | None) -> Selection:
         )
     if owner is None and len(query.get("key", "")) < ANONYMOUS_KEY:
         raise Forbidden(
-            "whose runs do you want to see? Log in, or give ?key= with the whole key of your run, "
-            f"of {ANONYMOUS_KEY} characters or more"
+            "without a login, runs are listed only by their key. Log in, or give ?key= with a "
+            f"whole key, of {ANONYMOUS_KEY} characters or more"
         )
     return msgspec.convert({"owner": owner, **query}, Selection)
 
