@@ -168,6 +168,7 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True):
 COMPLETED = End("completed")
 
 NO_READER = "no reader"
+SHUTDOWN = "shutdown"
 """Why a run was cancelled that had no reader for `linger` seconds."""
 
 # Most values are of these types, and neither an Event nor binary.

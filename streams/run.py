@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from streams.errors import RunGone, ShuttingDown, StreamError, as_stream_error, for_clients, leaves
-from streams.event import COMPLETED, NO_READER, Encoder, End
+from streams.event import COMPLETED, NO_READER, SHUTDOWN, Encoder, End
 from streams.log import RunInfo, RunLog
 from streams.policy import Policy
 from streams.thread import ThreadIterator, close_iterator
@@ -128,7 +128,7 @@ class Run:
             self._end(COMPLETED)
         except asyncio.CancelledError as error:
             if self._over or self.task.cancelling():
-                self._end(End.cancelled("shutdown"))
+                self._end(End.cancelled(SHUTDOWN))
             else:  # The source awaited something else that was cancelled.
                 self._fail(error)
         except BaseException as error:
@@ -202,7 +202,7 @@ class Run:
         """Ends the run for its readers at once, and closes its source meanwhile."""
         if not self.log.opening:
             self._end(End.cancelled(reason))
-        elif reason == "shutdown":
+        elif reason == SHUTDOWN:
             self._refuse(ShuttingDown())
         else:
             self._refuse(RunGone.stopped(self.log.info.run))
@@ -276,7 +276,7 @@ class Run:
         self._set_timer(CLEANUP_SECONDS, self._interrupt_cleanup)
 
     def _finish(self, task: asyncio.Task[None]) -> None:
-        self._end(End.cancelled("shutdown"))  # The task was cancelled before its first step.
+        self._end(End.cancelled(SHUTDOWN))  # The task was cancelled before its first step.
         self._stop_timer()
         self._events = None
         self.log.watch(_ignore)

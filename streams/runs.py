@@ -30,7 +30,7 @@ from streams.errors import (
     Unavailable,
     UnknownRun,
 )
-from streams.event import NO_READER, Encoder, End, EventId
+from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId
 from streams.log import EventLog, RunLog, Selection, Status, unique_key
 from streams.policy import Policy
 from streams.run import CLEANUP_SECONDS, Run
@@ -291,7 +291,7 @@ class Runs:
         self.stopping = True
         for run in list(self._producing.values()):
             if run.log.opening:
-                run.cancel("shutdown")
+                run.cancel(SHUTDOWN)
         while self._waiting:
             self._waiting.pop().reschedule(0)
 
@@ -312,7 +312,7 @@ class Runs:
             if run.log.info.arguments is not None:
                 run.hand_over()
             else:
-                run.cancel("shutdown")
+                run.cancel(SHUTDOWN)
         if runs:
             await asyncio.wait([run.task for run in runs], timeout=CLEANUP_SECONDS)
         await self._log.aclose()

@@ -241,6 +241,21 @@ async def test_a_run_that_ended_for_want_of_a_reader_frees_the_key() -> None:
     assert answers.runs == 2
 
 
+async def test_a_run_that_a_shutdown_has_ended_frees_its_key(
+    sqlite_url: str,
+) -> None:
+    answers = Answers()
+    async with serving(Streams([answers.source], log=sqlite_url), lifespan="on") as url:
+        async with connection(url, f"/streams/answer?idempotency_key={KEY}") as stream:
+            await stream.until(lambda stream: b"to " in stream.body, "the answer has begun")
+    answers.gate.set()
+    async with serving(Streams([answers.source], log=sqlite_url), lifespan="on") as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            events = await every_event(client, f"/streams/answer?idempotency_key={KEY}")
+    assert events[-1].json() == {"status": "completed"}
+    assert answers.runs == 2
+
+
 async def test_a_run_that_was_stopped_keeps_its_key() -> None:
     answers = Answers()
     async with client_of(Streams([answers.source])) as client:

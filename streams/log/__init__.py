@@ -23,7 +23,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from streams.errors import StreamError
-from streams.event import NO_READER, End, EventId, Payload, encode_json, frame
+from streams.event import NO_READER, SHUTDOWN, End, EventId, Payload, encode_json, frame
 
 Status = Literal["running", "completed", "failed", "cancelled", "refused"]
 """`refused`: the source failed in its first step, before anybody could read the run."""
@@ -73,7 +73,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     def frees_key(self, end: End) -> bool:
         """Whether another run may have its unique key after it has ended so."""
-        return (self.shared and not self.topic) or end.reason == NO_READER
+        return (self.shared and not self.topic) or end.reason in (NO_READER, SHUTDOWN)
 
     @property
     def path(self) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from streams import EventLog, MemoryLog
 from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
-from streams.event import COMPLETED, NO_READER, End, EventId, frame
+from streams.event import COMPLETED, NO_READER, SHUTDOWN, End, EventId, frame
 from streams.log import Limits, RunInfo, RunLog, Selection
 from streams.log.shared import SharedLog
 from tests.support.event_logs import (
@@ -420,8 +420,9 @@ async def test_a_key_names_one_run_of_its_owner_source_and_route_while_that_is_h
         assert (await store.create(other, LIMITS)).info.run == name
 
 
-async def test_a_run_that_is_refused_discarded_expired_or_without_a_reader_frees_its_key(
-    make_log: MakeLog,
+@pytest.mark.parametrize("reason", [NO_READER, SHUTDOWN])
+async def test_a_run_that_is_refused_discarded_expired_or_given_up_frees_its_key(
+    make_log: MakeLog, reason: str
 ) -> None:
     store = make_log()
 
@@ -432,7 +433,7 @@ async def test_a_run_that_is_refused_discarded_expired_or_without_a_reader_frees
     await settled(store)
     async with asyncio.timeout(5):
         unread = await create("unread")
-    unread.close(End.cancelled(NO_READER))
+    unread.close(End.cancelled(reason))
     await settled(store)
     assert (await store.find("unread")).status == "cancelled", "it is retained"
     assert (await create("discarded")).info.run == "discarded"
