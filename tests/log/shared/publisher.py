@@ -9,7 +9,7 @@ import sys
 from streams import Streams, topic
 
 
-@topic(window=10 * 2**20)
+@topic(window=100 * 2**20)
 def chatter(room: str) -> None:
     """What several processes publish to at once."""
 

@@ -3,22 +3,23 @@
 import asyncio
 import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
 
 import streams.log.shared
 from streams import Streams
-from streams.errors import LogClosed, StoreDown, UnknownRun
+from streams.errors import LogClosed, StoreDown
 from streams.event import EventId
 from streams.log import Limits
 from streams.log.shared import topics
-from streams.log.store import Publication, Published
+from streams.log.store import Cursor, Publication, Published
 from tests.log.conftest import NewWorker
 from tests.log.shared.publisher import chatter
 from tests.log.shared.workers import until_async
 from tests.log.test_contract import topic
-from tests.support.servers import ROOT, Connection, connection, serving
+from tests.support.servers import ROOT, Connection, connection, serving, until
 from tests.support.stores import shared_log
 
 LIMITS = Limits(2**20, 300)
@@ -91,29 +92,26 @@ async def knows_only(log: streams.log.shared.SharedLog) -> bool:
     return (await log.store.renew([])).all == {log.worker}
 
 
-async def test_a_topic_is_kept_while_a_worker_has_readers_of_it(
+async def test_a_worker_with_readers_of_a_topic_sends_its_cursor_again_to_keep_it(
     new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (streams.log.shared, topics):
-        monkeypatch.setattr(module, "RENEWALS_PER_REFRESH", 1)
-    one, other = new_worker(), new_worker()
-    one.store.renew_interval = other.store.renew_interval = 0.05
-    limits = Limits(2**20, 0.01)
-    with (await one.topic(topic("watched"), limits)).read(-1):
-        for number in range(4):  # Each is kept as long as one cursor keeps the other.
-            run = f"unread-{number}"
-            await other.topic(topic(run, run), limits)
-            await until_async(partial(is_forgotten, other, run), "it is forgotten")
-        assert await other.publish(topic("u"), limits, (None, b"1")) == EventId("watched", 1)
-    await until_async(lambda: is_forgotten(other, "watched"), "it is forgotten")
+    monkeypatch.setattr(streams.log.shared, "RENEWALS_PER_REFRESH", 1)
+    log = new_worker()
+    set_cursors = log.store.set_cursors
+    sent: list[Cursor] = []
 
+    async def recording(cursors: Sequence[Cursor]) -> list[bool]:
+        sent.extend(cursors)
+        return await set_cursors(cursors)
 
-async def is_forgotten(log: streams.log.shared.SharedLog, run: str) -> bool:
-    try:
-        await log.find(run)
-    except UnknownRun:
-        return True
-    return False
+    monkeypatch.setattr(log.store, "set_cursors", recording)
+    with (await log.topic(topic(), LIMITS)).read(-1):
+        await until(lambda: len(sent) >= 4, "its cursor was sent four times", 20)
+    watched = topics.watched_seconds(log.store)
+    assert watched >= 3 * log.store.renew_interval
+    assert {cursor.keep for cursor in sent} == {LIMITS.retain + watched}
+    await until(lambda: sent[-1].after is None, "its cursor is removed", 20)
+    assert sent[-1] == Cursor("t", log.worker, None, 0, LIMITS.retain)
 
 
 async def test_the_readers_of_a_topic_on_all_workers_are_counted(new_worker: NewWorker) -> None:
