@@ -17,7 +17,7 @@ StreamError                500  raise it in a source: clients see its message an
 ├── TopicEnded             409  a publish to a topic that has ended, and is retained still
 ├── CrossSite              403  a page of another site may not start runs
 ├── Forbidden              403  a list of runs without a login or a key; or a guard returned False
-├── Unavailable            503  this passes; try again later. An EventSource is told to do that
+├── Unavailable            503  this passes; try again later
 │   ├── StoreFull          503  `max_runs` or `max_bytes` is reached, or the log's disk is full
 │   ├── ShuttingDown       503  this server shuts down; the next one answers
 │   ├── StoreDown          503  the log's server or file cannot be used

@@ -269,7 +269,7 @@ class Rules(Generic[T]):
         """
         status = outcome.status_code if isinstance(outcome, httpx.Response) else 0
         if status in (404, 410) and self._at_run and self.last_event_id:
-            self._falls_back = True  # The run is gone. A shared source goes on with its live one.
+            self._falls_back = True  # The run is gone. A shared source continues with its live one.
             return 0
         after = _retry_after(outcome)
         is_lost = status < 300
