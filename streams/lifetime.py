@@ -20,7 +20,7 @@ from streams.runs import Runs
 from streams.shutdown import tell, uvicorn_servers
 from streams.source import Source
 from streams.topic import Topic
-from streams.workers import workers_of_first
+from streams.worker_count import workers_of_first
 
 logger = logging.getLogger("streams")
 

@@ -22,7 +22,7 @@ from streams.log import Adopter, Limits, RunInfo, RunLog, Selection, Status
 from streams.log.backing import Backing
 from streams.log.buffer import FrameBuffer
 from streams.log.opening import OpeningRun
-from streams.log.table import RunTable
+from streams.log.run_table import RunTable
 from streams.log.topics import LocalTopics
 
 # The most bytes of one write, unless one event has more. A client that stops reading costs this

@@ -11,7 +11,7 @@ from typing import Generic
 from streams.errors import LogClosed
 from streams.event import End, EventId, Payload
 from streams.log import Limits, RunInfo
-from streams.log.table import R, RunTable
+from streams.log.run_table import R, RunTable
 
 
 class LocalTopics(ABC, Generic[R]):
