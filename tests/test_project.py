@@ -68,7 +68,8 @@ PUBLIC = {"streams", "streams.errors", "streams.event", "streams.log", "streams.
 PLUGINS: dict[str, set[str]] = {
     "sources": PUBLIC,
     "wires/jsonlines": PUBLIC,
-    "wires/openai": PUBLIC | {"streams.response"},
+    "wires/answer": PUBLIC,
+    "wires/openai": PUBLIC | {"streams.response", "streams.wires.answer"},
     "page": PUBLIC,
     "client": set(),
     "pace": PUBLIC,
