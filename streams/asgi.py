@@ -34,7 +34,7 @@ from streams.event import Encoder, EventId
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
-from streams.optional import completions, json_lines, log_at, page_routes
+from streams.optional import json_lines, log_at, openai_refusal, openai_routes, page_routes
 from streams.policy import Policy, PolicyOptions
 from streams.publish import Publisher
 from streams.request import (
@@ -132,7 +132,7 @@ class Streams(Publisher):
         if publish is not None:
             routes.append(Route("/topics/{topic}", self.endpoint(self._post), methods=["POST"]))
         if self.models:
-            routes += completions(self)
+            routes += openai_routes(self)
         if page:
             routes += page_routes()
         self._router = Router(routes, redirect_slashes=False, lifespan=self.lifespan)
@@ -180,7 +180,9 @@ class Streams(Publisher):
             await self._lifetime.serve()
             await self._router(scope, receive, send)
         except StreamError as error:
-            await refusal(error, Request(scope))(scope, receive, send)
+            is_openais = self.models and path.startswith(f"{root}/v1/")
+            response = openai_refusal(error) if is_openais else refusal(error, Request(scope))
+            await response(scope, receive, send)
         except HTTPException as error:
             headers = dict(error.headers or {})
             detail = f"there is nothing at {scope['path']!r}"

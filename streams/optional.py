@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.responses import Response
 from starlette.routing import Route
 
+from streams.errors import StreamError
 from streams.log import EventLog
 from streams.wires import Wire
 
@@ -27,10 +29,16 @@ def json_lines(media_type: str) -> Wire:
     return JSONLines(media_type)
 
 
-def completions(streams: Any) -> list[Route]:
-    from streams.wires.openai import Completions
+def openai_routes(streams: Any) -> list[Route]:
+    from streams.wires.openai import Endpoints
 
-    return Completions(streams, streams.models).routes
+    return Endpoints(streams, streams.models).routes
+
+
+def openai_refusal(error: StreamError) -> Response:
+    from streams.wires.openai import refusal
+
+    return refusal(error)
 
 
 def page_routes() -> list[Route]:

@@ -20,7 +20,7 @@ from streams.event import COMPLETED, End, EventId, encode_json, frame
 from streams.log import RunInfo
 from streams.wires import EventStream
 from streams.wires.jsonlines import JSONLines
-from streams.wires.openai.chat import Answer, ChatWire, parse
+from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
 
 INFO = RunInfo(run="A" * 22, source="s", started=datetime.now(UTC))
 
@@ -58,13 +58,13 @@ def by_chat(body: bytes) -> Read:
     datas = [event.data for event in event_stream(body)]
     chunks = [json.loads(data) for data in datas if data != "[DONE]"]
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks if "choices" in chunk]
-    text = "".join(delta.get("content", "") for delta in deltas)
+    text = "".join(delta.get("content") or "" for delta in deltas)
     return Read(len(datas), text, "[DONE]" in datas, "error" in chunks[-1])
 
 
 def chat() -> Wire:
     request, _ = parse(b'{"model":"m","messages":[{"role":"user","content":"?"}]}')
-    return ChatWire(INFO, Answer(INFO, request, None))
+    return ChatWire(INFO, ChatAnswer(INFO, request, None))
 
 
 class Case(NamedTuple):

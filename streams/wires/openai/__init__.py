@@ -1,5 +1,6 @@
 """OpenAI's API, over any source of text."""
 
-from streams.wires.openai.routes import Completions
+from streams.wires.openai.common import refusal
+from streams.wires.openai.routes import Endpoints
 
-__all__ = ["Completions"]
+__all__ = ["Endpoints", "refusal"]

@@ -12,8 +12,6 @@ import httpx
 import openai
 import pytest
 from httpx_sse import aconnect_sse
-from hypothesis import given
-from hypothesis import strategies as st
 from openai import AsyncOpenAI, OpenAI
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -22,7 +20,7 @@ from streams import Event, Streams, source
 from streams.event import EventId
 from streams.log import RunInfo
 from streams.sources import tokens
-from streams.wires.openai.chat import Answer, ChatWire, StopSequences, parse
+from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
 from tests.support.mock import HELLO, PATH, QUICK, mock
 from tests.support.servers import Connection, client_of, connection, serving, until
 
@@ -73,7 +71,7 @@ async def test_a_stream_consists_of_data_blocks_only() -> None:
     assert {chunk["model"] for chunk in chunks} == {"mock"}
     assert all("usage" not in chunk for chunk in chunks)
     choices = [chunk["choices"][0] for chunk in chunks]
-    assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+    assert choices[0]["delta"] == {"role": "assistant", "content": None}
     assert [choice["delta"] for choice in choices[1:-1]] == [
         {"content": "Well"}, {"content": ","}, {"content": " yes"}, {"content": "."},
     ]  # fmt: skip
@@ -101,10 +99,17 @@ async def test_an_answer_without_streaming_is_one_object() -> None:
         "id": f"chatcmpl-{run}",
         "object": "chat.completion",
         "model": "mock",
+        "service_tier": None,
+        "system_fingerprint": None,
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "Well, yes.", "refusal": None},
+                "message": {
+                    "role": "assistant",
+                    "content": "Well, yes.",
+                    "refusal": None,
+                    "annotations": [],
+                },
                 "logprobs": None,
                 "finish_reason": "stop",
             }
@@ -122,7 +127,8 @@ async def test_httpx_sse_parses_a_stream_with_heartbeats() -> None:
     ):
         events = [event async for event in stream.aiter_sse()]
     assert events[-1].data == "[DONE]"
-    text = "".join(event.json()["choices"][0]["delta"].get("content", "") for event in events[:-1])
+    deltas = [event.json()["choices"][0]["delta"] for event in events[:-1]]
+    text = "".join(delta.get("content") or "" for delta in deltas)
     assert text.startswith("You asked: Hello? Here is")
 
 
@@ -191,7 +197,6 @@ async def test_an_answer_whose_run_is_discarded_ends_with_an_error() -> None:
         ({**HELLO, "jitter": 3}, 400, "jitter", "<= 1.0"),
         ({**HELLO, "fail_afte": 3}, 400, "fail_afte", "is not a parameter"),
         ({**HELLO, "tools": [{"type": "function"}]}, 400, "tools", "is not a parameter"),
-        ({**HELLO, "model": "gpt"}, 404, "model", "there is no model 'gpt'; there are: mock"),
         ([], 400, None, "object"),
     ],
 )
@@ -205,7 +210,7 @@ async def test_the_error_for_an_invalid_request_names_the_parameter(
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
     assert says in error["message"]
-    assert error["code"] == ("model_not_found" if status == 404 else None)
+    assert error["code"] is None
 
 
 async def test_invalid_json_large_bodies_and_cross_site_requests_are_refused() -> None:
@@ -257,8 +262,7 @@ async def test_the_sdk_lists_models_and_asks_them_under_a_mount() -> None:
         async with AsyncOpenAI(base_url=f"{url}/llm/v1", api_key="any") as sdk:
             assert [model.id for model in (await sdk.models.list()).data] == ["mock"]
             assert (await sdk.models.retrieve("mock")).owned_by == "streams"
-            with pytest.raises(openai.NotFoundError):
-                await sdk.models.retrieve("org/other")
+            assert (await sdk.models.retrieve("org/other")).id == "org/other"
             raw = await sdk.chat.completions.with_raw_response.create(**HELLO, extra_body=QUICK)
         assert raw.headers["x-request-id"]
 
@@ -297,7 +301,7 @@ async def test_the_streaming_helper_of_the_sdk_assembles_the_answer() -> None:
         ) as stream:
             kinds = [event.type async for event in stream]
             completion = await stream.get_final_completion()
-    assert kinds.count("content.delta") == 1 + 4  # The first chunk has a role and no text.
+    assert kinds.count("content.delta") == 4
     assert kinds[-1] == "content.done"
     assert completion.choices[0].message.content == "Well, yes."
     assert completion.choices[0].finish_reason == "stop"
@@ -335,23 +339,6 @@ async def test_the_beginning_of_a_stop_sequence_is_sent_if_the_rest_does_not_fol
             **HELLO, stop=["threesome"], extra_body={**QUICK, "reply": "one three"}
         )
     assert completion.choices[0].message.content == "one three"
-
-
-@given(st.text("abc", max_size=40), st.lists(st.text("abc", min_size=1, max_size=4)), st.data())
-def test_stop_sequences_are_found_however_the_text_is_split(
-    text: str, stops: list[str], data: st.DataObject
-) -> None:
-    passed, stopped, rest = "", False, text
-    sequences = StopSequences(stops)
-    while rest and not stopped:
-        length = data.draw(st.integers(1, len(rest)))
-        piece, rest = rest[:length], rest[length:]
-        more, stopped = sequences.feed(piece)
-        passed += more
-    passed += sequences.flush()
-    assert stopped == any(stop in text for stop in stops)
-    assert text.startswith(passed)
-    assert passed == text if not stopped else all(stop not in passed for stop in stops)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -533,7 +520,7 @@ async def test_a_completion_works_under_a_mount_whose_path_needs_percent_encodin
 def test_a_gap_ends_an_answer_with_an_error() -> None:
     info = RunInfo(run="r", source="tokens", started=datetime.now(UTC))
     request, _ = parse(json.dumps(HELLO).encode())
-    wire = ChatWire(info, Answer(info, request, None))
+    wire = ChatWire(info, ChatAnswer(info, request, None))
     assert wire.gap(3, EventId("r", 3)) == b""
     assert wire.done
     assert b"no longer retained" in wire.finish()
