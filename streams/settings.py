@@ -13,6 +13,7 @@ variable that looks like a misspelt setting.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -64,16 +65,23 @@ class InvalidSetting(SystemExit):
         self.code = 2
 
 
-def from_environ(environ: Mapping[str, str]) -> Streams:
-    """The Streams that the environment describes.
+def configured(environ: Mapping[str, str]) -> Streams:
+    """The Streams that the environment describes. Raises InvalidSetting."""
+    return _streams(options(environ))
 
-    For an invalid setting, prints one line to stderr and raises InvalidSetting.
-    """
+
+def from_environ(environ: Mapping[str, str]) -> Streams:
+    """`configured`, which also prints the line of an InvalidSetting to stderr."""
     try:
-        return _streams(options(environ))
+        return configured(environ)
     except InvalidSetting as invalid:
         sys.stderr.write(f"{invalid}\n")
         raise
+
+
+def app() -> Streams:
+    """What each process of a server with several ones serves."""
+    return from_environ(os.environ)
 
 
 def publisher(

@@ -1,25 +1,31 @@
-"""The command `streams publish`."""
+"""The command `streams`: `streams publish` and `streams run`."""
 
 import asyncio
 import os
+import resource
+import signal
+import socket
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
-from streams import Streams, settings
-from streams.__main__ import main
-from tests.support.servers import ROOT, connection, serving
+from streams import Streams, __version__, settings
+from streams.__main__ import main, max_connections, place
+from tests.support.servers import ROOT, connection, process_group, serving, until
 from tests.test_topics import ANN, begun, ids, notifications, shows
 
 TOPIC = "tests.test_topics:notifications"
 DATA = '{"text":"Done"}'
 
 
-async def run(*arguments: str, **environ: str) -> tuple[int | None, str, str]:
-    """Runs `streams publish` and returns its exit status and what it printed."""
+async def run(
+    *arguments: str, command: str = "publish", **environ: str
+) -> tuple[int | None, str, str]:
+    """Runs `streams` and returns its exit status and what it printed."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "streams", "publish", *arguments),
+        *(sys.executable, "-m", "streams", command, *arguments),
         cwd=ROOT,
         env={**os.environ, **environ},
         stdout=asyncio.subprocess.PIPE,
@@ -128,3 +134,141 @@ async def test_it_says_how_it_is_used() -> None:
     status, printed, _ = await run("--help")
     assert status == 0
     assert "usage: streams publish [-h] [--log URL] TOPIC DATA" in printed
+
+
+# streams run
+
+
+async def test_run_serves_the_named_sources_and_says_where(
+    free_tcp_port: int, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{free_tcp_port}"
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "streams", "run", "streams.sources:counter", TOPIC]
+    command += ["--port", str(free_tcp_port), "--log", "sqlite:runs.db?prefix=mine"]
+    with process_group(command, log, tmp_path, PYTHONPATH=str(ROOT)) as process:
+        await until(lambda: "Uvicorn running" in log.read_text(), "it serves", 30)
+        async with httpx.AsyncClient(base_url=url) as client:
+            sources = (await client.get("/streams")).json()["sources"]
+            assert [each["name"] for each in sources] == ["counter", "notifications"]
+            assert '{"number":1}' in (await client.get("/streams/counter?count=2")).text
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+    assert log.read_text().startswith(
+        f"streams {__version__}: open {url}\n"
+        "  sources: counter, notifications\n"
+        "  log:     sqlite:runs.db\n"
+    )
+    assert (tmp_path / "runs.db").exists()
+
+
+async def test_run_starts_workers_with_the_same_sources(free_tcp_port: int, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "streams", "run", "streams.sources:clock", "--workers", "2"]
+    command += ["--port", str(free_tcp_port)]
+    with process_group(command, log, tmp_path, PYTHONPATH=str(ROOT), STREAMS_LOG=None):
+        await until(lambda: log.read_text().count("startup complete") == 2, "both serve", 30)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_tcp_port}") as client:
+            (source,) = (await client.get("/streams")).json()["sources"]
+    assert source["name"] == "clock"
+
+
+async def test_run_with_reload_serves_the_changed_source(
+    free_tcp_port: int, tmp_path: Path
+) -> None:
+    log, module = tmp_path / "log", tmp_path / "mine.py"
+    code = "from streams import source\n\n@source\nasync def words():\n    yield '{}'\n"
+    module.write_text(code.format("before"))
+    command = [sys.executable, "-m", "streams", "run", "mine:words", "--reload"]
+    command += ["--port", str(free_tcp_port), "--log", "memory"]
+    url = f"http://127.0.0.1:{free_tcp_port}/streams/words"
+    with process_group(command, log, tmp_path, PYTHONPATH=str(ROOT)):
+        await until(lambda: "startup complete" in log.read_text(), "it serves", 30)
+        async with httpx.AsyncClient() as client:
+            assert '"before"' in (await client.get(url)).text
+            module.write_text(code.format("after it has changed"))
+            await until(lambda: log.read_text().count("startup complete") == 2, "restarted", 30)
+            assert '"after it has changed"' in (await client.get(url)).text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere:words"], "'nowhere:words' cannot be imported"),
+        (["streams.sources"], "'streams.sources' must have the form package.module:name"),
+        (["streams.sources:counter", "streams.sources:counter"], "two sources have the name"),
+        (["--port", "65536"], "'65536' is not a port: give a number below 65536"),
+        (["--port", "http"], "'http' is not a port"),
+        (["--workers", "0"], "'0' is not a number of processes: give 1 or more"),
+        (["--log", "file:x"], "the URL of a log begins with sqlite:"),
+        (["--host", "203.0.113.1"], "cannot listen on 203.0.113.1 port "),
+        (["--ports", "1"], "unrecognized arguments: --ports"),
+    ],
+)
+def test_what_is_wrong_with_run_is_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    free_tcp_port: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("STREAMS_LOG", "STREAMS_SOURCES"):  # `run` sets them, and here they are restored.
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.delenv("STREAMS_SOURCES")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--port", str(free_tcp_port), *arguments])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("streams")
+    assert message in line
+
+
+def test_a_port_that_is_taken_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            main(["run", "--port", str(port)])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"streams run: cannot listen on 127.0.0.1 port {port}: Address already in use; give "
+        "another --port or --host"
+    )
+
+
+def test_without_uvicorn_run_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["run"])
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert line == "streams run: this needs uvicorn: pip install 'streams[server]'\n"
+
+
+def test_the_log_is_shown_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMS_LOG", "redis://user:secret@127.0.0.1:6379/1?prefix=x")
+    assert place(is_shared=True) == "redis://127.0.0.1:6379/1"
+
+
+def test_a_worker_accepts_no_more_connections_than_it_may_have_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = {}
+    try:
+        for files in (256, 50_000):
+            if files <= hard:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+                limits[files] = max_connections()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert limits[256] == 156
+    assert limits.get(50_000, 10_000) == 10_000
+
+
+async def test_the_command_says_its_version_and_its_commands() -> None:
+    assert await run(command="--version") == (0, f"streams {__version__}\n", "")
+    status, printed, _ = await run(command="--help")
+    assert status == 0
+    assert "serve sources" in printed
+    assert "publish an event to a topic" in printed
