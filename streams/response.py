@@ -53,11 +53,15 @@ def json_response(
 
 
 def stream_headers(location: str | None) -> dict[str, str]:
-    """The headers of every stream. `location` is the URL of its run, if it has one."""
+    """The headers of every stream. `location` is the URL of its run, if it has one.
+
+    `Incremental` asks proxies to pass on each piece as it comes (RFC 10036).
+    """
     headers = {
         "Cache-Control": "no-store, no-transform",
         "Vary": "Accept",
         "X-Accel-Buffering": "no",
+        "Incremental": "?1",
     }
     if location is not None:
         headers["Content-Location"] = location

@@ -56,6 +56,7 @@ async def test_the_headers_of_a_stream() -> None:
         assert stream.head.startswith("http/1.1 200")
         assert "cache-control: no-store, no-transform" in stream.head
         assert "x-accel-buffering: no" in stream.head
+        assert "incremental: ?1" in stream.head  # RFC 10036
         assert "content-type: text/event-stream; charset=utf-8" in stream.head
         assert f"content-location: /runs/{stream.run.lower()}" in stream.head
         assert "connection" not in names
