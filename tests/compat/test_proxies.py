@@ -237,6 +237,7 @@ async def test_an_event_arrives_before_the_next_one_is_sent(proxy: Proxy, tmp_pa
                     assert opened.response.http_version == ("HTTP/2" if proxy.http2 else "HTTP/1.1")
                     assert opened.response.headers.get("content-encoding") == proxy.encoding
                     location = opened.response.headers["content-location"]
+                    assert opened.response.headers["incremental"] == "?1"
                     assert location == f"{proxy.prefix}/runs/{opened.run}"
         events = await every_event(client, "/streams/counter?count=50&interval=0.001")
         assert [event.json() for event in events[1:-1]] == [{"number": n} for n in range(50)]
