@@ -53,7 +53,7 @@ from streams.request import (
 from streams.response import RunResponse, head_response, json_response, refusal
 from streams.run_endpoints import RunEndpoints
 from streams.runs import Position, Runs
-from streams.source import Guard, Job, Source, check_name, check_source
+from streams.source import Guard, Job, Source, check_name, check_source, hash_of
 from streams.topic import Topic
 from streams.wires import EventStream, Wire
 
@@ -314,16 +314,23 @@ class Streams(Publisher):
         arguments: Mapping[str, Any],
         **policy: Unpack[PolicyOptions],
     ) -> RunLog:
-        """Starts a run of one of the sources or models, for its client only: no other client joins
-        it, and no other worker continues it. Raises StreamError if that is refused.
+        """Starts a run of one of the sources or models, which no other worker continues.
+
+        Only a request with the same Idempotency-Key attaches to it. With a key, a `linger` of 0 is
+        that of the source: its client may try again. Raises StreamError if that is refused.
         """
         await self._access.admit(source.name, request)
         check_site(request, self._origins)
+        owner = await self._access.owner(request)
+        own, key = self._policies[source], idempotency_key(request, owner)
+        changed = own.replace(policy, f"source {source.name!r}")
         job = Job(
             source=source.name,
-            policy=self._policies[source].replace(policy, f"source {source.name!r}"),
+            policy=own if key is not None and changed.linger == 0 else changed,
             open=functools.partial(source.open, arguments, request),
-            owner=await self._access.owner(request),
+            owner=owner,
+            arguments_hash=None if key is None else hash_of({**source.defaults, **arguments}),
+            key=key,
         )
         return await self.runs.start(job)
 

@@ -53,7 +53,9 @@ async def tokens(
         float, Meta(ge=0, le=600, description="Seconds before the first token")
     ] = 0.3,
     jitter: Annotated[float, Meta(ge=0, le=1, description="Irregularity of the pace")] = 0.2,
-    seed: Annotated[int, Meta(ge=0, le=2**32, description="The same seed, the same rhythm")] = 0,
+    seed: Annotated[
+        int, Meta(ge=-(2**53), le=2**53, description="The same seed, the same rhythm")
+    ] = 0,
     every: Annotated[
         float, Meta(ge=0, le=10, description="Join tokens that come within these seconds; 0: none")
     ] = 0.0,

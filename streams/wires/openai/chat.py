@@ -17,7 +17,7 @@ from streams import Source, StreamError
 from streams.event import EventId, LoggedEvent, payload
 from streams.log import RunInfo
 from streams.wires import Wire
-from streams.wires.answer import Answer, Piece, ToolCall
+from streams.wires.answer import NOTHING, Answer, Piece, ToolCall
 from streams.wires.openai.common import arguments_for, error_object, estimated_tokens
 from streams.wires.openai.stop import StopSequences
 
@@ -91,22 +91,23 @@ class ChatAnswer(Answer):
         self._prompt_tokens = estimated_tokens(request.messages)
 
     def feed(self, event: LoggedEvent) -> Piece:
+        if self.over:
+            return NOTHING
         piece = super().feed(event)
+        text, stopped = self._stop_sequences.feed(piece.text)
         if piece:
             self._pieces += 1
             self._calls_tools |= bool(piece.tool_calls)
-            text, stopped = self._stop_sequences.feed(piece.text)
             if stopped:
                 self.finish = "stop"
                 return msgspec.structs.replace(piece, text=text, tool_calls=())
             if self._pieces == self._limit:
                 self.finish = "length"
-            if self.over or piece.tool_calls:  # A text does not continue after a tool call.
-                text += self._stop_sequences.flush()
-            return msgspec.structs.replace(piece, text=text)
-        if self.finish == "stop" and self._calls_tools:
+        elif self.finish == "stop" and self._calls_tools:
             self.finish = "tool_calls"
-        return Piece(self._stop_sequences.flush()) if self.over else piece
+        if self.over or piece.tool_calls:  # A text does not continue after a tool call.
+            text += self._stop_sequences.flush()
+        return msgspec.structs.replace(piece, text=text)
 
     def _object(self, kind: str, choices: list[Any], **members: Any) -> dict[str, Any]:
         return {

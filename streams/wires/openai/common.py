@@ -28,6 +28,7 @@ HINTS = frozenset(
         "chat_template_kwargs",
         "enable_thinking",
         "frequency_penalty",
+        "function_call",
         "include_reasoning",
         "keep_alive",
         "logit_bias",

@@ -22,17 +22,8 @@ from streams.log import RunInfo
 from streams.sources import tokens
 from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
 from tests.support.mock import HELLO, PATH, QUICK, mock
+from tests.support.sdk import sdk_of
 from tests.support.servers import Connection, client_of, connection, serving, until
-
-
-@asynccontextmanager
-async def sdk_of(app: Any, **options: Any) -> AsyncIterator[AsyncOpenAI]:
-    """Serves an app and yields an SDK client for it that does not retry."""
-    async with (
-        serving(app) as url,
-        AsyncOpenAI(base_url=f"{url}/v1", api_key="any", **{"max_retries": 0, **options}) as client,
-    ):
-        yield client
 
 
 async def text_of(stream: Any, pieces: list[str] | None = None) -> str:
