@@ -227,7 +227,10 @@ def test_make_alone_prints_its_targets() -> None:
     assert all(f"make {target} " in printed for target in targets)
 
 
-PAGES = ["README.md", *(f"docs/{page}.md" for page in ("access", "client", "keys", "migration"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{page}.md" for page in ("access", "client", "keys", "llm", "migration")),
+]
 
 BLOCKS = {
     f"{page}, block {number}": block
