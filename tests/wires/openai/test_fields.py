@@ -89,6 +89,10 @@ def test_a_field_that_asks_for_nothing_is_no_argument(model: Source[..., Any]) -
     assert given(model, **UNUSED) == given(model)
 
 
+def test_a_field_that_is_false_asks_nothing_of_a_source_that_does_not_take_it() -> None:
+    assert given(plain, unknown=False) == given(plain)
+
+
 @pytest.mark.parametrize("name", sorted(HINTS))
 def test_a_hint_is_ignored_by_a_source_that_does_not_take_it(name: str) -> None:
     assert given(plain, **{name: 1}) == given(plain)

@@ -196,7 +196,7 @@ async def test_the_text_before_a_tool_call_arrives_before_it() -> None:
         stream = await sdk.chat.completions.create(**HELLO, stream=True, stop="STOP")
         deltas = [chunk.choices[0].delta async for chunk in stream]
     assert [delta.content for delta in deltas if delta.content] == ["one ", "ST"]
-    assert deltas[2].tool_calls
+    assert (deltas[2].content, bool(deltas[2].tool_calls)) == ("ST", True)
 
 
 async def test_every_piece_counts_for_the_limit_of_a_source_that_does_not_count() -> None:
