@@ -10,11 +10,13 @@ Invariants:
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any
 
 from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Scope
 
@@ -22,12 +24,14 @@ from streams.errors import (
     Forbidden,
     InvalidParameters,
     StreamError,
+    Unavailable,
     as_stream_error,
     for_clients,
     valid_text,
 )
+from streams.guard import Arguments, Guard, takes_arguments
 from streams.log import RunInfo
-from streams.source import Guard, Source, hash_of
+from streams.source import Source, hash_of
 from streams.thread import Threads
 
 logger = logging.getLogger("streams")
@@ -35,13 +39,16 @@ logger = logging.getLogger("streams")
 ANSWER_SECONDS = 30.0
 """A function that has not answered after this time is given up."""
 
+GUARDS_AT_ONCE = 10
+"""So many questions of one list of runs are open at a time; each may need a thread."""
+
 Identity = Callable[[Request], str | Awaitable[str | None] | None]
 
 
 class Access:
     """Asks the app's `identity` and `publish`, if it has them, and the guards of its `sources`.
 
-    Raises TypeError if `identity` or `publish` cannot be called.
+    Raises TypeError for an `identity` or `publish` that is not such a function.
     """
 
     def __init__(
@@ -51,11 +58,11 @@ class Access:
         sources: Iterable[Source[..., Any]],
         threads: Threads,
     ) -> None:
-        for name, function in (("identity", identity), ("publish", publish)):
-            if function is not None and not callable(function):
-                raise TypeError(
-                    f"{name}= of Streams is a function of the request, not {function!r}"
-                )
+        if identity is not None and not callable(identity):
+            raise TypeError(f"identity= of Streams is a function of the request, not {identity!r}")
+        self.publish_takes_arguments = publish is not None and takes_arguments(
+            publish, "publish= of Streams"
+        )
         self._identity = identity
         self._publish = publish
         self._threads = threads
@@ -73,44 +80,95 @@ class Access:
             owners[self] = await _answer("identity=", _called(self._identity, request))
         return owners[self]
 
-    async def admit(self, source: str, request: Request) -> None:
-        """Raises what the guard of a source raises."""
-        for guarded in self._guarded.get(source, ()):
-            assert guarded.guard is not None
-            name = f"the guard of source {source}"
-            if await _answer("guard=", self._ask(guarded.guard, name, request)) is False:
-                raise Forbidden(f"source {source} does not let you in")
+    async def admit(self, source: Source[..., Any], request: Request, arguments: Arguments) -> None:
+        """Raises what the guard of a source raises.
+
+        `arguments` are those of the run that the request would start, join, read or stop.
+        """
+        if source.guard is None:
+            return
+        given = (request, arguments) if source.guard_takes_arguments else (request,)
+        asking = self._ask(source.guard, f"the guard of source {source.name}", *given)
+        if await _answer("guard=", asking) is False:
+            raise Forbidden(f"source {source.name} does not let you in")
 
     async def admit_to(self, info: RunInfo, request: Request) -> None:
-        """Raises what the guard of a run's source raises. A run of an endpoint has none.
-
-        Raises InvalidParameters for other parameters in the query than the run has: the guard might
-        have let the client in because of them.
-        """
+        """Raises what the guard of a run's source raises. A run of an endpoint has none."""
         if info.route is not None:
             return
-        await self.admit(info.source, request)
         for source in self._guarded.get(info.source, ()):
+            await self.admit(source, request, _arguments_of(info, source))
+
+    async def admitted(self, infos: Sequence[RunInfo], request: Request) -> list[bool]:
+        """To which of these runs the guards let a request. Raises Unavailable.
+
+        They are asked at the same time, and all of them have to answer within ANSWER_SECONDS. A
+        question about the same arguments is asked once.
+        """
+        slots = asyncio.Semaphore(min(GUARDS_AT_ONCE, self._threads.limit))
+
+        async def refusal_of(info: RunInfo) -> StreamError | HTTPException | None:
+            try:
+                async with slots:
+                    await self.admit_to(info, request)
+            except (StreamError, HTTPException) as error:
+                return error
+            return None
+
+        runs = [(info.route, info.source, info.guard_arguments) for info in infos]
+        each = dict(zip(runs, infos, strict=True))
+        asking = asyncio.gather(*map(refusal_of, each.values()))
+        refusals = dict(zip(each, await _answer("guard=", asking), strict=True))
+        for refusal in refusals.values():
+            if isinstance(refusal, Unavailable):
+                raise refusal
+        return [refusals[run] is None for run in runs]
+
+    def check_query(self, info: RunInfo, request: Request) -> None:
+        """Raises InvalidParameters for other parameters in the query than the run has.
+
+        A guard that takes only the request might have let the client in because of them.
+        """
+        sources = () if info.route is not None else self._guarded.get(info.source, ())
+        for source in sources:
             query = request.query_params.multi_items()
             given = QueryParams([item for item in query if item[0] in source.schema["properties"]])
-            if given and info.arguments_hash != hash_of(
-                {**source.defaults, **source.from_query(given)}
-            ):
+            if given and info.arguments_hash != hash_of(source.complete(source.from_query(given))):
                 raise InvalidParameters(
                     f"run {info.run} has other parameters; give the same ones, or none"
                 )
 
-    async def admit_publisher(self, request: Request) -> None:
-        """Raises what the app's `publish` raises."""
+    async def admit_publisher(self, request: Request, arguments: Arguments) -> None:
+        """Raises what the app's `publish` raises. `arguments` are those of the topic."""
         assert self._publish is not None, "only then is there a route"
-        if await _answer("publish=", self._ask(self._publish, "publish=", request)) is False:
+        given = (request, arguments) if self.publish_takes_arguments else (request,)
+        if await _answer("publish=", self._ask(self._publish, "publish=", *given)) is False:
             raise Forbidden("this app does not let you publish")
 
-    async def _ask(self, guard: Guard, name: str, request: Request) -> Any:
+    async def _ask(self, guard: Guard, name: str, *given: Any) -> Any:
+        asked: Callable[[], Any] = partial(guard, *given)
         if inspect.iscoroutinefunction(guard):
-            return await guard(request)
-        answer = await self._threads.call(partial(guard, request), name)
+            return await asked()
+        answer = await self._threads.call(asked, name)
         return await answer if inspect.isawaitable(answer) else answer
+
+
+def _arguments_of(info: RunInfo, source: Source[..., Any]) -> Arguments:
+    """The arguments of a run, if the guard of its source takes them.
+
+    Raises Forbidden if nobody knows them: another version of the source has started the run.
+    """
+    if not source.guard_takes_arguments:
+        return {}
+    try:
+        if info.guard_arguments is not None:
+            return source.complete(source.from_json(info.guard_arguments.encode()))
+    except StreamError:
+        pass
+    raise Forbidden(
+        f"run {info.run} is of another version of source {info.source}, whose guard cannot say "
+        "whether you may have it; start a new run"
+    )
 
 
 def user_of(scope: Scope) -> str | None:
@@ -149,15 +207,22 @@ async def _called(function: Identity, request: Request) -> str | None:
 async def _answer(name: str, answering: Awaitable[Any]) -> Any:
     """What an app's function returns.
 
-    What it raises is the answer: StreamError and HTTPException with their status, others as 500.
+    What it raises is the answer: StreamError and HTTPException with their status, also that of a
+    redirect, and others as 500.
     """
+    waiting = asyncio.timeout(None)
     try:
-        async with asyncio.timeout(ANSWER_SECONDS) as waiting:
+        async with waiting:
+            until = asyncio.get_running_loop().time() + ANSWER_SECONDS
+            # A cancelled timer keeps its context until it is due, which must not be the request's.
+            Context().run(waiting.reschedule, until)
             return await answering
     except Exception as error:
         if waiting.expired():
             detail = f"the app's {name} function did not answer within {ANSWER_SECONDS:g} s"
             raise StreamError(detail, status=504) from None
+        if isinstance(error, HTTPException) and 300 <= error.status_code <= 399:
+            raise
         if for_clients(error) is not None:
             raise as_stream_error(error) from None
         logger.exception("the %s function of this app failed", name)

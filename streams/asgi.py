@@ -29,8 +29,10 @@ from streams.endpoint import (
     source_name,
     starlette_request,
 )
-from streams.errors import StreamError, Unavailable, UnknownSource, problem
+from streams.errors import StreamError, Unavailable, UnknownSource
 from streams.event import Encoder, EventId
+from streams.guard import Guard
+from streams.job import Job
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
@@ -50,10 +52,10 @@ from streams.request import (
     run_url,
     whole_path,
 )
-from streams.response import RunResponse, head_response, json_response, refusal
+from streams.response import RunResponse, head_response, json_response, misdirected, refusal
 from streams.run_endpoints import RunEndpoints
 from streams.runs import Position, Runs
-from streams.source import Guard, Job, Source, check_name, check_source, hash_of
+from streams.source import Source, check_name, check_source, hash_of
 from streams.topic import Topic
 from streams.wires import EventStream, Wire
 
@@ -184,13 +186,7 @@ class Streams(Publisher):
             response = openai_refusal(error) if is_openais else refusal(error, Request(scope))
             await response(scope, receive, send)
         except HTTPException as error:
-            headers = dict(error.headers or {})
-            detail = f"there is nothing at {scope['path']!r}"
-            if allowed := headers.get("Allow"):
-                detail = f"{scope['method']} is not allowed here; use {allowed}"
-            await problem(StreamError(detail, status=error.status_code), headers)(
-                scope, receive, send
-            )
+            await misdirected(error, scope)(scope, receive, send)
 
     # For an endpoint of the user's own
 
@@ -266,7 +262,7 @@ class Streams(Publisher):
             route = route_of(request.scope)
             last, key = last_event_id(request), idempotency_key(request, owner, key)
             if last is not None:
-                log = await self.runs.find(last.run, owner)
+                log = await self.runs.find_resumed(last, name, route, owner, key)
             elif key is not None:
                 log = await self.runs.find_by_key(owner, name, route, key)
             else:
@@ -276,9 +272,7 @@ class Streams(Publisher):
             raise
         except StreamError:
             return False
-        info = log.info
-        expected = (route, name or info.source, info.key if key is None else key)
-        return (info.route, info.source, info.key) == expected
+        return True
 
     async def _answer_endpoint(self, request: Request, job: Job) -> Response:
         media_type = preferred(request, STREAM_TYPES) or EVENT_STREAM
@@ -290,7 +284,9 @@ class Streams(Publisher):
             key = idempotency_key(request, owner, job.key)
             job = msgspec.structs.replace(job, owner=owner, key=key)
             last, root = last_event_id(request), mount_path(self, request.scope)
-            return await self._attach(request, job, last, root, media_type)
+            resumed = await self._resumed(request, job, last)
+            position = await self.runs.attach(job, last, resumed)
+            return self._read(position, job.policy, root, media_type)
         except StreamError as error:
             return refusal(error, request)
 
@@ -319,7 +315,7 @@ class Streams(Publisher):
         Only a request with the same Idempotency-Key attaches to it. With a key, a `linger` of 0 is
         that of the source: its client may try again. Raises StreamError if that is refused.
         """
-        await self._access.admit(source.name, request)
+        await self._access.admit(source, request, source.complete(arguments))
         check_site(request, self._origins)
         owner = await self._access.owner(request)
         own, key = self._policies[source], idempotency_key(request, owner)
@@ -329,7 +325,8 @@ class Streams(Publisher):
             policy=own if key is not None and changed.linger == 0 else changed,
             open=functools.partial(source.open, arguments, request),
             owner=owner,
-            arguments_hash=None if key is None else hash_of({**source.defaults, **arguments}),
+            arguments_hash=None if key is None else hash_of(source.complete(arguments)),
+            guard_arguments=source.for_guard(arguments),
             key=key,
         )
         return await self.runs.start(job)
@@ -355,7 +352,8 @@ class Streams(Publisher):
         if source is None:
             known = ", ".join(self.sources)
             raise UnknownSource(f"there is no source {name!r}; there are: {known}")
-        await self._access.admit(name, request)
+        if not source.guard_takes_arguments:  # It comes before anything else.
+            await self._access.admit(source, request, {})
         media_type = negotiated(request, STREAM_TYPES)
         last = last_event_id(request)
         if request.method == "POST":
@@ -365,25 +363,28 @@ class Streams(Publisher):
             arguments = source.from_query(request.query_params, resumes=last is not None)
         policy, owner = self._policies[source], await self._access.owner(request)
         key = idempotency_key(request, owner)
+        job = source.job(arguments, request, policy=policy, owner=owner, key=key)
+        resumed = await self._resumed(request, job, last)
+        if source.guard_takes_arguments:
+            if resumed is not None:
+                await self._access.admit_to(resumed.info, request)
+            else:  # If it gives none, it wanted to resume.
+                complete = source.complete(arguments or source.from_values({}))
+                await self._access.admit(source, request, complete)
         if request.method == "HEAD":
             return head_response(media_type)
-        job = source.job(arguments, request, policy=policy, owner=owner, key=key)
-        return await self._attach(request, job, last, root_path(request), media_type)
+        position = await self.runs.attach(job, last, resumed)
+        return self._read(position, policy, root_path(request), media_type)
 
-    async def _attach(
-        self, request: Request, job: Job, last: EventId | None, root: str | None, media_type: str
-    ) -> Response:
-        """The stream of a job: of a new run, of a shared one, or of the one that is resumed.
-
-        `root` is the path under which /runs is; None if the app is not mounted.
-        """
+    async def _resumed(self, request: Request, job: Job, last: EventId | None) -> RunLog | None:
+        """The run that a request resumes, if it does. Raises CrossSite and what `resumed` does."""
         check_site(request, self._origins)
-        position = await self.runs.attach(job, last)
-        return self._read(position, job.policy, root, media_type)
+        return None if last is None else await self.runs.resumed(job, last)
 
     def _read(
         self, position: Position | None, policy: Policy, root: str | None, media_type: str
     ) -> Response:
+        """The stream from a position. `root` is the path under which /runs is, if it is mounted."""
         if position is None:  # An EventSource stops reconnecting at a 204.
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
         is_default = media_type == EVENT_STREAM

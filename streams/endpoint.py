@@ -19,10 +19,11 @@ from starlette.types import Receive, Scope, Send
 
 from streams.access import check_owner
 from streams.declaration import name_of
+from streams.job import Job
 from streams.policy import Policy
 from streams.request import in_middleware
 from streams.response import RunResponse
-from streams.source import Job, hash_of
+from streams.source import hash_of
 from streams.thread import check_iterable, close_iterator
 
 Events = AsyncIterable[Any] | Iterable[Any]

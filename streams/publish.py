@@ -11,6 +11,7 @@ from starlette.responses import Response
 from streams.access import Access
 from streams.errors import InvalidBody, LogClosed, TopicEnded, UnencodableValue, UnknownSource
 from streams.event import COMPLETED
+from streams.job import Job
 from streams.lifetime import Lifetime
 from streams.log import EventLog
 from streams.policy import Policy
@@ -18,7 +19,7 @@ from streams.request import check_site, read_json
 from streams.response import json_response
 from streams.run_info import info_of, limits_of
 from streams.runs import Runs
-from streams.source import Job, Source
+from streams.source import Source
 from streams.topic import Topic
 
 
@@ -76,10 +77,14 @@ class Publisher:
 
     async def _post(self, request: Request) -> Response:
         """Publishes the body of a request, with the parameters in its query."""
-        await self._access.admit_publisher(request)
+        access = self._access
+        if not access.publish_takes_arguments:  # It comes before anything else.
+            await access.admit_publisher(request, {})
         check_site(request, self._origins)
         topic = self.topic_named(request.path_params["topic"])
         arguments = topic.from_query(request.query_params)
+        if access.publish_takes_arguments:
+            await access.admit_publisher(request, topic.complete(arguments))
         body = await read_json(request, self._max_body)
         try:
             job = topic.job(arguments, None, policy=self._policies[topic])

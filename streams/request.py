@@ -34,7 +34,9 @@ ANONYMOUS_KEY = 16
 # A string of RFC 8941, section 3.3.3, perhaps with parameters, which mean nothing here.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"(?:[ \t]*;.*)?')
 
-LISTED_BY = ("key", "key_prefix", "source", "status")
+LISTED_BY = ("key", "key_prefix", "source", "status", "limit", "after")
+LISTED_RUNS = 100
+"""The most runs of one page of a list."""
 LISTED_STATUSES = tuple(status for status in get_args(Status) if status != "refused")
 
 EVENT_STREAM = "text/event-stream"
@@ -196,7 +198,19 @@ def selection_of(request: Request, owner: str | None) -> Selection:
             "without a login, runs are listed only by their key. Log in, or give ?key= with a "
             f"whole key, of {ANONYMOUS_KEY} characters or more"
         )
-    return msgspec.convert({"owner": owner, **query}, Selection)
+    limit, after = query.pop("limit", str(LISTED_RUNS)), query.pop("after", None)
+    if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= LISTED_RUNS:
+        raise InvalidParameters(
+            f"limit={abbreviated(limit)} is not a number from 1 to {LISTED_RUNS}"
+        )
+    place: dict[str, object] = {}
+    if after is not None:
+        if not (found := re.fullmatch(r"([0-9]{1,16})\.([\w-]{1,64})", after, re.ASCII)):
+            raise InvalidParameters(
+                f"after={abbreviated(after)} is not from the member `next` of a list; leave it out"
+            )
+        place = {"after": (int(found[1]), found[2])}
+    return msgspec.convert({"owner": owner, "limit": int(limit), **query, **place}, Selection)
 
 
 def is_event_source(request: Request) -> bool:

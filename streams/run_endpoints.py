@@ -1,13 +1,15 @@
 """The endpoints of runs: their list, and for each one its stream, its state and its stop."""
 
 from collections.abc import Awaitable, Callable
+from urllib.parse import quote, urlencode
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from streams.access import Access
 from streams.errors import StreamError
-from streams.log import RunLog
+from streams.log import RunInfo, RunLog
 from streams.request import (
     EVENT_STREAM,
     JSON,
@@ -35,9 +37,11 @@ class RunEndpoints:
     async def list(self, request: Request) -> Response:
         selection = selection_of(request, await self._access.owner(request))
         root = root_path(request)
-        logs = await self._runs.select(selection)
-        sources = {log.info.source for log in logs if log.info.route is None}
-        hidden = {source for source in sources if not await self._admits(source, request)}
+        # One more says whether there is a next page.
+        more = msgspec.structs.replace(selection, limit=selection.limit + 1)
+        found = await self._runs.select(more)
+        logs = found[: selection.limit]
+        admitted = await self._access.admitted([log.info for log in logs], request)
         return json_response(
             {
                 "runs": [
@@ -46,23 +50,18 @@ class RunEndpoints:
                         "key": log.info.key,
                         "url": run_url(root, log.info.run),
                     }
-                    for log in logs
-                    if log.info.route is not None or log.info.source not in hidden
-                ]
+                    for log, may_read in zip(logs, admitted, strict=True)
+                    if may_read
+                ],
+                "next": _next_page(request, logs[-1].info) if len(found) > len(logs) else None,
             }
         )
-
-    async def _admits(self, source: str, request: Request) -> bool:
-        try:
-            await self._access.admit(source, request)
-        except StreamError:
-            return False
-        return True
 
     async def one(self, request: Request) -> Response:
         owner = await self._access.owner(request)
         log = await self._runs.find(request.path_params["run"], owner)
         await self._access.admit_to(log.info, request)
+        self._access.check_query(log.info, request)
         if request.method == "DELETE":
             if log.info.shared:
                 raise StreamError("viewers share this run, so none of them can stop it", status=403)
@@ -74,3 +73,9 @@ class RunEndpoints:
         if request.method == "HEAD":
             return head_response(media_type, run_url(root_path(request), log.info.run))
         return await self._follow(request, log, media_type)
+
+
+def _next_page(request: Request, last: RunInfo) -> str:
+    """The URL, as a path, of the runs after the last one of a page."""
+    query = {**request.query_params, "after": "{}.{}".format(*last.place)}
+    return f"{quote(root_path(request))}/runs?{urlencode(query)}"

@@ -3,9 +3,9 @@
 import secrets
 from datetime import UTC, datetime
 
+from streams.job import Job
 from streams.log import EventLog, Limits, RunInfo
 from streams.policy import Policy
-from streams.source import Job
 
 
 def info_of(job: Job, log: EventLog) -> RunInfo:
@@ -21,6 +21,7 @@ def info_of(job: Job, log: EventLog) -> RunInfo:
         topic=job.topic,
         arguments=job.arguments if log.shared else None,
         arguments_hash=job.arguments_hash,
+        guard_arguments=job.guard_arguments,
         fingerprint=job.fingerprint,
     )
 

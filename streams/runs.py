@@ -16,7 +16,7 @@ from contextlib import suppress
 from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
@@ -31,11 +31,12 @@ from streams.errors import (
     UnknownRun,
 )
 from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId
+from streams.job import Job
 from streams.log import EventLog, RunLog, Selection, Status, unique_key
 from streams.policy import Policy
 from streams.run import CLEANUP_SECONDS, Run
 from streams.run_info import info_of, limits_of
-from streams.source import Job, Source
+from streams.source import Source
 from streams.thread import Threads
 
 logger = logging.getLogger("streams")
@@ -75,14 +76,19 @@ class Runs:
         self._waiting: set[asyncio.Timeout] = set()  # of the clients that wait for openings
         log.register(self)
 
-    async def attach(self, job: Job, last: EventId | None) -> Position | None:
-        """Where the reader of a new, shared, keyed or resumed run begins. `last` is its last event.
+    async def attach(
+        self, job: Job, last: EventId | None, resumed: RunLog | None = None
+    ) -> Position | None:
+        """Where the reader of a new, shared, keyed or resumed run begins.
 
-        Returns None if the reader has had the `end` event. Raises RunGone if the run of `last`
-        cannot be resumed, and what `start` raises.
+        `last` is its last event, and `resumed` what `resumed` returned for it. Returns None if the
+        reader has had the `end` event. Raises what `position` and `start` raise.
         """
+        if resumed is not None:
+            return await self.position(resumed, last)
         if last is not None:
-            return await self._resume(job, last)
+            self.gaps += 1
+            return (await self._join(job))._replace(lost_run=True)
         if job.shared:
             return await self._join(job)
         return Position(await self.start(job), -1)
@@ -215,30 +221,47 @@ class Runs:
             return Position(log, -1)
         return Position(log, after, joins_late=True)
 
-    async def _resume(self, job: Job, last: EventId) -> Position | None:
-        """The run of `last`, after that event; or the live run, if a shared one was forgotten."""
+    async def resumed(self, job: Job, last: EventId) -> RunLog | None:
+        """The run that a job resumes after its event `last`; None if it was shared and is lost.
+
+        Raises RunGone if it cannot be resumed, and InvalidParameters for other parameters.
+        """
         try:
-            log = await self._log.find(last.run)
+            log = await self.find_resumed(last, job.source, job.route, job.owner, job.key)
         except UnknownRun:
             if not job.shared:
                 raise RunGone(f"run {last.run} is no longer retained; start a new one") from None
-            self.gaps += 1
-            return (await self._join(job))._replace(lost_run=True)
-        info = log.info
-        same_source = (info.source, info.route) == (job.source, job.route)
-        if not same_source or info.owner not in (None, job.owner):
-            raise RunGone(f"run {last.run} is not a run of source {job.source}; start a new one")
-        if job.key not in (None, info.key):
-            raise RunGone(
-                f"run {last.run} does not have the key {job.key!r}; without a Last-Event-ID, the "
-                "key attaches to its run"
-            )
-        if job.gives_arguments and job.arguments_hash != info.arguments_hash:
+            return None
+        if job.gives_arguments and job.arguments_hash != log.info.arguments_hash:
             raise InvalidParameters(
                 f"run {last.run} has other parameters; resume it with the same ones, or start "
                 "a new run without a Last-Event-ID"
             )
-        return await self.position(log, last)
+        return log
+
+    async def find_resumed(
+        self,
+        last: EventId,
+        source: str | None,
+        route: str | None,
+        owner: str | None,
+        key: str | None,
+    ) -> RunLog:
+        """The run of event `last`, for a client at this source (None: any) and route.
+
+        Raises UnknownRun, and RunGone for another one's run, or one that does not have the key.
+        """
+        log = await self._log.find(last.run)
+        info = log.info
+        same_source = info.route == route and source in (None, info.source)
+        if not same_source or info.owner not in (None, owner):
+            raise RunGone(f"run {last.run} is not a run of source {source}; start a new one")
+        if key not in (None, info.key):
+            raise RunGone(
+                f"run {last.run} does not have the key {key!r}; without a Last-Event-ID, the key "
+                "attaches to its run"
+            )
+        return log
 
     async def find(self, run: str, owner: str | UnsetType | None = UNSET) -> RunLog:
         """The log of a run. Raises UnknownRun, also if it belongs to somebody else than `owner`."""
@@ -342,18 +365,14 @@ class Runs:
         key_prefix: str | UnsetType = UNSET,
         source: str | UnsetType = UNSET,
         status: Status | UnsetType = UNSET,
+        after: RunLog | None = None,
         limit: int = 100,
     ) -> Sequence[RunLog]:
         """The logs of the newest `limit` runs that have all that is given, newest first.
 
-        An `owner` of None lists the runs without one. Raises ValueError for an unknown status, and
-        for a negative limit.
+        An `owner` of None lists the runs without one. The next ones are those `after` the last one,
+        even if it is forgotten. Raises ValueError for an unknown status and for a negative limit.
         """
-        if limit < 0:
-            raise ValueError(f"limit={limit} is negative; give the number of runs to list at most")
-        if status is not UNSET and status not in get_args(Status):
-            statuses = ", ".join(get_args(Status))
-            raise ValueError(f"status={status!r} is not one of {statuses}")
         return await self.select(
             Selection(
                 owner=owner,
@@ -361,6 +380,7 @@ class Runs:
                 key_prefix=key_prefix,
                 source=source,
                 status=status,
+                after=UNSET if after is None else after.info.place,
                 limit=limit,
             )
         )

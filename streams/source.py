@@ -9,14 +9,9 @@ Invariants:
 
 import functools
 import inspect
+import logging
 import re
-from collections.abc import (
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Iterable,
-    Mapping,
-)
+from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from types import NoneType, UnionType
 from typing import (
@@ -38,8 +33,18 @@ from starlette.requests import Request
 
 from streams.declaration import inner_function, name_of, parameters_of, schema_of
 from streams.encoding import decode_model, encode_json, encode_sorted
-from streams.errors import InvalidBody, InvalidParameters, abbreviated
+from streams.errors import (
+    InvalidBody,
+    InvalidParameters,
+    abbreviated,
+    as_stream_error,
+    for_clients,
+)
+from streams.guard import Guard, takes_arguments
+from streams.job import Job
 from streams.policy import Policy, PolicyOptions
+
+logger = logging.getLogger("streams")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,39 +54,7 @@ EVENT_ID_PARAMETERS = ("last_event_id", "lastEventId")
 KEY_PARAMETER = "idempotency_key"
 RESERVED_PARAMETERS = (*EVENT_ID_PARAMETERS, KEY_PARAMETER)
 
-Guard = Callable[[Request], Any]
-"""Raises for a request that it does not let in. Sync, in a thread, or async."""
-
-Opener = Callable[[], Awaitable[AsyncIterable[Any] | Iterable[Any]]]
 Restartable = Callable[[Mapping[str, Any]], bool]
-
-
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is started from: a source with its arguments, its policy and its owner."""
-
-    source: str
-    policy: Policy
-    open: Opener
-    route: str | None = None
-    """The route of the user's own endpoint, which alone can resume the run; None: Streams' own."""
-    owner: str | None = None
-    """The identity of the user to whom the run will belong; None: to anybody who knows its id."""
-    arguments: str | None = None
-    """A JSON object; None if another worker cannot continue the run with it."""
-    arguments_hash: str | None = None
-    """A hash of all arguments, defaults included: a run is resumed only with the same ones."""
-    gives_arguments: bool = False
-    """Whether the client gave any. Without any, it resumes a run whatever its arguments are."""
-    fingerprint: str | None = None
-    """The fingerprint of the source, if another worker can continue the run."""
-    key: str | None = None
-    """Names one run of its owner, source and route: what has the same key attaches to it."""
-    shared: bool = False
-    """Whether all who give the same arguments view one run."""
-    replay: int = 1
-    """How many of the newest events of a shared run a client gets that joins later."""
-    topic: bool = False
-    """Whether the run has no source: anybody publishes to it."""
 
 
 class Source(Generic[P, T]):
@@ -90,6 +63,9 @@ class Source(Generic[P, T]):
     Calling it calls the function. Raises TypeError for a function that is neither a generator
     function nor an async function, and for parameters that cannot be published.
     """
+
+    is_topic = False
+    replay = 1
 
     def __init__(
         self,
@@ -114,10 +90,8 @@ class Source(Generic[P, T]):
         self.policy = policy
         self.description = (inspect.getdoc(code) or "").partition("\n")[0]
         check_name(self.name)
-        if guard is not None and not callable(guard):
-            raise TypeError(
-                f"guard= of source {self.name!r} is a function of the request, not {guard!r}"
-            )
+        what = f"guard= of source {self.name!r}"
+        self.guard_takes_arguments = guard is not None and takes_arguments(guard, what)
         self.check_function(code)
         Policy().replace(policy, f"source {self.name!r}", type(self).__init__.__kwdefaults__ or ())
         self._request_parameter: str | None = None
@@ -278,9 +252,8 @@ class Source(Generic[P, T]):
         key: str | None = None,
     ) -> Job:
         """A job with these arguments. A shared source's job has no owner and no key."""
-        complete = {**self.defaults, **arguments}
-        is_restartable = self._restartable_with
-        movable = self.movable and (is_restartable is None or is_restartable(complete))
+        complete = self.complete(arguments)
+        movable = self.movable and self._is_restartable(complete)
         return Job(
             source=self.name,
             policy=policy,
@@ -288,11 +261,32 @@ class Source(Generic[P, T]):
             owner=None if self.shared else owner,
             arguments=encode_json(arguments).decode() if movable else None,
             arguments_hash=hash_of(complete),
+            guard_arguments=self.for_guard(arguments),
             gives_arguments=bool(arguments),
             fingerprint=self.fingerprint if movable else None,
             key=None if self.shared else key,
             shared=self.shared,
+            replay=self.replay,
+            topic=self.is_topic,
         )
+
+    def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments with the defaults of those that are not given."""
+        return {**self.defaults, **arguments}
+
+    def for_guard(self, arguments: Mapping[str, Any]) -> str | None:
+        """What a log keeps of the arguments for the guard, if that takes them."""
+        if not self.guard_takes_arguments:
+            return None
+        return encode_json(self.complete(arguments)).decode()
+
+    def _is_restartable(self, complete: Mapping[str, Any]) -> bool:
+        try:
+            return self._restartable_with is None or self._restartable_with(complete)
+        except Exception as error:
+            if for_clients(error) is None:
+                logger.exception("the restartable= function of source %s failed", self.name)
+            raise as_stream_error(error) from None
 
     async def open(
         self, arguments: Mapping[str, Any], request: Request | None, after: int = 0
@@ -379,8 +373,9 @@ def source(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     `name` (default: the function's) is the source's name in URLs. With `shared`, all viewers that
     give the same parameters share one run. A source with a parameter `after` is restartable; if it
     is not with all arguments, `restartable` is a function of them, defaults included, that says
-    whether it is. `guard(request)`, sync or async, is called for everyone who starts, joins,
-    resumes or stops a run or reads its state; what it raises is the answer. `aclose` is awaited
+    whether it is. `guard(request)` or `guard(request, arguments)`, sync or async, is called for
+    everyone who starts, joins, resumes or stops a run or reads its state; what it raises is the
+    answer, and `arguments` are those of the run, with the defaults. `aclose` is awaited
     when an app that serves the source closes. Change `version` when the source would yield other
     events than before after the same number of them: a run that a server with the old code has
     begun is not continued then, but fails with ProducerLost. Other keywords are this source's

@@ -49,7 +49,7 @@ class Threads:
     """The threads of one Streams: at most `limit`, one for each plain iterator."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._running: set[ThreadIterator] = set()
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class Threads:
             return aiter(produced)
         iterator = ThreadIterator(produced, name, self._running.discard)
         try:
-            if len(self._running) >= self._limit:
+            if len(self._running) >= self.limit:
                 raise RuntimeError("max_threads is reached")
             self._running.add(iterator)
             iterator.start()
@@ -76,7 +76,7 @@ class Threads:
                 close()
             raise TooManyThreads(
                 f"this server runs {len(self)} plain generators or guards, each in a thread (limit "
-                f"{self._limit}); try again in {TooManyThreads.retry_after} s"
+                f"{self.limit}); try again in {TooManyThreads.retry_after} s"
             ) from error
         return iterator
 

@@ -9,11 +9,11 @@ Invariants:
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
-import msgspec
 from starlette.requests import Request
 
-from streams.policy import Policy, PolicyOptions
-from streams.source import Guard, Job, Source
+from streams.guard import Guard
+from streams.policy import PolicyOptions
+from streams.source import Source
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,6 +24,8 @@ class Topic(Source[P, T]):
 
     Raises TypeError for parameters that cannot be published, and for an invalid option.
     """
+
+    is_topic = True
 
     def __init__(
         self,
@@ -54,18 +56,6 @@ class Topic(Source[P, T]):
     def published(self, url: str) -> dict[str, Any]:
         return {**super().published(url), "topic": True}
 
-    def job(
-        self,
-        arguments: Mapping[str, Any],
-        request: Request | None,
-        *,
-        policy: Policy,
-        owner: str | None = None,
-        key: str | None = None,
-    ) -> Job:
-        job = super().job(arguments, request, policy=policy)
-        return msgspec.structs.replace(job, topic=True, replay=self.replay)
-
     async def open(
         self, arguments: Mapping[str, Any], request: Request | None, after: int = 0
     ) -> None:
@@ -93,9 +83,10 @@ def topic(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Makes a topic of a function, which is never called: its parameters name the topic.
 
     `name` (default: the function's) is the topic's name in URLs and for `publish`. A viewer who
-    joins gets the newest `replay` events and what follows. `guard(request)`, sync or async, is
-    called for everyone who joins or resumes it; what it raises is the answer. Other keywords are
-    this topic's exceptions from the policy: see Policy. It holds `window` bytes of events. Without
+    joins gets the newest `replay` events and what follows. `guard(request)` or
+    `guard(request, arguments)`, sync or async, is called for everyone who joins or resumes it; what
+    it raises is the answer, and `arguments` are those that name the topic. Other keywords are this
+    topic's exceptions from the policy: see Policy. It holds `window` bytes of events. Without
     viewers, it is forgotten `retain` seconds after it was last published to.
     """
     if function is None:

@@ -17,8 +17,8 @@ from starlette.types import Message
 
 from streams import MemoryLog, Policy, Source, StreamError, Streams, source
 from streams.errors import Unavailable
+from streams.job import Job
 from streams.runs import Runs
-from streams.source import Job
 from streams.sources import clock, counter
 from tests.log.shared.workers import workers
 from tests.support.servers import client_of, connection, every_event, serving, until

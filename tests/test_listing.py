@@ -91,6 +91,11 @@ async def test_an_anonymous_client_sees_only_the_run_whose_whole_key_it_gives() 
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
+        ({"limit": "0"}, "limit='0' is not a number from 1 to 100"),
+        ({"limit": "101"}, "limit='101' is not a number from 1 to 100"),
+        ({"limit": "1e1"}, "limit='1e1' is not a number from 1 to 100"),
+        ({"after": "r"}, "after='r' is not from the member `next` of a list; leave it out"),
+        ({"after": "1." + "x" * 99}, "… (103 characters) is not from the member `next`"),
         (
             {"keyprefix": "chat-7/"},
             "'keyprefix' is not a parameter of this URL; parameters: key, k",
@@ -109,10 +114,32 @@ async def test_an_invalid_query_is_a_422_that_says_what_to_do(
         assert (await listed(client, ANN, key_prefix="")) == []
 
 
-async def test_at_most_100_runs_are_listed() -> None:
-    async with client_of(Streams([counter], identity=by_header)) as client:
-        runs = [await start(client, ANN) for _ in range(101)]
-        assert [run["run"] for run in await listed(client, ANN)] == runs[:0:-1]
+async def test_a_list_has_at_most_100_runs_and_the_url_of_the_next_ones() -> None:
+    streams = Streams([counter], identity=by_header)
+    app = Starlette(routes=[Mount("/my live", streams)])
+    async with client_of(app) as client:
+        client.base_url = client.base_url.join("/my%20live/")
+        runs = [await start(client, ANN, "a&b")]
+        runs += [await start(client, ANN) for _ in range(99)]
+        assert (await client.get("/runs", headers=ANN)).json()["next"] is None
+        runs.append(await start(client, ANN))
+
+        async def pages(path: str) -> list[list[str]]:
+            found = []
+            client.base_url = client.base_url.join("/")
+            while path:
+                answer = (await client.get(path, headers=ANN)).json()
+                found.append([run["run"] for run in answer["runs"]])
+                path = answer["next"]
+            return found
+
+        assert await pages("/my live/runs") == [runs[:0:-1], runs[:1]]
+        of_50 = await pages("/my live/runs?limit=50&source=counter")
+        assert of_50 == [runs[:50:-1], runs[50:0:-1], runs[:1]]
+        assert await pages("/my live/runs?limit=1&key_prefix=a%26") == [runs[:1]]
+        logs = await streams.runs.list(limit=60)
+        logs = [*logs, *await streams.runs.list(limit=60, after=logs[-1])]
+        assert [log.info.run for log in logs] == runs[::-1]
 
 
 async def test_any_worker_says_which_answer_of_a_chat_is_running_and_another_device_gets_it(

@@ -42,6 +42,8 @@ CORE = [
     "log",
     "topic",
     "source",
+    "job",
+    "guard",
     "policy",
     "declaration",
     "thread",

@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from streams import StreamError, Streams, source
+from streams.job import Job
 from streams.policy import Policy
-from streams.source import Job
 from tests.support.servers import (
     Connection,
     client_of,

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from streams import Source, StreamError, Streams, source
 from streams.errors import InvalidEventId, RunGone
 from streams.event import EventId
-from streams.source import Job
+from streams.job import Job
 from streams.sources import clock, counter
 from tests.support.list_log import ListLog
 from tests.support.servers import Connection, client_of, connection, every_event, serving, until

@@ -17,7 +17,7 @@ Invariants of every log:
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -27,6 +27,11 @@ from streams.event import NO_READER, SHUTDOWN, End, EventId, Payload, encode_jso
 
 Status = Literal["running", "completed", "failed", "cancelled", "refused"]
 """`refused`: the source failed in its first step, before anybody could read the run."""
+
+
+Place = tuple[int, str]
+"""The place of a run in a list, which is in descending order of it: when it started, in µs since
+1970, and its id."""
 
 
 def unique_key(owner: str | None, source: str, route: str | None, key: str) -> str:
@@ -57,6 +62,9 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The source's arguments as a JSON object, if another worker can continue the run."""
     arguments_hash: str | None = None
     """A hash of all arguments, defaults included; None for an endpoint of the user's own."""
+    guard_arguments: str | None = None
+    """All arguments as a JSON object, if the guard of the source takes them. They are held, and
+    counted in the bytes of the log, as long as the run."""
     fingerprint: str | None = None
     """Identifies the program of the source: a worker continues only runs of its own program."""
 
@@ -74,6 +82,15 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     def frees_key(self, end: End) -> bool:
         """Whether another run may have its unique key after it has ended so."""
         return (self.shared and not self.topic) or end.reason in (NO_READER, SHUTDOWN)
+
+    @property
+    def place(self) -> Place:
+        return int(self.started.timestamp() * 1_000_000), self.run
+
+    @property
+    def held(self) -> int:
+        """The bytes that count in those of the log for as long as it has the run."""
+        return 0 if self.guard_arguments is None else len(self.guard_arguments.encode())
 
     @property
     def path(self) -> str:
@@ -94,7 +111,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """Which runs to list: the newest `limit` ones that have all that is set.
 
-    An `owner` of None selects the runs without one.
+    An `owner` of None selects the runs without one. Raises ValueError for an unknown status, and
+    for a negative limit.
     """
 
     owner: str | UnsetType | None = UNSET
@@ -102,13 +120,23 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     key_prefix: str | UnsetType = UNSET
     source: str | UnsetType = UNSET
     status: Status | UnsetType = UNSET
+    after: Place | UnsetType = UNSET
+    """Only runs that come after this place in the list, even if the run there is forgotten."""
     limit: int = 100
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise ValueError(f"limit={self.limit} is negative; give the number of runs to list")
+        if self.status is not UNSET and self.status not in get_args(Status):
+            statuses = ", ".join(get_args(Status))
+            raise ValueError(f"status={self.status!r} is not one of {statuses}")
 
     def includes(self, info: RunInfo, status: Status) -> bool:
         """Whether it selects a run, apart from the limit. A refused run is never selected."""
         return (
             status != "refused"
             and self.status in (UNSET, status)
+            and (self.after is UNSET or info.place < self.after)
             and self.owner in (UNSET, info.owner)
             and self.source in (UNSET, info.source)
             and self.key in (UNSET, info.key)
@@ -243,7 +271,7 @@ class EventLog(Protocol):
 
     @property
     def bytes(self) -> int:
-        """How many bytes of frames this worker holds."""
+        """How many bytes of frames, and of arguments for guards, this worker holds."""
 
     @property
     def readers(self) -> int:
@@ -280,7 +308,8 @@ class EventLog(Protocol):
         """The log of the run that has a unique key, if there is one."""
 
     async def select(self, selection: Selection) -> list[RunLog]:
-        """The logs of the selected runs, newest first."""
+        """The logs of the selected runs, newest first: fewer than the limit only if there are no
+        more."""
 
     async def discard(self, run: str) -> None:
         """Forgets a run at once, if it exists. Its readers may get what this process holds of it,

@@ -13,7 +13,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable
-from itertools import islice
+from heapq import nlargest
 from typing import Self
 
 from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
@@ -49,7 +49,7 @@ class MemoryLog(LocalTopics["MemoryRun"]):
         self.readers = 0
         self.max_bytes = max_bytes
         self._max_runs = max_runs
-        self.runs: RunTable[MemoryRun] = RunTable(self.forget)
+        self.runs: RunTable[MemoryRun] = RunTable(self.forget, self.account)
         self.paused: set[MemoryRun] = set()  # their producers wait for room
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class MemoryLog(LocalTopics["MemoryRun"]):
 
     async def select(self, selection: Selection) -> list[RunLog]:
         selected = (run for run in self.runs if selection.includes(run.info, run.status))
-        return list(islice(selected, selection.limit))
+        return list(nlargest(selection.limit, selected, key=lambda run: run.info.place))
 
     async def discard(self, run: str) -> None:
         self.forget(run)

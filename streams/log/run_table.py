@@ -14,10 +14,15 @@ R = TypeVar("R", bound=RunLog)
 
 
 class RunTable(Generic[R]):
-    """Runs by their id and their unique key. `forget` is called with the id of an expired one."""
+    """Runs by their id and their unique key.
 
-    def __init__(self, forget: Callable[[str], None]) -> None:
+    `forget` is called with the id of an expired one, and `account` with the bytes of arguments that
+    a run adds, and that it (negative) takes away.
+    """
+
+    def __init__(self, forget: Callable[[str], None], account: Callable[[int], None]) -> None:
         self._forget = forget
+        self._account = account
         self._runs: dict[str, R] = {}
         self._by_key: dict[str, R] = {}
         # The finished runs, oldest first: those without and those with a key.
@@ -42,6 +47,7 @@ class RunTable(Generic[R]):
         self._runs[run.info.run] = run
         if (unique_key := run.info.unique_key) is not None:
             self._by_key[unique_key] = run
+        self._account(run.info.held)
 
     def remove(self, run: str) -> R | None:
         if (held := self._runs.pop(run, None)) is None:
@@ -50,6 +56,7 @@ class RunTable(Generic[R]):
             if (timer := expiring.pop(run, None)) is not None:
                 timer.cancel()
         self.free_key(held)
+        self._account(-held.info.held)
         return held
 
     def free_key(self, run: R) -> None:

@@ -196,7 +196,8 @@ class Store(Protocol):
         """The id of the run that has a unique key; None if there is none."""
 
     async def select(self, selection: Selection) -> list[State]:
-        """The states of the selected runs, newest first."""
+        """The states of the selected runs, newest first: fewer than the limit only if there are no
+        more."""
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
         """The state of each run; None if there is no such run."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -496,6 +497,36 @@ async def test_runs_are_selected_newest_first_by_owner_key_source_and_status(
     await store.discard("gone")
     await settled(store)
     assert await listed(store, **selection) == runs
+
+
+@pytest.mark.parametrize("selection", [{}, {"owner": "ann"}, {"key_prefix": "k"}], ids=str)
+async def test_a_selection_is_read_in_pages_even_if_the_last_run_of_a_page_is_forgotten(
+    make_log: MakeLog, selection: dict[str, Any]
+) -> None:
+    """Several runs start at one moment, and not in the order of their ids."""
+    store = make_log(max_runs=300)
+    started = [datetime(2026, 1, 1, second=i // 10, tzinfo=UTC) for i in range(205)]
+    infos = [
+        info(f"r{i * 7 % 205}", owner="ann", key=f"k{i}", started=each)
+        for i, each in enumerate(started)
+    ]
+    for run in infos:
+        (await store.create(run, LIMITS)).open()
+    await settled(store)
+    newest_first = [run.run for run in sorted(infos, key=lambda run: run.place, reverse=True)]
+    pages: list[list[str]] = []
+    after = {}
+    while True:
+        page = await store.select(Selection(**selection, **after, limit=100))
+        pages.append([log.info.run for log in page])
+        if len(page) < 100:
+            break
+        after = {"after": page[-1].info.place}
+        await store.discard(page[-1].info.run)
+    assert [len(page) for page in pages] == [100, 100, 5]
+    assert [run for page in pages for run in page] == newest_first
+    for limit in (99, 100, 202, 203, 204):
+        assert len(await store.select(Selection(**selection, limit=limit))) == min(limit, 203)
 
 
 async def test_a_run_that_has_expired_is_not_selected(make_log: MakeLog) -> None:

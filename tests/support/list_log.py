@@ -64,7 +64,7 @@ class ListLog:
 
     async def select(self, selection: Selection) -> list[RunLog]:
         selected: list[RunLog] = []
-        for log in reversed(self.runs.values()):
+        for log in sorted(self.runs.values(), key=lambda log: log.info.place, reverse=True):
             if selection.includes(log.info, log.status):
                 selected.append(log)
         return selected[: selection.limit]

@@ -104,8 +104,7 @@ class RedisStore:
         unique_key = "" if info.unique_key is None else _hash(info.unique_key)
         retain = _milliseconds(limits.retain)
         policy = (limits.window, retain, int(limits.drops_oldest), self._lease)
-        started = int(info.started.timestamp() * 1_000_000)
-        index = (unique_key, info.owner or "", info.key or "", started)
+        index = (unique_key, info.owner or "", info.key or "", info.place[0])
         run = await self._call(CREATE, info.run, encode_json(info), *policy, *index)
         return str(run.decode())
 
@@ -121,7 +120,7 @@ class RedisStore:
         names = await self._link.names("run:")
         found = [state for state in await self.load(names) if state is not None]
         selected = [state for state in found if selection.includes(state.info, state.status)]
-        selected.sort(key=lambda state: state.info.started, reverse=True)
+        selected.sort(key=lambda state: state.info.place, reverse=True)
         return selected[: selection.limit]
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:

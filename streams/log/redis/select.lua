@@ -3,6 +3,9 @@
 -- ARGV: worker, selection (JSON: Selection in log/__init__.py), with an owner, a key or a key_prefix
 -- Returns a list of states, as state() in common.lua, newest first.
 
+-- Whether the place of a run, its start and its id, is before another one in the list.
+local function is_before(a, b) return a[1] > b[1] or (a[1] == b[1] and a[2] > b[2]) end
+
 local selection = cjson.decode(ARGV[2])
 local owner, prefix, exact = selection.owner, selection.key_prefix, selection.key
 local index, members = KEYS_INDEX, nil
@@ -23,18 +26,20 @@ for _, member in ipairs(members) do
     redis.call('ZREM', index, member)
   else
     info = cjson.decode(info)
+    local place = {tonumber(started), run}
     if status ~= 'refused'
+      and (not selection.after or is_before(selection.after, place))
       and (not selection.status or selection.status == status)
       and (not owner or owner == info.owner)
       and (not selection.source or selection.source == info.source)
       and (not exact or exact == info.key)
       and (not prefix or (info.key ~= cjson.null and info.key:sub(1, #prefix) == prefix))
     then
-      selected[#selected + 1] = {tonumber(started), run}
+      selected[#selected + 1] = place
     end
   end
 end
-table.sort(selected, function(a, b) return a[1] > b[1] end)
+table.sort(selected, is_before)
 local states = {}
 for i = 1, math.min(#selected, selection.limit) do states[i] = state(selected[i][2]) end
 return states

@@ -19,6 +19,8 @@ from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from streams.errors import Unavailable, UnknownRun
 from streams.log import Adopter, Limits, RunInfo, RunLog, Selection
 from streams.log.memory import MemoryLog
@@ -143,7 +145,12 @@ class SharedLog(SharedTopics):
         await self.open()
         runs = [self._run_of(state) for state in await self.store.select(selection)]
         # This worker may know of an end that the store does not have yet.
-        return [run for run in runs if selection.includes(run.info, run.status)]
+        selected: list[RunLog] = [r for r in runs if selection.includes(r.info, r.status)]
+        if (missing := len(runs) - len(selected)) and len(runs) == selection.limit:
+            place = runs[-1].info.place
+            more = msgspec.structs.replace(selection, after=place, limit=missing)
+            selected += await self.select(more)
+        return selected
 
     def _run_of(self, state: State) -> SharedRun:
         known = self._runs.get(state.info.run)

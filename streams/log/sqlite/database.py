@@ -26,7 +26,7 @@ from streams.log.store import parse_lease
 
 DEFAULT_LEASE = "10"
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 1400137037
 _SCHEMA = (files(__package__) / "schema.sql").read_text("utf-8")
 
@@ -177,6 +177,12 @@ class Database:
             raise StoreDown(
                 f"{self.path} was written by a newer version of streams (schema {version}, this "
                 f"version knows {SCHEMA_VERSION}): update streams, or name another file"
+            )
+        if 0 < version < SCHEMA_VERSION:
+            raise StoreDown(
+                f"{self.path} was written by an older version of streams (schema {version}, this "
+                f"version needs {SCHEMA_VERSION}): delete it with its -wal and -shm, or name "
+                "another file"
             )
         # In this order: later, neither of the first two has an effect. Small pages make
         # checkpoints shorter, because fewer bytes change.

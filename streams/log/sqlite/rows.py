@@ -60,8 +60,13 @@ def select_runs(db: sqlite3.Connection, app: str, selection: Selection) -> list[
         "source = ?": selection.source,
     }
     given = {condition: value for condition, value in conditions.items() if value is not UNSET}
-    query = f"SELECT name FROM run WHERE {' AND '.join(given)} ORDER BY id DESC LIMIT ?"
-    return [name for (name,) in db.execute(query, (*given.values(), selection.limit)).fetchall()]
+    values = list(given.values())
+    query = f"SELECT name FROM run WHERE {' AND '.join(given)}"
+    if selection.after is not UNSET:
+        query += " AND (started, name) < (?, ?)"
+        values += selection.after
+    query += " ORDER BY started DESC, name DESC LIMIT ?"
+    return [name for (name,) in db.execute(query, (*values, selection.limit)).fetchall()]
 
 
 def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
@@ -149,6 +154,7 @@ def insert_run(
         "owner": info.owner,
         "key": info.key,
         "source": info.source,
+        "started": info.place[0],
         "producer": producer,
         "window": limits.window,
         "retain": limits.retain,

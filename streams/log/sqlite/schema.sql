@@ -1,4 +1,4 @@
--- Version 1. database.py runs this once, when the file is new.
+-- Version 2. database.py runs this once, when the file is new.
 --
 -- Times are wall time, in seconds since 1970: they survive a reboot. No death rests on them.
 
@@ -19,7 +19,8 @@ CREATE TABLE worker (
 ) WITHOUT ROWID;
 
 -- A discarded run has no name any more; the keeper deletes it. `unique_key` is NULL when an end has
--- freed it. `owner`, `key` and `source` are what runs are selected by.
+-- freed it. `owner`, `key` and `source` are what runs are selected by, and `started`, in µs since
+-- 1970, is what they are sorted by.
 --
 -- A topic has '' as its producer, and in `size` the bytes of its frames; it expires unless that is
 -- postponed. What has expired never comes back.
@@ -31,6 +32,7 @@ CREATE TABLE run (
   owner TEXT,
   key TEXT,
   source TEXT NOT NULL,
+  started INTEGER NOT NULL,
   status TEXT NOT NULL DEFAULT 'running',
   producer TEXT NOT NULL,
   "window" INTEGER NOT NULL,
@@ -83,6 +85,6 @@ CREATE TABLE cursor (
 );
 
 PRAGMA application_id = 1400137037;
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 
 COMMIT;

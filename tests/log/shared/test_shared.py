@@ -267,5 +267,10 @@ async def test_a_run_that_has_ended_here_is_not_selected_as_running(
     assert await one.select(Selection(status="running")) == [log]
     log.close(COMPLETED)
     assert await one.select(Selection(status="running")) == []
+    others = [await new(one, run) for run in ("b", "c")]
+    assert await one.select(Selection(status="running", limit=2)) == others[::-1]
+    assert await one.select(Selection(status="running", limit=3)) == others[::-1]
+    older = Selection(status="running", limit=2, after=others[1].info.place)
+    assert await one.select(older) == others[:1]
     gate.set()
     await one.written()

@@ -1,0 +1,40 @@
+"""Job: what a run is started from."""
+
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from streams.policy import Policy
+
+Opener = Callable[[], Awaitable[AsyncIterable[Any] | Iterable[Any]]]
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is started from: a source with its arguments, its policy and its owner."""
+
+    source: str
+    policy: Policy
+    open: Opener
+    route: str | None = None
+    """The route of the user's own endpoint, which alone can resume the run; None: Streams' own."""
+    owner: str | None = None
+    """The identity of the user to whom the run will belong; None: to anybody who knows its id."""
+    arguments: str | None = None
+    """A JSON object; None if another worker cannot continue the run with it."""
+    arguments_hash: str | None = None
+    """A hash of all arguments, defaults included: a run is resumed only with the same ones."""
+    guard_arguments: str | None = None
+    """All arguments as a JSON object, if the guard of the source takes them."""
+    gives_arguments: bool = False
+    """Whether the client gave any. Without any, it resumes a run whatever its arguments are."""
+    fingerprint: str | None = None
+    """The fingerprint of the source, if another worker can continue the run."""
+    key: str | None = None
+    """Names one run of its owner, source and route: what has the same key attaches to it."""
+    shared: bool = False
+    """Whether all who give the same arguments view one run."""
+    replay: int = 1
+    """How many of the newest events of a shared run a client gets that joins later."""
+    topic: bool = False
+    """Whether the run has no source: anybody publishes to it."""
