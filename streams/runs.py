@@ -23,7 +23,6 @@ from msgspec import UNSET, UnsetType
 from streams.errors import (
     InvalidEventId,
     InvalidParameters,
-    ProducerLost,
     RunGone,
     ShuttingDown,
     StreamError,
@@ -190,7 +189,7 @@ class Runs:
         source, policy = self._sources.get(info.source, (None, Policy()))
         try:
             if source is None or info.arguments is None or info.fingerprint != source.fingerprint:
-                raise ProducerLost("the worker that produced this run died; start a new run")
+                raise info.lost("the worker that produced this run died")
             arguments = source.from_json(info.arguments.encode())
         except StreamError as error:
             logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)

@@ -86,11 +86,17 @@ class Threads:
         If the caller is cancelled, the thread ends when the function returns.
         """
         iterator = self.iterate(_once(function), name)
+        assert isinstance(iterator, ThreadIterator)
         try:
-            return await anext(iterator)
-        finally:
-            if isinstance(iterator, ThreadIterator):
-                iterator.stop()
+            answer = await anext(iterator)
+        except asyncio.CancelledError:
+            iterator.stop()
+            raise
+        except BaseException:
+            await iterator.aclose()
+            raise
+        await iterator.aclose()  # Another function can have its place now.
+        return answer
 
 
 def _once(function: Callable[[], Any]) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from typing import Literal, Protocol, get_args
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from streams.errors import StreamError
+from streams.errors import ProducerLost, StreamError
 from streams.event import NO_READER, SHUTDOWN, End, EventId, Payload, encode_json, frame
 
 Status = Literal["running", "completed", "failed", "cancelled", "refused"]
@@ -91,6 +91,11 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     def held(self) -> int:
         """The bytes that count in those of the log for as long as it has the run."""
         return 0 if self.guard_arguments is None else len(self.guard_arguments.encode())
+
+    def lost(self, why: str) -> ProducerLost:
+        """The error of a run that nobody can produce any more. It keeps its key."""
+        other_key = "" if self.key is None else " with another key"
+        return ProducerLost(f"{why}; start a new run{other_key}")
 
     @property
     def path(self) -> str:

@@ -515,7 +515,7 @@ async def test_a_selection_is_read_in_pages_even_if_the_last_run_of_a_page_is_fo
     await settled(store)
     newest_first = [run.run for run in sorted(infos, key=lambda run: run.place, reverse=True)]
     pages: list[list[str]] = []
-    after = {}
+    after: dict[str, Any] = {}
     while True:
         page = await store.select(Selection(**selection, **after, limit=100))
         pages.append([log.info.run for log in page])

@@ -25,7 +25,7 @@ from streams.errors import Unavailable, UnknownRun
 from streams.log import Adopter, Limits, RunInfo, RunLog, Selection
 from streams.log.memory import MemoryLog
 from streams.log.shared.repeat import Backoff, repeat, until_answered
-from streams.log.shared.run import APPEND_EVENTS, LOST, SharedRun
+from streams.log.shared.run import APPEND_EVENTS, SharedRun
 from streams.log.shared.topics import RENEWALS_PER_REFRESH, SharedTopics
 from streams.log.shared.work import Work
 from streams.log.store import Committed, Cursor, Fenced, Missing, Notice, Outcome, State, Store
@@ -287,7 +287,7 @@ class SharedLog(SharedTopics):
                 if not run.on_missing(last):
                     self._release(run)
                     run.on_lost()
-                    self._in_background(until_answered(partial(run.close_in_store, LOST)))
+                    self._in_background(until_answered(partial(run.close_in_store, run.lost)))
             case Fenced():
                 self._on_fenced(run)
             case _:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
-from streams.errors import LogClosed, LostHistory, ProducerLost, RunGone, StreamError
+from streams.errors import LogClosed, LostHistory, RunGone, StreamError
 from streams.event import End, frame
 from streams.log import Status
 from streams.log.memory import CHUNK, MemoryReader, MemoryRun
@@ -32,8 +32,6 @@ APPEND_EVENTS = 512
 
 CLOCK_SECONDS = 0.1
 """This worker keeps a finished run for this much longer than the store: their clocks differ."""
-
-LOST = End.failed(ProducerLost("the log has lost events of this run; start a new run"))
 
 
 class SharedRun:
@@ -208,6 +206,11 @@ class SharedRun:
             self._work.queue_append(self)
         return are_here
 
+    @property
+    def lost(self) -> End:
+        """How the run ends when the store has lost events of it."""
+        return End.failed(self.info.lost("the log has lost events of this run"))
+
     def on_lost(self) -> None:
         """The store has lost events that readers here may have had: for them, the run ends."""
         self.is_producer = False
@@ -215,8 +218,8 @@ class SharedRun:
         memory = self.memory
         if not memory.closed:
             memory.discard_uncommitted()
-            memory.add(frame(self._id, memory.last + 1, b"end", LOST.encode()))
-            memory.finish(LOST.status)
+            memory.add(frame(self._id, memory.last + 1, b"end", self.lost.encode()))
+            memory.finish(self.lost.status)
         memory.commit(memory.last)
         self.readers_changed()
         self._watcher()

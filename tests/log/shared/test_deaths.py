@@ -68,9 +68,19 @@ async def test_another_worker_continues_a_restartable_run_when_its_worker_is_kil
         assert sum(restarts) == 1
 
 
-async def test_a_run_that_cannot_restart_fails_with_producer_lost(store_url: str) -> None:
+@pytest.mark.parametrize(
+    ("query", "what_to_do"),
+    [
+        ("", "start a new run"),
+        ("?idempotency_key=0123456789abcdef", "start a new run with another key"),
+    ],
+    ids=["no key", "key"],
+)
+async def test_a_run_that_cannot_restart_fails_with_producer_lost(
+    store_url: str, query: str, what_to_do: str
+) -> None:
     with worker_processes(2, store_url) as ((one, process), (other, _)):
-        async with connection(one, "/streams/mortal") as stream:
+        async with connection(one, f"/streams/mortal{query}") as stream:
             await stream.until(*NUMBER_19)
             async with connection(other, f"/runs/{stream.run}") as view:
                 await view.until(*NUMBER_19)
@@ -79,6 +89,7 @@ async def test_a_run_that_cannot_restart_fails_with_producer_lost(store_url: str
     end = json.loads(view.body.rpartition(b"data: ")[2])
     assert end["status"] == "failed"
     assert end["error"]["type"] == "ProducerLost"
+    assert end["error"]["message"] == f"the worker that produced this run died; {what_to_do}"
 
 
 async def test_when_the_only_server_is_killed_a_run_that_cannot_restart_fails_with_all_its_history(
