@@ -36,7 +36,7 @@ from streams.job import Job
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
-from streams.optional import json_lines, log_at, openai_refusal, openai_routes, page_routes
+from streams.optional import log_at, openai_refusal, openai_routes, page_routes, wire_of
 from streams.policy import Policy, PolicyOptions
 from streams.publish import Publisher
 from streams.request import (
@@ -57,7 +57,7 @@ from streams.run_endpoints import RunEndpoints
 from streams.runs import Position, Runs
 from streams.source import Source, check_name, check_source, hash_of
 from streams.topic import Topic
-from streams.wires import EventStream, Wire
+from streams.wires import Wire
 
 
 class Streams(Publisher):
@@ -277,7 +277,7 @@ class Streams(Publisher):
     async def _answer_endpoint(self, request: Request, job: Job) -> Response:
         media_type = preferred(request, STREAM_TYPES) or EVENT_STREAM
         if request.method == "HEAD":
-            return head_response(media_type)
+            return head_response(wire_of(media_type, job.policy))
         try:
             await self._lifetime.serve()
             owner = job.owner or await self._access.owner(request)
@@ -294,12 +294,12 @@ class Streams(Publisher):
 
     def endpoint(self, answer: Answer) -> ASGIApp:
         """A route's function as an ASGI app."""
-        return Endpoint(answer)
+        return Endpoint(answer, self._max_body)
 
     async def read_json(self, request: Request) -> bytes:
         """The JSON body of a request. Raises StreamError if that is refused."""
         check_site(request, self._origins)
-        body = await read_json(request, self._max_body)
+        body = await read_json(request)
         await self._lifetime.serve()  # The server may have begun to shut down meanwhile.
         return body
 
@@ -372,7 +372,7 @@ class Streams(Publisher):
                 complete = source.complete(arguments or source.from_values({}))
                 await self._access.admit(source, request, complete)
         if request.method == "HEAD":
-            return head_response(media_type)
+            return head_response(wire_of(media_type, policy))
         position = await self.runs.attach(job, last, resumed)
         return self._read(position, policy, root_path(request), media_type)
 
@@ -387,14 +387,15 @@ class Streams(Publisher):
         """The stream from a position. `root` is the path under which /runs is, if it is mounted."""
         if position is None:  # An EventSource stops reconnecting at a 204.
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
-        is_default = media_type == EVENT_STREAM
-        wire = EventStream(policy.retry) if is_default else json_lines(media_type)
         url = None if root is None else run_url(root, position.log.info.run)
-        return RunResponse(self._lifetime, position, policy, wire, url)
+        return RunResponse(self._lifetime, position, policy, wire_of(media_type, policy), url)
 
     async def _follow(self, request: Request, log: RunLog, media_type: str) -> Response:
         """The stream of a run, through its own URL."""
         source = self.sources.get(log.info.source) if log.info.route is None else None
         policy = self.policy if source is None else self._policies[source]
+        if request.method == "HEAD":
+            url = run_url(root_path(request), log.info.run)
+            return head_response(wire_of(media_type, policy), url)
         position = await self.runs.position(log, last_event_id(request))
         return self._read(position, policy, root_path(request), media_type)

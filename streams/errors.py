@@ -9,7 +9,7 @@ StreamError                500  raise it in a source: clients see its message an
 ├── InvalidEventId         422  a Last-Event-ID that this server cannot have sent
 ├── InvalidKey             422  an idempotency key that is malformed, or too short for its client
 ├── UnsupportedMediaType   415  the body's Content-Type is not JSON
-├── BodyTooLarge           413  the body is longer than `max_body`
+├── BodyTooLarge           413  the body, or a published event, is longer than `max_body`
 ├── RunGone                410  the run cannot be resumed: it is not retained, or another one's
 ├── NotAcceptable          406  the Accept header excludes every answer
 ├── UnknownSource          404  lists the sources, or topics, that exist

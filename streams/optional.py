@@ -8,7 +8,9 @@ from starlette.routing import Route
 
 from streams.errors import StreamError
 from streams.log import EventLog
-from streams.wires import Wire
+from streams.policy import Policy
+from streams.request import EVENT_STREAM
+from streams.wires import EventStream, Wire
 
 
 def log_at(url: str, limits: Mapping[str, int]) -> EventLog:
@@ -23,7 +25,10 @@ def log_at(url: str, limits: Mapping[str, int]) -> EventLog:
     return SharedLog(store, **limits)
 
 
-def json_lines(media_type: str) -> Wire:
+def wire_of(media_type: str, policy: Policy) -> Wire:
+    """The wire of a media type that a client has asked for."""
+    if media_type == EVENT_STREAM:
+        return EventStream(policy.retry)
     from streams.wires.jsonlines import JSONLines
 
     return JSONLines(media_type)

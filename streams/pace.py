@@ -10,7 +10,14 @@ Invariants of `joined`:
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+)
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
@@ -43,10 +50,49 @@ def joined(
         raise ValueError(
             f"every is {every!r}; give the seconds in which values are joined, like 0.05"
         )
-    values = _joined(_Joiner(events, every, merge))
-    # A source without a name is named after its generator.
-    values.__name__ = getattr(events, "__name__", "joined")  # type: ignore[attr-defined]
-    return values
+    return _Joined(events, _Joiner(events, every, merge))
+
+
+class _Joined(AsyncGenerator[T, None]):
+    """The generator of joined values. Closing it closes `events`, even if it has not begun.
+
+    Python does not run the body of a generator that is closed before its first step.
+    """
+
+    def __init__(self, events: AsyncIterable[T], joiner: "_Joiner[T]") -> None:
+        # A source without a name is named after its generator.
+        self.__name__ = getattr(events, "__name__", "joined")
+        self._events = events
+        self._joiner = joiner
+        self._values = _joined(joiner)
+
+    def __anext__(self) -> Coroutine[Any, Any, T]:
+        return self._values.__anext__()
+
+    def asend(self, value: None) -> Coroutine[Any, Any, T]:
+        return self._values.asend(value)
+
+    async def athrow(self, *error: Any) -> T:
+        try:
+            return await self._values.athrow(*error)
+        finally:
+            await self._close_unstarted()
+
+    async def aclose(self) -> None:
+        try:
+            await self._values.aclose()
+        finally:
+            await self._close_unstarted()
+
+    async def _close_unstarted(self) -> None:
+        if not self._joiner.started:
+            self._joiner.started = True
+            await _close(self._events)
+
+
+async def _close(events: Any) -> None:
+    if (aclose := getattr(events, "aclose", None)) is not None:
+        await aclose()
 
 
 async def _joined(joiner: "_Joiner[T]") -> AsyncGenerator[T, None]:
@@ -74,6 +120,8 @@ class _Joiner(Generic[T]):
         self._due = True  # Whether the oldest value may go out.
         self._asked = asyncio.Event()
         self._ready = asyncio.Event()
+        self.started = False
+        """Whether the task has begun, which closes the iterator then."""
         self._closing = False
         self._error: BaseException | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -135,13 +183,13 @@ class _Joiner(Generic[T]):
     # The task's side
 
     async def _run(self, events: AsyncIterator[T]) -> None:
+        self.started = True
         try:
             try:
                 await self._iterate(events)
             finally:
                 self._let_out()
-                if (aclose := getattr(events, "aclose", None)) is not None:
-                    await aclose()
+                await _close(events)
         except StopAsyncIteration:
             pass
         except BaseException as error:

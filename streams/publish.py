@@ -9,7 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streams.access import Access
-from streams.errors import InvalidBody, LogClosed, TopicEnded, UnencodableValue, UnknownSource
+from streams.errors import (
+    BodyTooLarge,
+    InvalidBody,
+    LogClosed,
+    TopicEnded,
+    UnencodableValue,
+    UnknownSource,
+)
 from streams.event import COMPLETED
 from streams.job import Job
 from streams.lifetime import Lifetime
@@ -39,14 +46,20 @@ class Publisher:
         """Publishes an event to a topic. Returns the event's id once the log has it.
 
         `data` is anything that a source may yield, an Event included. The keywords are the
-        topic's parameters. Raises UnknownSource, InvalidParameters, UnencodableValue, TopicEnded,
-        Unavailable, and RuntimeError if the log is in the memory of a process that serves nobody.
+        topic's parameters. Raises UnknownSource, InvalidParameters, UnencodableValue, BodyTooLarge
+        for more than `max_body` bytes, TopicEnded, Unavailable, and RuntimeError if the log is in
+        the memory of a process that serves nobody.
         """
         return await self._publish(self._topic_job(topic, parameters), data)
 
     async def _publish(self, job: Job, data: Any) -> str:
         await self._lifetime.publish()
         event = self.runs.encoder.first_payload(data, job.source)
+        if (size := len(event[1])) > self._max_body:
+            raise BodyTooLarge(
+                f"the event has {size} bytes, and max_body of Streams is {self._max_body}; publish "
+                "less, such as the URL of it"
+            )
         await asyncio.sleep(0)  # A task that publishes all the time lets others have their turns.
         try:
             published = await self.log.publish(info_of(job, self.log), limits_of(job.policy), event)
@@ -85,7 +98,7 @@ class Publisher:
         arguments = topic.from_query(request.query_params)
         if access.publish_takes_arguments:
             await access.admit_publisher(request, topic.complete(arguments))
-        body = await read_json(request, self._max_body)
+        body = await read_json(request)
         try:
             job = topic.job(arguments, None, policy=self._policies[topic])
             published = await self._publish(job, msgspec.json.decode(body))

@@ -14,7 +14,6 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Scope
 
 from streams.errors import (
-    BodyTooLarge,
     CrossSite,
     Forbidden,
     InvalidKey,
@@ -221,18 +220,14 @@ def is_event_source(request: Request) -> bool:
     )
 
 
-async def read_json(request: Request, max_body: int) -> bytes:
+async def read_json(request: Request) -> bytes:
     """The body of a request with a JSON media type. Raises BodyTooLarge, UnsupportedMediaType."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_body:
-            raise BodyTooLarge(f"the body has more than {max_body} bytes, which is the limit")
+    body = await request.body()
     kind = request.headers.get("content-type", "nothing" if body else JSON)
     media_type = kind.partition(";")[0].strip().lower()
     if media_type != JSON and not media_type.endswith("+json"):
         raise UnsupportedMediaType(f"the body's Content-Type is {kind}; send JSON, as {JSON}")
-    return bytes(body)
+    return body
 
 
 def check_site(request: Request, origins: frozenset[str]) -> None:

@@ -69,9 +69,10 @@ def stream_headers(location: str | None) -> dict[str, str]:
     return headers
 
 
-def head_response(media_type: str, location: str | None = None) -> Response:
+def head_response(wire: Wire, location: str | None = None) -> Response:
     """The answer to HEAD: the headers of a stream. Starts no run."""
-    response = Response(headers=stream_headers(location), media_type=media_type)
+    headers = {**stream_headers(location), **wire.headers()}
+    response = Response(headers=headers, media_type=wire.media_type)
     del response.headers["content-length"]
     return response
 

@@ -10,10 +10,9 @@ Invariants:
 import asyncio
 import contextvars
 import functools
-import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -118,7 +117,7 @@ class Run:
                         # The source is suspended at a `yield`. If that is inside a cancel scope, a
                         # timeout or a task group, the cancellation is probably meant for it. It may
                         # answer with another value, which is then appended.
-                        if self._over or not inspect.isasyncgen(events):
+                        if self._over or not isinstance(events, AsyncGenerator):
                             raise
                         try:
                             value = await events.athrow(error)
@@ -245,7 +244,7 @@ class Run:
             # A cancellation that is still to come must not interrupt the cleanup.
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
-            if inspect.isasyncgen(events):
+            if isinstance(events, AsyncGenerator):
                 with suppress(asyncio.CancelledError, StopAsyncIteration):
                     await events.athrow(asyncio.CancelledError())
             await close_iterator(events)

@@ -19,11 +19,11 @@ from streams.request import (
     run_url,
     selection_of,
 )
-from streams.response import head_response, json_response
+from streams.response import json_response
 from streams.runs import Runs
 
 Follow = Callable[[Request, RunLog, str], Awaitable[Response]]
-"""The stream of a run in a media type, from where the request says."""
+"""The stream of a run in a media type, from where the request says; its headers for HEAD."""
 
 
 class RunEndpoints:
@@ -70,8 +70,6 @@ class RunEndpoints:
         media_type = negotiated(request, (EVENT_STREAM, JSON, *JSON_LINES))
         if media_type == JSON:
             return json_response(self._runs.state(log), {"Vary": "Accept"})
-        if request.method == "HEAD":
-            return head_response(media_type, run_url(root_path(request), log.info.run))
         return await self._follow(request, log, media_type)
 
 

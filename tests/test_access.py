@@ -1,8 +1,10 @@
 """access.py: whose a run is, and whom a source lets in, as the app says."""
 
 import asyncio
+import gc
 import re
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from streams import Source, StreamError, Streams, source
+from streams import Source, StreamError, Streams, source, topic
 from streams.sources import counter
 from tests.support.servers import ROOT, client_of, connection, serving, until
 from tests.test_asgi import problem
@@ -472,3 +474,118 @@ async def test_the_recipe_guards_a_whole_mount_in_fastapi() -> None:
         path = asked.headers["content-location"]
         assert path.startswith("/live/runs/")
         assert (await client.get(path, headers=cookie)).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("option", ["guard", "identity", "publish"])
+async def test_a_redirect_that_a_function_of_the_app_raises_is_the_answer(
+    kind: str, option: str
+) -> None:
+    def to_login(request: Request) -> None:
+        raise HTTPException(303, headers={"Location": "/login"})
+
+    async def to_login_slowly(request: Request) -> None:
+        to_login(request)
+
+    function: Any = to_login if kind == "sync" else to_login_slowly
+    options: Any = {} if option == "guard" else {option: function}
+    served = [guarded(function if option == "guard" else None), topic(name="news")(lambda: None)]
+    async with client_of(Streams(served, **options)) as client:
+        if option == "publish":
+            response = await client.post("/topics/news", json=1)
+        else:
+            response = await client.get("/streams/guarded")
+        assert (response.status_code, response.headers["location"]) == (303, "/login")
+        assert response.content == b""
+
+
+async def test_a_list_leaves_out_a_run_whose_guard_redirects() -> None:
+    lists = False
+
+    def guard(request: Request) -> None:
+        if lists:
+            raise HTTPException(303, headers={"Location": "/login"})
+
+    @source(guard=guard)
+    async def once() -> AsyncIterator[int]:
+        yield 1
+
+    async with client_of(Streams([once], identity=by_header)) as client:
+        assert (await client.get("/streams/once", headers=ANN)).status_code == 200
+        lists = True
+        assert (await client.get("/runs", headers=ANN)).json()["runs"] == []
+
+
+@pytest.mark.parametrize("size", [100, 101])
+@pytest.mark.parametrize("option", ["guard", "identity", "publish"])
+async def test_a_function_of_the_app_cannot_read_more_of_the_body_than_max_body(
+    option: str, size: int
+) -> None:
+    """The body comes in pieces, without a Content-Length."""
+    seen: list[bytes] = []
+
+    async def reads(request: Request) -> None:
+        seen.append(await request.body())
+
+    @topic(name="news")
+    def news() -> None: ...
+
+    @source(name="once", guard=reads if option == "guard" else None)
+    async def once(text: str) -> AsyncIterator[str]:
+        yield text
+
+    options: Any = {} if option == "guard" else {option: reads}
+    body = b'{"text":"' + b"x" * (size - 11) + b'"}'
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for index in range(0, size, 10):
+            yield body[index : index + 10]
+
+    async with client_of(Streams([once, news], max_body=100, **options)) as client:
+        path = "/topics/news" if option == "publish" else "/streams/once"
+        headers = {"Content-Type": "application/json"}
+        response = await client.post(path, content=pieces(), headers=headers)
+        if size > 100:
+            assert "the body has more than 100 bytes" in problem(response, 413)
+            assert seen == []
+        else:
+            assert (response.status_code, seen) == (200, [body]), response.text
+
+
+@pytest.mark.parametrize("option", ["guard", "identity"])
+async def test_the_context_of_a_request_is_freed_before_the_limit_of_its_guard_is_over(
+    option: str,
+) -> None:
+    class Session:
+        pass
+
+    session: ContextVar[Session] = ContextVar("session")
+    seen: list[weakref.ref[Session]] = []
+
+    async def asked(request: Request) -> None:
+        await asyncio.sleep(0)
+        raise StreamError("not now", status=403)  # A stream would have timers of its own.
+
+    options: Any = {} if option == "guard" else {option: asked}
+
+    @source(guard=asked if option == "guard" else None)
+    async def once() -> AsyncIterator[int]:
+        yield 1
+
+    streams = Streams([once], **options)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        session.set(value := Session())
+        seen.append(weakref.ref(value))
+        await streams(scope, receive, send)
+
+    # Uvicorn's own timer for idle connections would keep the context, too.
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        problem(await asyncio.create_task(client.get("/streams/once")), 403)
+
+        def is_freed() -> bool:
+            gc.collect()
+            return all(ref() is None for ref in seen)
+
+        await until(is_freed, "the context is freed")

@@ -302,6 +302,34 @@ async def test_head_sends_the_headers_and_starts_no_run() -> None:
         assert (await client.head(f"/runs/{UNKNOWN}")).status_code == 404
 
 
+async def test_head_sends_the_headers_of_a_get_in_each_media_type() -> None:
+    streams = Streams([counter])
+
+    async def own(request: Request) -> Response:
+        return streams.response(request, iter([1]), name="own")
+
+    app = Starlette(routes=[Route("/own", own), Mount("/live", streams)])
+    async with client_of(app) as client:
+        first = await client.get("/live/streams/counter?count=0")
+        for path in (
+            "/live/streams/counter?count=0",
+            "/own",
+            first.headers["content-location"],
+            "/live/streams",
+            "/live/health",
+        ):
+            for media_type in ("text/event-stream", "application/jsonl", "application/x-ndjson"):
+                accept = {"Accept": media_type}
+                got = dict((await client.get(path, headers=accept)).headers)
+                head = dict((await client.head(path, headers=accept)).headers)
+                for headers in (got, head):
+                    for name in ("date", "content-length", "transfer-encoding"):
+                        headers.pop(name, None)
+                if "runs" not in path:  # HEAD has started none.
+                    got.pop("content-location", None)
+                assert head == got, (path, media_type)
+
+
 async def test_a_trailing_slash_changes_nothing_and_causes_no_redirect() -> None:
     for app in (
         Streams([counter]),

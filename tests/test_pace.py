@@ -5,7 +5,7 @@ import contextvars
 import gc
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing, nullcontext, suppress
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams import Event, StreamError, Streams, join_text, joined, source
+from streams import Event, Policy, StreamError, Streams, join_text, joined, source
 from tests.support.servers import client_of, connection, serving, until
 from tests.support.virtual_time import run_in_virtual_time
 
@@ -504,7 +504,61 @@ def test_a_plain_generator_and_a_wrong_interval_are_refused() -> None:
             joined(values, every, merge=join_text)
 
 
+class Connected:
+    """An iterator that holds a connection from before its first step."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.closed = 0
+
+    def __aiter__(self) -> "Connected":
+        return self
+
+    async def __anext__(self) -> str:
+        self.steps += 1
+        return "a"
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+async def test_closing_joined_values_before_the_first_step_closes_the_iterator_once() -> None:
+    connected = Connected()
+    values = joined(connected, merge=join_text)
+    await values.aclose()
+    await values.aclose()
+    assert (connected.steps, connected.closed) == (0, 1)
+    with pytest.raises(StopAsyncIteration):
+        await anext(values)
+
+
+async def test_an_error_before_the_first_step_closes_the_iterator() -> None:
+    connected = Connected()
+    values = joined(connected, merge=join_text)
+    with pytest.raises(asyncio.CancelledError):
+        await values.athrow(asyncio.CancelledError())
+    await values.aclose()
+    assert (connected.steps, connected.closed) == (0, 1)
+
+
 # In a source
+
+
+async def test_a_run_that_is_stopped_before_its_first_step_closes_what_is_joined() -> None:
+    connected, gate = Connected(), asyncio.Event()
+
+    @source
+    async def answer() -> Any:
+        with suppress(asyncio.CancelledError):  # Its server has answered just now.
+            await gate.wait()
+        return joined(connected, merge=join_text)
+
+    runs = Streams([answer]).runs
+    starting = asyncio.create_task(runs.start(answer.job({}, None, policy=Policy())))
+    await until(lambda: runs.health()["running"], "the source opens")
+    starting.cancel()
+    await until(lambda: not runs.health()["running"], "the run is over")
+    assert (connected.steps, connected.closed) == (0, 1)
 
 
 async def test_a_run_of_joined_events_streams_and_stops() -> None:

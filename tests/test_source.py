@@ -12,9 +12,10 @@ from msgspec import Meta
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from streams import Policy, Source, Streams, source
+from streams import Policy, Source, StreamError, Streams, source
 from streams.errors import InvalidBody, InvalidParameters
 from tests.support.servers import client_of, every_event
+from tests.test_asgi import problem
 
 
 class Box(msgspec.Struct):
@@ -207,6 +208,30 @@ def test_a_source_has_a_name_a_description_and_its_properties() -> None:
 
     assert (original.name, original.shared, original.restartable) == ("other", True, False)
     assert Policy().replace(original.policy, "other").linger is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "detail"),
+    [
+        (ValueError("secret"), 500, "the source failed with ValueError; see the server's log"),
+        (StreamError("no such model", status=404), 404, "no such model"),
+    ],
+)
+async def test_what_restartable_raises_is_a_problem(
+    error: Exception, status: int, detail: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def restartable(arguments: Any) -> bool:
+        raise error
+
+    @source(restartable=restartable)
+    async def some(*, after: int = 0) -> AsyncIterator[int]:
+        yield 1
+
+    streams = Streams([some])
+    async with client_of(streams) as client:
+        assert problem(await client.get("/streams/some"), status) == detail
+        assert len(streams.log) == 0
+    assert ("secret" in caplog.text) == (status == 500)
 
 
 def test_a_source_may_be_restartable_with_some_arguments_only() -> None:

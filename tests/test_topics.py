@@ -19,7 +19,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from streams import Event, Policy, Streams, Topic, lifetime, source, topic
-from streams.errors import InvalidParameters, TopicEnded, UnencodableValue, UnknownSource
+from streams.errors import (
+    BodyTooLarge,
+    InvalidParameters,
+    TopicEnded,
+    UnencodableValue,
+    UnknownSource,
+)
 from streams.sources import clock, counter
 from tests.support.servers import Connection, connection, every_event, serving
 from tests.test_asgi import problem
@@ -624,6 +630,17 @@ async def test_what_cannot_be_posted_is_a_problem_and_changes_nothing(
             assert detail in problem(answer, status)
         number = 2 if status == 200 else 1
         assert (await streams.publish("notifications", 1, user="ann")).endswith(f".{number}")
+
+
+async def test_python_publishes_at_most_max_body_bytes(log_url: str | None) -> None:
+    async with two_workers(log_url, max_body=100) as (streams, _):
+        await streams.publish("notifications", "x" * 98, user="ann")
+        with pytest.raises(BodyTooLarge, match="the event has 101 bytes, and max_body"):
+            await streams.publish("notifications", "x" * 99, user="ann")
+        with pytest.raises(BodyTooLarge):
+            await streams.publish("notifications", Event(text="x" * 101), user="ann")
+        published = await streams.publish("notifications", 1, user="ann")
+        assert published.endswith(".2"), "nothing of the others is there"
 
 
 async def test_a_post_that_is_refused_or_comes_too_late_publishes_nothing() -> None:
