@@ -1,6 +1,7 @@
 """guard.py and access.py: guards that decide by the arguments of a run."""
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from msgspec import Meta
 from starlette.requests import Request
 
 from streams import Source, StreamError, Streams, source, topic
-from tests.support.servers import client_of, connection, serving, until
+from tests.support.servers import ROOT, client_of, connection, serving, until
 from tests.test_access import ANN, BOB, by_header
 from tests.test_asgi import problem
 
@@ -351,6 +352,21 @@ async def test_a_guard_of_publishers_gets_the_parameters_of_the_topic(kind: str)
         answer = await client.post("/topics/notes?user=ann", json=1, headers=ANN)
         assert answer.status_code == 200
         assert (await client.post("/topics/notes", json=1, headers=BOB)).status_code == 200
+
+
+async def test_the_example_of_a_guard_with_arguments_lets_only_its_user_in() -> None:
+    text = (ROOT / "docs/access.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (block,) = [block for block in blocks if 'arguments["user"] !=' in block]
+    namespace: dict[str, Any] = {"__name__": "example"}
+    exec(compile(block, "example", "exec"), namespace)
+    streams: Streams = namespace["streams"]
+    async with client_of(streams) as client:
+        published = await streams.publish("notifications", 1, user="ann")
+        for path in ("/streams/notifications?user=ann", f"/runs/{published.partition('.')[0]}"):
+            assert problem(await client.get(path), 403) == "these are not yours"
+            async with client.stream("GET", path, headers={"Cookie": "session=s-1"}) as stream:
+                assert stream.status_code == 200
 
 
 class Methods:

@@ -256,6 +256,7 @@ async def test_a_run_that_has_ended_here_is_not_selected_as_running(
     new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, gate = new_worker(), asyncio.Event()
+    older = await new(one, "older")
     log = await new(one)
     append = one.store.append
 
@@ -264,13 +265,9 @@ async def test_a_run_that_has_ended_here_is_not_selected_as_running(
         return await append(appends)
 
     monkeypatch.setattr(one.store, "append", append_later)
-    assert await one.select(Selection(status="running")) == [log]
+    assert await one.select(Selection(status="running")) == [log, older]
     log.close(COMPLETED)
-    assert await one.select(Selection(status="running")) == []
-    others = [await new(one, run) for run in ("b", "c")]
-    assert await one.select(Selection(status="running", limit=2)) == others[::-1]
-    assert await one.select(Selection(status="running", limit=3)) == others[::-1]
-    older = Selection(status="running", limit=2, after=others[1].info.place)
-    assert await one.select(older) == others[:1]
+    assert await one.select(Selection(status="running")) == [older]
+    assert await one.select(Selection(status="running", limit=1)) == [older], "it has another place"
     gate.set()
     await one.written()
