@@ -365,12 +365,11 @@ class Streams(Publisher):
         key = idempotency_key(request, owner)
         job = source.job(arguments, request, policy=policy, owner=owner, key=key)
         resumed = await self._resumed(request, job, last)
-        if source.guard_takes_arguments:
-            if resumed is not None:
-                await self._access.admit_to(resumed.info, request)
-            else:  # If it gives none, it wanted to resume.
-                complete = source.complete(arguments or source.from_values({}))
-                await self._access.admit(source, request, complete)
+        if source.guard_takes_arguments and resumed is not None:
+            await self._access.admit_to(resumed.info, request)
+        elif source.guard_takes_arguments:  # A request without arguments wanted to resume.
+            complete = source.complete(arguments or source.from_values({}))
+            await self._access.admit(source, request, complete)
         if request.method == "HEAD":
             return head_response(wire_of(media_type, policy))
         position = await self.runs.attach(job, last, resumed)

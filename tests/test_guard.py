@@ -153,7 +153,8 @@ async def test_who_resumes_a_lost_shared_run_without_required_parameters_gets_a_
     async with client_of(Streams([notes])) as client:
         answer = await client.get("/streams/notes", headers={"Last-Event-ID": LOST})
         assert "user: is required" in problem(answer, 422)
-        assert "user: is required" in problem(await client.head("/streams/notes?x=1"), 422)
+        answer = await client.head("/streams/notes", headers={"Last-Event-ID": LOST})
+        assert answer.status_code == 422
 
 
 async def test_parameters_are_checked_before_a_guard_gets_them() -> None:
