@@ -20,8 +20,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.access import Access, Identity, check_owner
 from streams.endpoint import (
-    Answer,
-    Endpoint,
     EndpointResponse,
     Produced,
     mount_path,
@@ -47,7 +45,6 @@ from streams.request import (
     last_event_id,
     negotiated,
     preferred,
-    read_json,
     root_path,
     run_url,
     whole_path,
@@ -55,15 +52,16 @@ from streams.request import (
 from streams.response import RunResponse, head_response, json_response, misdirected, refusal
 from streams.run_endpoints import RunEndpoints
 from streams.runs import Position, Runs
-from streams.source import Source, check_name, check_source, hash_of
+from streams.source import Source, check_name, check_source
 from streams.topic import Topic
-from streams.wires import Wire
+from streams.wire_host import WireHost
 
 
-class Streams(Publisher):
+class Streams(Publisher, WireHost):
     """Serves sources as event streams: an ASGI app of its own, or mounted in another.
 
-    `models` maps model names to sources, served at /v1/chat/completions in OpenAI's format.
+    `models` maps model names to sources, served in OpenAI's formats at /v1/chat/completions and
+    /v1/responses.
     `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes (the default), for
     many workers "sqlite:runs.db" or the URL of Redis, or any EventLog. Plain generators run in at
     most `max_threads` threads. Pages of `origins` ("*": all) may start runs from another site, with
@@ -289,52 +287,6 @@ class Streams(Publisher):
             return self._read(position, job.policy, root, media_type)
         except StreamError as error:
             return refusal(error, request)
-
-    # For a wire with routes of its own
-
-    def endpoint(self, answer: Answer) -> ASGIApp:
-        """A route's function as an ASGI app."""
-        return Endpoint(answer, self._max_body)
-
-    async def read_json(self, request: Request) -> bytes:
-        """The JSON body of a request. Raises StreamError if that is refused."""
-        check_site(request, self._origins)
-        body = await read_json(request)
-        await self._lifetime.serve()  # The server may have begun to shut down meanwhile.
-        return body
-
-    async def start(
-        self,
-        request: Request,
-        source: Source[..., Any],
-        arguments: Mapping[str, Any],
-        **policy: Unpack[PolicyOptions],
-    ) -> RunLog:
-        """Starts a run of one of the sources or models, which no other worker continues.
-
-        Only a request with the same Idempotency-Key attaches to it. With a key, a `linger` of 0 is
-        that of the source: its client may try again. Raises StreamError if that is refused.
-        """
-        await self._access.admit(source, request, source.complete(arguments))
-        check_site(request, self._origins)
-        owner = await self._access.owner(request)
-        own, key = self._policies[source], idempotency_key(request, owner)
-        changed = own.replace(policy, f"source {source.name!r}")
-        job = Job(
-            source=source.name,
-            policy=own if key is not None and changed.linger == 0 else changed,
-            open=functools.partial(source.open, arguments, request),
-            owner=owner,
-            arguments_hash=None if key is None else hash_of(source.complete(arguments)),
-            guard_arguments=source.for_guard(arguments),
-            key=key,
-        )
-        return await self.runs.start(job)
-
-    def read(self, request: Request, log: RunLog, source: Source[..., Any], wire: Wire) -> Response:
-        """A response that reads a run of `source` from its beginning, through a wire."""
-        url = run_url(root_path(request), log.info.run)
-        return RunResponse(self._lifetime, Position(log, -1), self._policies[source], wire, url)
 
     # The endpoints
 

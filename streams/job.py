@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from streams.event import Payload
 from streams.policy import Policy
 
 Opener = Callable[[], Awaitable[AsyncIterable[Any] | Iterable[Any]]]
@@ -38,3 +39,5 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """How many of the newest events of a shared run a client gets that joins later."""
     topic: bool = False
     """Whether the run has no source: anybody publishes to it."""
+    preface: Payload | None = None
+    """An event that precedes those of the source."""

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from streams.errors import RunGone, ShuttingDown, StreamError, as_stream_error, for_clients, leaves
-from streams.event import COMPLETED, NO_READER, SHUTDOWN, Encoder, End
+from streams.event import COMPLETED, NO_READER, SHUTDOWN, Encoder, End, Payload
 from streams.log import RunInfo, RunLog
 from streams.policy import Policy
 from streams.thread import ThreadIterator, close_iterator
@@ -48,8 +48,8 @@ class Run:
     """Opens one source and pumps it into its log, until it ends or is cancelled.
 
     It opens the log when the source has taken its first step, to its first event or to where it
-    waits; if the source fails in it, the log refuses the clients. `ended` is called after the task
-    has ended.
+    waits; if the source fails in it, the log refuses the clients. `preface` is an event between
+    `start` and the first one of the source. `ended` is called after the task has ended.
     """
 
     def __init__(
@@ -61,10 +61,12 @@ class Run:
         *,
         ended: Callable[["Run"], None],
         context: contextvars.Context | None = None,
+        preface: Payload | None = None,
     ) -> None:
         self.log = log
         self._encoder = encoder
         self._ended = ended
+        self._preface = preface
         self._linger = policy.linger
         self._first_reader_seconds = FIRST_READER_SECONDS
         self._readers = log.readers
@@ -144,6 +146,9 @@ class Run:
         log = self.log
         if log.last < 0:
             log.append(b"start", log.info.start)
+            if self._preface is not None:
+                log.append(*self._preface)
+        self._preface = None
         if not log.readers:
             self._cancel_unread_after(self._first_reader_seconds)
         if isinstance(self._events, ThreadIterator):

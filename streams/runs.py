@@ -29,7 +29,7 @@ from streams.errors import (
     Unavailable,
     UnknownRun,
 )
-from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId
+from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId, Payload
 from streams.job import Job
 from streams.log import EventLog, RunLog, Selection, Status, unique_key
 from streams.policy import Policy
@@ -118,7 +118,8 @@ class Runs:
                 log.refuse(ShuttingDown())
             else:
                 # Nothing of the client that happens to start a shared run may be visible in it.
-                self._produce(log, job.open, policy, Context() if job.shared else None)
+                context = Context() if job.shared else None
+                self._produce(log, job.open, policy, context, job.preface)
         elif job.arguments_hash not in (None, log.info.arguments_hash):
             raise InvalidParameters(
                 f"the run with the key {job.key!r} has other parameters; send the same ones, or "
@@ -163,13 +164,20 @@ class Runs:
         open_source: Callable[[], Awaitable[Any]],
         policy: Policy,
         context: Context | None,
+        preface: Payload | None = None,
     ) -> None:
         async def iterate_source() -> AsyncIterator[Any]:
             name = f"run {log.info.run} of source {log.info.source}"
             return self.threads.iterate(await open_source(), name)
 
         self._producing[log.info.run] = Run(
-            log, iterate_source, policy, self.encoder, ended=self._ended, context=context
+            log,
+            iterate_source,
+            policy,
+            self.encoder,
+            ended=self._ended,
+            context=context,
+            preface=preface,
         )
 
     def _ended(self, run: Run) -> None:

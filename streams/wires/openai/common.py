@@ -6,7 +6,7 @@ Invariants:
 2. An error repeats at most 80 characters of anything that a client sent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from streams import Source, StreamError, Streams
 from streams.errors import LostHistory, abbreviated, as_json_value
-from streams.event import encode_json, parse_frames
+from streams.event import LoggedEvent, encode_json, parse_frames
 from streams.log import RunLog
 from streams.response import json_response
 from streams.wires.answer import Answer, Piece
@@ -158,11 +158,26 @@ def estimated_tokens(messages: Sequence[dict[str, Any]]) -> int:
 
 
 async def read_whole(request: Request, log: RunLog, answer: Answer) -> list[Piece]:
-    """The pieces of a run's answer, which is over afterwards.
+    """The pieces of a run's answer, which is over afterwards."""
+    pieces: list[Piece] = []
+
+    def feed(event: LoggedEvent) -> bool:
+        if piece := answer.feed(event):
+            pieces.append(piece)
+        return answer.over
+
+    if not await read_until(request, log, feed):
+        answer.lose()
+    answer.interrupt()
+    return pieces
+
+
+async def read_until(request: Request, log: RunLog, feed: Callable[[LoggedEvent], bool]) -> bool:
+    """Gives the events of a run to `feed` until it returns True. Returns False if some are lost.
 
     Reading ends early, and with it a run that does not linger, if the client disconnects.
     """
-    pieces: list[Piece] = []
+    complete = True
     async with anyio.create_task_group() as group:
 
         async def watch() -> None:
@@ -173,14 +188,12 @@ async def read_whole(request: Request, log: RunLog, answer: Answer) -> list[Piec
         try:
             with log.read(-1) as reader:
                 async for frames in reader:
-                    pieces += filter(None, map(answer.feed, parse_frames(frames)))
-                    if answer.over:
+                    if any(feed(event) for event in parse_frames(frames)):
                         break
         except LostHistory:
-            answer.lose()
+            complete = False
         group.cancel_scope.cancel()
-    answer.interrupt()
-    return pieces
+    return complete
 
 
 def refusal(error: StreamError) -> Response:

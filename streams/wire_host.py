@@ -1,0 +1,92 @@
+"""What Streams offers to a wire that has routes of its own."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Unpack
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from streams.access import Access
+from streams.endpoint import Answer, Endpoint
+from streams.event import Event
+from streams.job import Job
+from streams.lifetime import Lifetime
+from streams.log import RunLog
+from streams.policy import Policy, PolicyOptions
+from streams.request import check_site, idempotency_key, read_json, root_path, run_url
+from streams.response import RunResponse
+from streams.runs import Position, Runs
+from streams.source import Source, hash_of
+from streams.wires import Wire
+
+
+class WireHost:
+    """The part of Streams that such a wire uses."""
+
+    runs: Runs
+    _policies: dict[Source[..., Any], Policy]
+    _lifetime: Lifetime
+    _access: Access
+    _max_body: int
+    _origins: frozenset[str]
+
+    def endpoint(self, answer: Answer) -> ASGIApp:
+        """A route's function as an ASGI app."""
+        return Endpoint(answer, self._max_body)
+
+    async def read_json(self, request: Request) -> bytes:
+        """The JSON body of a request. Raises StreamError if that is refused."""
+        check_site(request, self._origins)
+        body = await read_json(request)
+        await self._lifetime.serve()  # The server may have begun to shut down meanwhile.
+        return body
+
+    async def start(
+        self,
+        request: Request,
+        source: Source[..., Any],
+        arguments: Mapping[str, Any],
+        *,
+        preface: Event | None = None,
+        **policy: Unpack[PolicyOptions],
+    ) -> RunLog:
+        """Starts a run of one of the sources or models, which no other worker continues.
+
+        `preface` is an event that precedes those of the source. Only a request with the same
+        Idempotency-Key attaches to the run, if it has the same arguments and preface. With a key, a
+        `linger` of 0 is that of the source: its client may try again. Raises StreamError if the
+        start is refused.
+        """
+        complete = source.complete(arguments)
+        await self._access.admit(source, request, complete)
+        check_site(request, self._origins)
+        owner = await self._access.owner(request)
+        own, key = self._policies[source], idempotency_key(request, owner)
+        changed = own.replace(policy, f"source {source.name!r}")
+        event = None if preface is None else self.runs.encoder.payload(preface)
+        asked = (complete, event) if event else complete
+        job = Job(
+            source=source.name,
+            policy=own if key is not None and changed.linger == 0 else changed,
+            open=functools.partial(source.open, arguments, request),
+            owner=owner,
+            arguments_hash=None if key is None else hash_of(asked),
+            guard_arguments=source.for_guard(arguments),
+            key=key,
+            preface=event,
+        )
+        return await self.runs.start(job)
+
+    async def find(self, request: Request, run: str) -> RunLog:
+        """The log of a run that the client may read, once it has opened. Raises StreamError."""
+        log = await self.runs.find(run, await self._access.owner(request))
+        await self._access.admit_to(log.info, request)
+        await self.runs.position(log, None)
+        return log
+
+    def read(self, request: Request, log: RunLog, source: Source[..., Any], wire: Wire) -> Response:
+        """A response that reads a run of `source` from its beginning, through a wire."""
+        url = run_url(root_path(request), log.info.run)
+        return RunResponse(self._lifetime, Position(log, -1), self._policies[source], wire, url)
