@@ -23,6 +23,7 @@ CORE = [
     "asgi",
     "run_endpoints",
     "publish",
+    "wire_host",
     "endpoint",
     "optional",
     "access",

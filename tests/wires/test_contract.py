@@ -21,8 +21,10 @@ from streams.log import RunInfo
 from streams.wires import EventStream
 from streams.wires.jsonlines import JSONLines
 from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
+from streams.wires.openai.responses import REQUEST, Kept, ResponsesWire
 
 INFO = RunInfo(run="A" * 22, source="s", started=datetime.now(UTC))
+KEPT = Kept(response={"model": "m"}, input=[])
 
 
 class Read(NamedTuple):
@@ -62,6 +64,15 @@ def by_chat(body: bytes) -> Read:
     return Read(len(datas), text, "[DONE]" in datas, "error" in chunks[-1])
 
 
+def by_responses(body: bytes) -> Read:
+    events = [json.loads(event.data) for event in event_stream(body)]
+    types = [event["type"] for event in events]
+    text = "".join(event["delta"] for event in events if "delta" in event)
+    lost = any(event.get("code") == "gone" for event in events)
+    ended = types[-1] in ("response.completed", "response.failed")
+    return Read(len(events), text, ended, lost)
+
+
 def chat() -> Wire:
     request, _ = parse(b'{"model":"m","messages":[{"role":"user","content":"?"}]}')
     return ChatWire(INFO, ChatAnswer(INFO, request, None))
@@ -76,6 +87,7 @@ WIRES = {
     "event stream": Case(lambda: EventStream((1.0, 1.0)), by_event_source),
     "JSON Lines": Case(JSONLines, by_lines),
     "chat completions": Case(chat, by_chat),
+    "responses": Case(lambda: ResponsesWire(INFO), by_responses),
 }
 
 every_wire = pytest.mark.parametrize("case", WIRES.values(), ids=WIRES.keys())
@@ -84,10 +96,11 @@ TEXTS = st.lists(st.text(min_size=1), max_size=6)
 
 
 def frames_of(texts: Sequence[str], end: End | None = COMPLETED) -> list[bytes]:
-    """The frames of a run that yields these texts."""
+    """The frames of a run that yields these texts, with the preface that one wire puts into it."""
     run = INFO.run.encode()
+    preface = (REQUEST.encode(), encode_json(KEPT))
     datas = [(None, encode_json(text)) for text in texts]
-    events = [(b"start", INFO.start), *datas, *([(b"end", end.encode())] if end else [])]
+    events = [(b"start", INFO.start), preface, *datas, *([(b"end", end.encode())] if end else [])]
     return [frame(run, number, name, data) for number, (name, data) in enumerate(events)]
 
 

@@ -20,6 +20,7 @@ from streams.errors import abbreviated
 from streams.response import json_response
 from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
 from streams.wires.openai.common import Models, read_whole, refusal
+from streams.wires.openai.response_routes import Responses
 
 
 class Endpoints:
@@ -32,6 +33,7 @@ class Endpoints:
             Route("/v1/models", self._list, methods=["GET"]),
             Route("/v1/models/{model:path}", self._model, methods=["GET"]),
             Route("/v1/chat/completions", streams.endpoint(self._complete), methods=["POST"]),
+            *Responses(streams, self._models).routes,
         ]
         other = [Route(path, streams.endpoint(self._other)) for path in ("/v1", "/v1/{path:path}")]
         self.routes = [*self._known, *other]
