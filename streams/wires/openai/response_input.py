@@ -151,12 +151,13 @@ def listed(run: str, items: Items) -> list[dict[str, Any]]:
     for number, item in enumerate(items):
         id_ = f"{prefixes.get(item['type'], 'fco')}_{run}_in{number}"
         item = {"id": id_, "status": "completed", **item}
-        if isinstance(text := item.get("content"), str):
-            by_model = item.get("role") == "assistant"
-            part = (
-                {"type": "output_text", "annotations": []} if by_model else {"type": "input_text"}
-            )
-            item["content"] = [{**part, "text": text}]
+        if (content := item.get("content")) is not None:
+            kind = "output_text" if item.get("role") == "assistant" else "input_text"
+            parts = [{"type": kind, "text": content}] if isinstance(content, str) else content
+            item["content"] = [
+                {"annotations": [], **part} if part["type"] == "output_text" else part
+                for part in parts
+            ]
         result.append(item)
     return result
 
@@ -226,7 +227,7 @@ def messages_of(instructions: str | None, earlier: Items, items: Items) -> list[
         try:
             add(messages, item, place)
         except KeyError as missing:
-            raise _invalid(place, f"{place}: a {kind} has a {missing.args[0]}") from None
+            raise _invalid(place, f"{place}: this {kind} has no {missing.args[0]}") from None
     if not messages:
         raise _invalid("input", "input has no message; send a text, or a list with one")
     return messages
