@@ -232,7 +232,7 @@ def test_make_alone_prints_its_targets() -> None:
 
 PAGES = [
     "README.md",
-    *(f"docs/{page}.md" for page in ("access", "client", "keys", "llm", "migration")),
+    *(f"docs/{page}.md" for page in ("access", "client", "keys", "llm", "migration", "responses")),
 ]
 
 BLOCKS = {

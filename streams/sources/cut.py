@@ -11,9 +11,9 @@ import re
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# A text piece that is not empty, in an event of the mock and in a chunk of a chat completion alike.
-# Text cannot contain this: JSON escapes its quotes.
-PIECE = re.compile(rb'"content":"(?!")')
+# A text piece that is not empty, in an event of the mock and in those of the wires alike. Text
+# cannot contain this: JSON escapes its quotes.
+PIECE = re.compile(rb'"(?:content|delta)":"(?!")')
 # What ends an event, for each media type of a stream.
 EVENT_ENDS = {
     "text/event-stream": b"\n\n",
@@ -21,14 +21,14 @@ EVENT_ENDS = {
     "application/x-ndjson": b"\n",
 }
 
-TOKENS = re.compile(rb'"completion_tokens":(\d+)')
+TOKENS = re.compile(rb'"(?:completion|output)_tokens":(\d+)')
 
 
 class CutConnection:
     """Cuts the connection at the end of the first event after `pieces` text pieces.
 
-    A chat completion in JSON is cut in the middle of its body if it has at least `pieces`
-    completion tokens. Other responses pass unchanged.
+    A chat completion or a response in JSON is cut in the middle of its body if its answer has at
+    least `pieces` tokens. Other responses pass unchanged.
     """
 
     def __init__(self, app: ASGIApp, pieces: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from streams import Source, StreamError, Streams, source
 
-WEATHER: dict[str, Any] = {
+WEATHER: Any = {
     "type": "function",
     "name": "weather",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},

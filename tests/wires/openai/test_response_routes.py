@@ -1,14 +1,21 @@
 """The Responses API over real sockets, used by OpenAI's own client."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-from openai import APIStatusError, AsyncOpenAI, BadRequestError, NotFoundError, RateLimitError
+from openai import (
+    APIConnectionError,
+    APIStatusError,
+    AsyncOpenAI,
+    BadRequestError,
+    NotFoundError,
+    RateLimitError,
+)
 from openai.types.responses import Response
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -16,6 +23,7 @@ from starlette.requests import Request
 from streams import StreamError, Streams, source
 from streams.wires.openai import response_routes
 from tests.support.agent import WEATHER, Agent, call
+from tests.support.mock import QUICK, mock
 from tests.support.sdk import sdk_of
 from tests.support.servers import client_of, until
 from tests.support.stores import shared_log
@@ -72,6 +80,10 @@ async def resume(client: AsyncOpenAI, id_: str, after: int) -> list[Any]:
         return [event async for event in opened]
 
 
+async def listed(client: AsyncOpenAI, id_: str) -> Any:
+    return await client.responses.input_items.list(id_)
+
+
 def dumped(events: list[Any]) -> list[str]:
     return [event.to_json() for event in events]
 
@@ -83,7 +95,7 @@ async def workers(
     """A client for each of several workers with one log; without a URL, for the only one."""
     agent = Agent()
     async with AsyncExitStack() as stack:
-        clients = []
+        clients: list[AsyncOpenAI] = []
         for _ in range(count):
             if url is not None or not clients:
                 log = None if url is None else shared_log(url)
@@ -176,21 +188,30 @@ async def test_a_failure_is_an_http_error_or_a_failed_response() -> None:
         assert response.output_text == "You said: Hello there, how are "
 
 
-async def test_an_invalid_request_is_refused_in_openais_shape() -> None:
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"input_": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
+        ({"extra_body": {"unknown": 1}}, "unknown"),
+    ],
+)
+async def test_an_invalid_request_is_refused_in_openais_shape(
+    fields: dict[str, Any], param: str
+) -> None:
     async with sdk_of(Agent().app()) as client:
-        for fields, param in [
-            ({"tools": [{"type": "web_search"}]}, "tools[0]"),
-            ({"conversation": "conv_1"}, "conversation"),
-            ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
-            ({"extra_body": {"unknown": 1}}, "unknown"),
-        ]:
-            with pytest.raises(BadRequestError) as refused:
-                await ask(client, **{"input_": HELLO, **_with_input(fields)})
-            assert (refused.value.param, refused.value.type) == (param, "invalid_request_error")
+        with pytest.raises(BadRequestError) as refused:
+            await ask(client, **fields)
+    assert (refused.value.param, refused.value.type) == (param, "invalid_request_error")
 
 
-def _with_input(fields: dict[str, Any]) -> dict[str, Any]:
-    return {("input_" if name == "input" else name): value for name, value in fields.items()}
+@pytest.mark.parametrize("asking", [ask, stream])
+async def test_the_mock_cuts_the_connection_to_a_response(asking: Any) -> None:
+    options = {**QUICK, "reply": "Well, yes and no.", "drop_after": 3}
+    async with sdk_of(mock()) as client:
+        with pytest.raises(APIConnectionError):
+            await asking(client, extra_body=options)
 
 
 # In the background
@@ -406,8 +427,8 @@ async def test_the_input_is_listed_in_either_order() -> None:
         first = await ask(client, "One")
         second = await ask(client, "Two", previous_response_id=first.id)
         page = await client.responses.input_items.list(second.id)
-        texts = [item.to_dict()["content"][0]["text"] async for item in page]
-        assert texts == ["Two", "You said: One", "One"]
+        contents: list[Any] = [item.to_dict()["content"] async for item in page]
+        assert [content[0]["text"] for content in contents] == ["Two", "You said: One", "One"]
         page = await client.responses.input_items.list(second.id, order="asc", limit=2)
         assert [item.to_dict()["role"] for item in page.data] == ["user", "assistant"]
         assert page.has_more
@@ -453,15 +474,17 @@ async def test_another_ones_response_does_not_exist() -> None:
         id_, item = response.id, response.output[0].id
         assert (await retrieve(ann, id_)).output_text == SAID
         for other in (bob, client):
-            for refused in (
-                lambda each: each.responses.retrieve(id_),
-                lambda each: each.responses.retrieve(id_, stream=True),
-                lambda each: each.responses.cancel(id_),
-                lambda each: each.responses.delete(id_),
-                lambda each: each.responses.input_items.list(id_),
-            ):
+            its = other.responses
+            refusals: list[Awaitable[Any]] = [
+                its.retrieve(id_),
+                its.retrieve(id_, stream=True),
+                its.cancel(id_),
+                its.delete(id_),
+                listed(other, id_),
+            ]
+            for refused in refusals:
                 with pytest.raises(NotFoundError):
-                    await refused(other)
+                    await refused
             with pytest.raises(BadRequestError, match="there is no response"):
                 await ask(other, previous_response_id=id_)
             with pytest.raises(BadRequestError, match="there is no item"):
@@ -481,15 +504,17 @@ async def test_a_guard_is_asked_for_each_use_of_a_response() -> None:
     async with sdk_of(Streams(models={"agent": agent})) as client:
         ann = client.with_options(default_headers={"X-User": "ann"})
         id_ = (await ask(ann)).id
-        for refused in (
-            lambda: ask(client),
-            lambda: client.responses.retrieve(id_),
-            lambda: client.responses.cancel(id_),
-            lambda: client.responses.delete(id_),
-            lambda: ask(client, previous_response_id=id_),
-        ):
+        refusals: list[Awaitable[Any]] = [
+            ask(client),
+            client.responses.retrieve(id_),
+            client.responses.cancel(id_),
+            client.responses.delete(id_),
+            listed(client, id_),
+            ask(client, previous_response_id=id_),
+        ]
+        for refused in refusals:
             with pytest.raises(APIStatusError, match="members only") as error:
-                await refused()
+                await refused
             assert error.value.status_code == 403
 
 

@@ -13,7 +13,7 @@ from openai.types.responses import Response as SDKResponse
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from streams.event import COMPLETED, NO_READER, SHUTDOWN, End, encode_json, frame
+from streams.event import COMPLETED, NO_READER, SHUTDOWN, End, Payload, encode_json, frame
 from streams.wires.openai.response_input import parse, repeated
 from streams.wires.openai.responses import REQUEST, Kept, Response, ResponsesWire
 from tests.support.agent import call, done, piece
@@ -34,7 +34,10 @@ def frames_of(
     *values: Any, end: End | None = COMPLETED, request: Kept | None = None
 ) -> list[bytes]:
     """The frames of a run whose source yields these values."""
-    events = [(b"start", INFO.start), (REQUEST.encode(), encode_json(request or kept()))]
+    events: list[Payload] = [
+        (b"start", INFO.start),
+        (REQUEST.encode(), encode_json(request or kept())),
+    ]
     events += [(None, encode_json(value)) for value in values]
     if end is not None:
         events.append((b"end", end.encode()))
@@ -249,7 +252,7 @@ def test_log_probabilities_have_bytes() -> None:
 def test_a_response_repeats_its_request() -> None:
     form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
     tool = {"type": "function", "name": "f", "parameters": {}, "strict": True}
-    asked = {
+    asked: dict[str, Any] = {
         "instructions": "Be kind.",
         "metadata": {"a": "b"},
         "temperature": 0.5,
