@@ -15,12 +15,16 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from streams import StreamError, Streams, source
+from streams import Event, StreamError, Streams, source
 from streams.job import Job
 from streams.policy import Policy
+from streams.wires import EventStream
 from tests.support.servers import (
     Connection,
     client_of,
@@ -54,6 +58,25 @@ async def exit_process() -> None:
 
 async def close_itself() -> None:
     raise GeneratorExit
+
+
+async def test_a_preface_precedes_the_events_of_the_source() -> None:
+    @source
+    async def word() -> AsyncIterator[str]:
+        yield "one"
+
+    streams = Streams([word])
+
+    async def answer(request: Request) -> Response:
+        preface = Event({"asked": 1}, event="request")
+        log = await streams.start(request, word, {}, preface=preface)
+        return streams.read(request, log, word, EventStream((1, 1)))
+
+    app = Starlette(routes=[Route("/word", streams.endpoint(answer))], lifespan=streams.lifespan)
+    async with client_of(app) as client:
+        events = await every_event(client, "/word")
+    named = [(event.event, event.data) for event in events[1:3]]
+    assert named == [("request", '{"asked":1}'), ("message", '"one"')]
 
 
 UNUSUAL = [await_a_cancelled_task, panic, exit_process, close_itself]

@@ -64,6 +64,7 @@ class Responses:
         self.routes = [
             self._route("/v1/responses", self._create, "POST"),
             self._route(one, self._one, "GET", "DELETE"),
+            self._route(one, self._no_operation, "POST"),
             self._route(f"{one}/cancel", self._cancel, "POST"),
             self._route(f"{one}/input_items", self._input_items, "GET"),
         ]
@@ -132,6 +133,12 @@ class Responses:
         assert response.kept is not None
         source = self._models.find(response.kept.response["model"])
         return self._streams.read(request, log, source, ResponsesWire(log.info, after))
+
+    async def _no_operation(self, request: Request) -> HTTPResponse:
+        """The answer to what OpenAI has besides: compact, input_tokens."""
+        name = abbreviated(request.path_params["response"])
+        detail = f"there is no {name} here; POST to /v1/responses, or to …/{{response}}/cancel"
+        raise StreamError(detail, status=404, code="unknown_url")
 
     async def _cancel(self, request: Request) -> HTTPResponse:
         await self._streams.read_json(request)  # A page of another site may not cancel.

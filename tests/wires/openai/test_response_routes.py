@@ -1,5 +1,6 @@
 """The Responses API over real sockets, used by OpenAI's own client."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,6 +14,7 @@ from openai import (
     APIStatusError,
     AsyncOpenAI,
     BadRequestError,
+    InternalServerError,
     NotFoundError,
     RateLimitError,
 )
@@ -25,7 +27,7 @@ from streams.wires.openai import response_routes
 from tests.support.agent import WEATHER, Agent, call
 from tests.support.mock import QUICK, mock
 from tests.support.sdk import sdk_of
-from tests.support.servers import client_of, until
+from tests.support.servers import client_of, serving, until
 from tests.support.stores import shared_log
 
 WAIT = 20
@@ -340,6 +342,41 @@ async def test_a_response_that_is_not_stored_is_nowhere_to_be_found() -> None:
     assert refused.value.code == "previous_response_not_found"
 
 
+@pytest.mark.parametrize("background", [True, False])
+async def test_a_stream_that_the_servers_shutdown_cuts_ends_with_an_error(background: bool) -> None:
+    agent = Agent()
+    agent.gate.clear()
+    events: list[Any] = []
+
+    async def read(client: AsyncOpenAI) -> None:
+        fields: dict[str, Any] = {"model": "agent", "input": HELLO, "background": background}
+        async for event in await client.responses.create(stream=True, **fields):
+            events.append(event)
+
+    async with AsyncExitStack() as stack:
+        async with serving(agent.app()) as url:
+            client = AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+            await stack.enter_async_context(client)
+            reading = asyncio.create_task(read(client))
+            await until(lambda: len(events) > 5, "six events have come")
+        with anyio.fail_after(WAIT):
+            await reading
+    assert (events[-1].type, events[-1].code) == ("error", "shutdown")
+    assert events[-1].sequence_number == events[-2].sequence_number
+    assert agent.closed
+
+
+async def test_a_limit_is_a_503_that_says_when_to_try_again() -> None:
+    agent = Agent()
+    async with sdk_of(agent.app(max_runs=1)) as client:
+        agent.gate.clear()
+        await ask(client, background=True)
+        with pytest.raises(InternalServerError, match="limit 1") as refused:
+            await ask(client)
+        assert refused.value.response.headers["retry-after"] == "10"
+        agent.gate.set()
+
+
 # Conversations
 
 
@@ -565,6 +602,13 @@ async def test_a_run_that_is_no_response_is_a_404() -> None:
         run = chat["id"].removeprefix("chatcmpl-")
         assert (await client.get(f"/runs/{run}", headers={"Accept": "application/json"})).json()
         assert (await client.get(f"/v1/responses/resp_{run}")).status_code == 404
+
+
+@pytest.mark.parametrize("operation", ["compact", "input_tokens"])
+async def test_an_operation_that_there_is_not_is_a_404(operation: str) -> None:
+    async with client_of(Agent().app()) as client:
+        unknown = await client.post(f"/v1/responses/{operation}", json={"model": "agent"})
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_url")
 
 
 @pytest.mark.parametrize("after", ["x", "-2", "1.5", "", "9" * 20])
