@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -24,17 +23,26 @@ from streams.endpoint import (
     Endpoint,
     EndpointResponse,
     Produced,
+    attaches,
     mount_path,
-    route_of,
+    newest_running,
     source_name,
     starlette_request,
 )
-from streams.errors import StreamError, Unavailable, UnknownSource, problem
+from streams.errors import StreamError, Unavailable, UnknownSource
 from streams.event import Encoder, EventId
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
-from streams.optional import json_lines, log_at, openai_refusal, openai_routes, page_routes
+from streams.optional import (
+    MakeWire,
+    log_at,
+    openai_refusal,
+    openai_routes,
+    page_routes,
+    wire_for,
+    wire_named,
+)
 from streams.policy import Policy, PolicyOptions
 from streams.publish import Publisher
 from streams.request import (
@@ -48,14 +56,15 @@ from streams.request import (
     read_json,
     root_path,
     run_url,
-    whole_path,
+    with_cors,
+    with_whole_path,
 )
-from streams.response import RunResponse, head_response, json_response, refusal
+from streams.response import RunResponse, head_response, json_response, refusal, routing_problem
 from streams.run_endpoints import RunEndpoints
 from streams.runs import Position, Runs
 from streams.source import Guard, Job, Source, check_name, check_source, hash_of
-from streams.topic import Topic
-from streams.wires import EventStream, Wire
+from streams.topic import check_model
+from streams.wires import Wire
 
 
 class Streams(Publisher):
@@ -103,9 +112,7 @@ class Streams(Publisher):
                 raise TypeError(f"two sources have the name {source.name!r}; rename one")
             self.sources[source.name] = source
         for source in self.models.values():
-            check_source(source)
-            if isinstance(source, Topic):
-                raise TypeError(f"{source!r} cannot be a model: it answers nothing; give a source")
+            check_model(source)
         self.policy = Policy().replace(policy, "Streams", Streams.__init__.__kwdefaults__ or ())
         self._policies = {
             source: self.policy.replace(source.policy, f"source {source.name!r}")
@@ -138,14 +145,7 @@ class Streams(Publisher):
         self._router = Router(routes, redirect_slashes=False, lifespan=self.lifespan)
         self._app: ASGIApp = self._answer_http
         if origins:
-            self._app = CORSMiddleware(
-                self._app,
-                allow_origins=list(origins),
-                allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["*"],  # Clients of OpenAI's API send a dozen of their own.
-                allow_credentials=True,
-                expose_headers=["Content-Location", "Retry-After"],
-            )
+            self._app = with_cors(self._app, origins)
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
@@ -171,26 +171,16 @@ class Streams(Publisher):
 
     async def _answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("app", self)
-        # /streams/x/ is the same as /streams/x: under some mounts a redirect would lead elsewhere.
-        root, path = whole_path(scope)
-        path = f"{root}/" if path in ("", root) else path
-        if path != scope["path"] or root != scope.get("root_path", ""):
-            scope = {**scope, "root_path": root, "path": path}
+        scope = with_whole_path(scope)
         try:
             await self._lifetime.serve()
             await self._router(scope, receive, send)
         except StreamError as error:
-            is_openais = self.models and path.startswith(f"{root}/v1/")
+            is_openais = self.models and scope["path"].startswith(f"{scope['root_path']}/v1/")
             response = openai_refusal(error) if is_openais else refusal(error, Request(scope))
             await response(scope, receive, send)
         except HTTPException as error:
-            headers = dict(error.headers or {})
-            detail = f"there is nothing at {scope['path']!r}"
-            if allowed := headers.get("Allow"):
-                detail = f"{scope['method']} is not allowed here; use {allowed}"
-            await problem(StreamError(detail, status=error.status_code), headers)(
-                scope, receive, send
-            )
+            await routing_problem(error, scope)(scope, receive, send)
 
     # For an endpoint of the user's own
 
@@ -204,6 +194,7 @@ class Streams(Publisher):
         key: str | None = None,
         arguments: Any = None,
         like: Response | None = None,
+        wire: str | MakeWire | None = None,
         **policy: Unpack[PolicyOptions],
     ) -> Response:
         """A response, for an endpoint of your own, that streams what `events` yields.
@@ -221,21 +212,24 @@ class Streams(Publisher):
         name: a request with the same key attaches to it, while it is running or retained. If it
         comes with other `arguments`, that is a 422; they are JSON values, and only a hash is kept.
 
+        `wire` is "ui" for the AI SDK's `useChat`, or a function that returns a Wire for the run's
+        RunInfo. Without it, the request's Accept header chooses.
+
         The stream keeps the status, headers and cookies that you set on the response, and those of
         `like`. Its background task runs after each response. Other keywords are exceptions from
         the policy. Raises TypeError if `events` cannot be iterated or called, and for a request
-        that is not Starlette's, FastAPI's or Litestar's.
+        that is not Starlette's, FastAPI's or Litestar's; ValueError for an unknown wire.
         """
         request = starlette_request(request)
         if name is None:
             name = source_name(events, request.scope)
         check_name(name)
         changed = (
-            self.policy.replace(policy, "response", ("name", "owner", "key", "arguments", "like"))
+            self.policy.replace(policy, "response", Streams.response.__kwdefaults__ or ())
             if policy
             else self.policy
         )
-        answer = functools.partial(self._answer_endpoint, request)
+        answer = functools.partial(self._answer_endpoint, request, wire_named(wire))
         response = EndpointResponse(answer, request, name, events, changed, owner, key, arguments)
         if like is not None:
             response.take_over(like)
@@ -263,34 +257,47 @@ class Streams(Publisher):
             await self._lifetime.serve()
             check_site(request, self._origins)
             owner = check_owner(owner, "owner=") or await self._access.owner(request)
-            route = route_of(request.scope)
-            last, key = last_event_id(request), idempotency_key(request, owner, key)
-            if last is not None:
-                log = await self.runs.find(last.run, owner)
-            elif key is not None:
-                log = await self.runs.find_by_key(owner, name, route, key)
-            else:
-                return False
-            await self.runs.position(log, last)
+            return await attaches(self.runs, request, name, owner, key)
         except Unavailable:
             raise
         except StreamError:
             return False
-        info = log.info
-        expected = (route, name or info.source, info.key if key is None else key)
-        return (info.route, info.source, info.key) == expected
 
-    async def _answer_endpoint(self, request: Request, job: Job) -> Response:
+    async def resume(
+        self,
+        request: Request,
+        *,
+        key_prefix: str,
+        owner: str | None = None,
+        wire: str | MakeWire | None = None,
+    ) -> Response:
+        """A response, for an endpoint of your own, that reads the newest running run whose key
+        begins with `key_prefix`, from its beginning; a 204 if none is running.
+
+        Give the `owner` and the `wire` that `response` got. Without an owner, and without an
+        `identity` that knows the client, anybody who can guess the prefix reads the run.
+        """
+        request, make = starlette_request(request), wire_named(wire)
+        try:
+            await self._lifetime.serve()
+            position = await newest_running(self.runs, self._access, request, owner, key_prefix)
+            make = make or wire_for(preferred(request, STREAM_TYPES) or EVENT_STREAM, self.policy)
+            return self._read(position, self.policy, mount_path(self, request.scope), make)
+        except StreamError as error:
+            return refusal(error, request)
+
+    async def _answer_endpoint(self, request: Request, wire: MakeWire | None, job: Job) -> Response:
         media_type = preferred(request, STREAM_TYPES) or EVENT_STREAM
         if request.method == "HEAD":
-            return head_response(media_type)
+            return head_response(getattr(wire, "media_type", media_type))
         try:
             await self._lifetime.serve()
             owner = job.owner or await self._access.owner(request)
             key = idempotency_key(request, owner, job.key)
             job = msgspec.structs.replace(job, owner=owner, key=key)
             last, root = last_event_id(request), mount_path(self, request.scope)
-            return await self._attach(request, job, last, root, media_type)
+            wire = wire or wire_for(media_type, job.policy)
+            return await self._attach(request, job, last, root, wire)
         except StreamError as error:
             return refusal(error, request)
 
@@ -368,10 +375,11 @@ class Streams(Publisher):
         if request.method == "HEAD":
             return head_response(media_type)
         job = source.job(arguments, request, policy=policy, owner=owner, key=key)
-        return await self._attach(request, job, last, root_path(request), media_type)
+        wire = wire_for(media_type, policy)
+        return await self._attach(request, job, last, root_path(request), wire)
 
     async def _attach(
-        self, request: Request, job: Job, last: EventId | None, root: str | None, media_type: str
+        self, request: Request, job: Job, last: EventId | None, root: str | None, wire: MakeWire
     ) -> Response:
         """The stream of a job: of a new run, of a shared one, or of the one that is resumed.
 
@@ -379,15 +387,17 @@ class Streams(Publisher):
         """
         check_site(request, self._origins)
         position = await self.runs.attach(job, last)
-        return self._read(position, job.policy, root, media_type)
+        return self._read(position, job.policy, root, wire)
 
     def _read(
-        self, position: Position | None, policy: Policy, root: str | None, media_type: str
+        self, position: Position | None, policy: Policy, root: str | None, make_wire: MakeWire
     ) -> Response:
         if position is None:  # An EventSource stops reconnecting at a 204.
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
-        is_default = media_type == EVENT_STREAM
-        wire = EventStream(policy.retry) if is_default else json_lines(media_type)
+        wire = make_wire(position.log.info)
+        if wire.stateful:
+            wire.resume(position.after)
+            position = position._replace(after=-1)
         url = None if root is None else run_url(root, position.log.info.run)
         return RunResponse(self._lifetime, position, policy, wire, url)
 
@@ -396,4 +406,4 @@ class Streams(Publisher):
         source = self.sources.get(log.info.source) if log.info.route is None else None
         policy = self.policy if source is None else self._policies[source]
         position = await self.runs.position(log, last_event_id(request))
-        return self._read(position, policy, root_path(request), media_type)
+        return self._read(position, policy, root_path(request), wire_for(media_type, policy))

@@ -19,6 +19,7 @@ import anyio
 import anyio.lowlevel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -85,6 +86,15 @@ def refusal(error: StreamError, request: Request) -> Response:
         return problem(error)
     body = b"retry: %d\n" % (1000 * (error.retry_after or 1))
     return Response(body, media_type=EVENT_STREAM, headers=stream_headers(None))
+
+
+def routing_problem(error: HTTPException, scope: Scope) -> Response:
+    """The answer to a request that no route takes."""
+    headers = dict(error.headers or {})
+    detail = f"there is nothing at {scope['path']!r}"
+    if allowed := headers.get("Allow"):
+        detail = f"{scope['method']} is not allowed here; use {allowed}"
+    return problem(StreamError(detail, status=error.status_code), headers)
 
 
 class RunResponse(EventSourceResponse):
