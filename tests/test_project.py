@@ -60,6 +60,7 @@ OPTIONAL = {
     "streams.page",
     "streams.wires.jsonlines",
     "streams.wires.openai",
+    "streams.wires.ui_stream",
 }
 
 # The modules whose names are public: all that a source, a wire or a log needs.
@@ -70,6 +71,7 @@ PLUGINS: dict[str, set[str]] = {
     "wires/jsonlines": PUBLIC,
     "wires/answer": PUBLIC,
     "wires/openai": PUBLIC | {"streams.response", "streams.wires.answer"},
+    "wires/ui_stream": PUBLIC | {"streams.wires.answer"},
     "page": PUBLIC,
     "client": set(),
     "pace": PUBLIC,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from streams.event import COMPLETED, End, LoggedEvent, encode_json
-from streams.wires.answer import Answer, Piece, ToolCall, Usage
+from streams.wires.answer import Answer, Piece, ToolCall, ToolResult, Usage
 
 DONE = {"message": {"content": ""}, "done": True, "done_reason": "length", "eval_count": 2}
 
@@ -34,6 +34,10 @@ def event(value: Any, name: str = "message") -> LoggedEvent:
         (
             message(tool_calls=[{"index": 1, "function": {"arguments": "{}"}}]),
             Piece(tool_calls=(ToolCall(1, arguments="{}"),)),
+        ),
+        (
+            {"message": {"role": "tool", "tool_call_id": "c", "content": {"degrees": 22}}},
+            Piece(tool_result=ToolResult("c", {"degrees": 22})),
         ),
         (message(), Piece()),
         ({"other": 1}, Piece()),
