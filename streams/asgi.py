@@ -134,7 +134,7 @@ class Streams(Publisher):
             Route("/streams/{source}", self.endpoint(self._stream), methods=["GET", "POST"]),
             Route("/runs", self.endpoint(of_runs.list), methods=["GET"]),
             Route("/runs/{run}", self.endpoint(of_runs.one), methods=["GET", "DELETE"]),
-            Route("/health", self._health),
+            Route("/health", of_runs.health),
         ]
         if publish is not None:
             routes.append(Route("/topics/{topic}", self.endpoint(self._post), methods=["POST"]))
@@ -352,9 +352,6 @@ class Streams(Publisher):
         url = f"{quote(root_path(request))}/streams"
         sources = self.sources.values()
         return json_response({"sources": [s.published(f"{url}/{s.name}") for s in sources]})
-
-    async def _health(self, request: Request) -> Response:
-        return json_response(self.runs.health())
 
     async def _stream(self, request: Request) -> Response:
         name = request.path_params["source"]

@@ -64,7 +64,7 @@ def with_whole_path(scope: Scope) -> Scope:
     """
     root, path = whole_path(scope)
     path = f"{root}/" if path in ("", root) else path
-    if path != scope["path"] or root != scope.get("root_path", ""):
+    if path != scope["path"] or root != scope.get("root_path"):
         return {**scope, "root_path": root, "path": path}
     return scope
 

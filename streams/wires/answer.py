@@ -56,7 +56,8 @@ class Piece(msgspec.Struct, frozen=True):
     logprobs: dict[str, Any] | None = None
 
     def __bool__(self) -> bool:
-        return self != NOTHING
+        """Whether the model says something in it: the result of a tool is none of its words."""
+        return self.tool_result is None and self != NOTHING
 
 
 NOTHING = Piece()

@@ -52,6 +52,10 @@ def test_an_event_with_a_name_of_its_own_adds_nothing() -> None:
     assert not Answer().feed(event("Hel", "status"))
 
 
+def test_the_result_of_a_tool_is_nothing_that_the_model_says() -> None:
+    assert not Answer().feed(event({"message": {"role": "tool", "content": "22"}}))
+
+
 def test_a_completed_run_finishes_for_the_reason_of_its_last_event() -> None:
     answer = Answer()
     answer.feed(event(DONE))
