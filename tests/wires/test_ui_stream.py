@@ -142,6 +142,21 @@ def test_tool_calls_come_in_fragments_and_then_whole() -> None:
     ]
 
 
+def test_a_text_ends_before_a_tool_call_which_is_whole_before_the_next_text() -> None:
+    body = body_of("a", called("{}", id="c1", name="f"), "b")
+    assert [chunk["type"] for chunk in chunks_of(body)[2:-3]] == [
+        "text-start",
+        "text-delta",
+        "text-end",
+        "tool-input-start",
+        "tool-input-delta",
+        "tool-input-available",
+        "text-start",
+        "text-delta",
+        "text-end",
+    ]
+
+
 @pytest.mark.parametrize("arguments", ['{"ci', "[" * 100_000])
 def test_arguments_that_are_not_json_are_an_error_of_the_call(arguments: str) -> None:
     [_, call] = read(called(arguments, id="c", name="f"), ended("tool_calls")).parts
