@@ -80,6 +80,7 @@ const doing = {
     await sending;
     events.length = 0;
     const resuming = chat.resumeStream();
+    await until(() => chat.status === "streaming", "the answer is read again");
     await fetch(new URL("/gate", api), { method: "POST" });
     await resuming;
     return said(chat);
