@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 CORE = [
     "asgi",
     "run_endpoints",
+    "responder",
     "publish",
     "endpoint",
     "optional",
