@@ -55,8 +55,8 @@ lowest: .venv/browser .venv/node_modules ## run the tests with the lowest depend
 	.venv-lowest/bin/pip install --quiet --editable '.[server,client,llm,redis]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest -n 3 --dist worksteal
 
-sdks: .venv/installed-dev tests/llm/node_modules ## test the OpenAI API with its npm clients (1 minute)
-	$(BIN)/python -m pytest tests/llm/test_sdks.py
+sdks: .venv/installed-dev .venv/browser tests/llm/node_modules ## test with the npm clients of OpenAI and the AI SDK, and useChat in a browser (2 minutes)
+	$(BIN)/python -m pytest tests/llm/test_sdks.py tests/llm/test_use_chat.py
 
 llama: .venv/installed-llama ## test the chat source with a real model; builds llama.cpp first (10 minutes)
 	$(BIN)/python -m pytest tests/llm/test_llama.py

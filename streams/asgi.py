@@ -4,60 +4,46 @@ Everything that comes from outside is checked here. Each refusal is a problem re
 that says what to do. Nothing here knows how events are kept or sent.
 """
 
-import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, Unpack
 from urllib.parse import quote
 
-import msgspec
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streams.access import Access, Identity, check_owner
-from streams.endpoint import (
-    EndpointResponse,
-    Produced,
-    mount_path,
-    route_of,
-    source_name,
-    starlette_request,
-)
-from streams.errors import StreamError, Unavailable, UnknownSource
-from streams.event import Encoder, EventId
+from streams.access import Access, Identity
+from streams.errors import StreamError, UnknownSource
+from streams.event import Encoder
 from streams.guard import Guard
-from streams.job import Job
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
-from streams.optional import log_at, openai_refusal, openai_routes, page_routes, wire_of
+from streams.optional import log_at, openai_refusal, openai_routes, page_routes, wire_for, wire_of
 from streams.policy import Policy, PolicyOptions
-from streams.publish import Publisher
 from streams.request import (
-    EVENT_STREAM,
     STREAM_TYPES,
-    check_site,
     idempotency_key,
     last_event_id,
     negotiated,
-    preferred,
     root_path,
     run_url,
-    whole_path,
+    with_cors,
+    with_whole_path,
 )
-from streams.response import RunResponse, head_response, json_response, misdirected, refusal
+from streams.responder import Responder
+from streams.response import head_response, json_response, misdirected, refusal
 from streams.run_endpoints import RunEndpoints
-from streams.runs import Position, Runs
-from streams.source import Source, check_name, check_source
-from streams.topic import Topic
+from streams.runs import Runs
+from streams.source import Source, check_source
+from streams.topic import check_model
 from streams.wire_host import WireHost
 
 
-class Streams(Publisher, WireHost):
+class Streams(Responder, WireHost):
     """Serves sources as event streams: an ASGI app of its own, or mounted in another.
 
     `models` maps model names to sources, served in OpenAI's formats at /v1/chat/completions and
@@ -103,9 +89,7 @@ class Streams(Publisher, WireHost):
                 raise TypeError(f"two sources have the name {source.name!r}; rename one")
             self.sources[source.name] = source
         for source in self.models.values():
-            check_source(source)
-            if isinstance(source, Topic):
-                raise TypeError(f"{source!r} cannot be a model: it answers nothing; give a source")
+            check_model(source)
         self.policy = Policy().replace(policy, "Streams", Streams.__init__.__kwdefaults__ or ())
         self._policies = {
             source: self.policy.replace(source.policy, f"source {source.name!r}")
@@ -127,7 +111,7 @@ class Streams(Publisher, WireHost):
             Route("/streams/{source}", self.endpoint(self._stream), methods=["GET", "POST"]),
             Route("/runs", self.endpoint(of_runs.list), methods=["GET"]),
             Route("/runs/{run}", self.endpoint(of_runs.one), methods=["GET", "DELETE"]),
-            Route("/health", self._health),
+            Route("/health", of_runs.health),
         ]
         if publish is not None:
             routes.append(Route("/topics/{topic}", self.endpoint(self._post), methods=["POST"]))
@@ -138,14 +122,7 @@ class Streams(Publisher, WireHost):
         self._router = Router(routes, redirect_slashes=False, lifespan=self.lifespan)
         self._app: ASGIApp = self._answer_http
         if origins:
-            self._app = CORSMiddleware(
-                self._app,
-                allow_origins=list(origins),
-                allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["*"],  # Clients of OpenAI's API send a dozen of their own.
-                allow_credentials=True,
-                expose_headers=["Content-Location", "Retry-After"],
-            )
+            self._app = with_cors(self._app, origins)
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
@@ -171,122 +148,16 @@ class Streams(Publisher, WireHost):
 
     async def _answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("app", self)
-        # /streams/x/ is the same as /streams/x: under some mounts a redirect would lead elsewhere.
-        root, path = whole_path(scope)
-        path = f"{root}/" if path in ("", root) else path
-        if path != scope["path"] or root != scope.get("root_path", ""):
-            scope = {**scope, "root_path": root, "path": path}
+        scope = with_whole_path(scope)
         try:
             await self._lifetime.serve()
             await self._router(scope, receive, send)
         except StreamError as error:
-            is_openais = self.models and path.startswith(f"{root}/v1/")
+            is_openais = self.models and scope["path"].startswith(f"{scope['root_path']}/v1/")
             response = openai_refusal(error) if is_openais else refusal(error, Request(scope))
             await response(scope, receive, send)
         except HTTPException as error:
             await misdirected(error, scope)(scope, receive, send)
-
-    # For an endpoint of the user's own
-
-    def response(
-        self,
-        request: Request,
-        events: Produced,
-        *,
-        name: str | None = None,
-        owner: str | None = None,
-        key: str | None = None,
-        arguments: Any = None,
-        like: Response | None = None,
-        **policy: Unpack[PolicyOptions],
-    ) -> Response:
-        """A response, for an endpoint of your own, that streams what `events` yields.
-
-        `events` is an iterator, or a function without arguments that returns one (an async
-        function is awaited). The function is called only if a run starts. When a client
-        reconnects, its run continues: the function is not called, and an iterator is closed
-        unstarted. `name` (default: the generator's or function's) is the source's name; a run can
-        be resumed only under the same name, by the same route.
-
-        The run belongs to `owner` (default: what `identity` says); others cannot see it. A run
-        without one belongs to whoever knows its id.
-
-        `key` (default: the request's Idempotency-Key) names one run of the user, the route and the
-        name: a request with the same key attaches to it, while it is running or retained. If it
-        comes with other `arguments`, that is a 422; they are JSON values, and only a hash is kept.
-
-        The stream keeps the status, headers and cookies that you set on the response, and those of
-        `like`. Its background task runs after each response. Other keywords are exceptions from
-        the policy. Raises TypeError if `events` cannot be iterated or called, and for a request
-        that is not Starlette's, FastAPI's or Litestar's.
-        """
-        request = starlette_request(request)
-        if name is None:
-            name = source_name(events, request.scope)
-        check_name(name)
-        changed = (
-            self.policy.replace(policy, "response", ("name", "owner", "key", "arguments", "like"))
-            if policy
-            else self.policy
-        )
-        answer = functools.partial(self._answer_endpoint, request)
-        response = EndpointResponse(answer, request, name, events, changed, owner, key, arguments)
-        if like is not None:
-            response.take_over(like)
-        return response
-
-    async def resumes(
-        self,
-        request: Request,
-        events: Produced | None = None,
-        *,
-        name: str | None = None,
-        owner: str | None = None,
-        key: str | None = None,
-    ) -> bool:
-        """Whether a request attaches to a run that exists, so that `response` starts none.
-
-        Give the same `events`, the function that makes them, or the same `name`, and the same
-        `owner` and `key`. Without events and name, the run may have any name. False also for a
-        request that `response` will refuse. Raises StoreDown.
-        """
-        request = starlette_request(request)
-        if name is None and events is not None:
-            name = source_name(events, request.scope)
-        try:
-            await self._lifetime.serve()
-            check_site(request, self._origins)
-            owner = check_owner(owner, "owner=") or await self._access.owner(request)
-            route = route_of(request.scope)
-            last, key = last_event_id(request), idempotency_key(request, owner, key)
-            if last is not None:
-                log = await self.runs.find_resumed(last, name, route, owner, key)
-            elif key is not None:
-                log = await self.runs.find_by_key(owner, name, route, key)
-            else:
-                return False
-            await self.runs.position(log, last)
-        except Unavailable:
-            raise
-        except StreamError:
-            return False
-        return True
-
-    async def _answer_endpoint(self, request: Request, job: Job) -> Response:
-        media_type = preferred(request, STREAM_TYPES) or EVENT_STREAM
-        if request.method == "HEAD":
-            return head_response(wire_of(media_type, job.policy))
-        try:
-            await self._lifetime.serve()
-            owner = job.owner or await self._access.owner(request)
-            key = idempotency_key(request, owner, job.key)
-            job = msgspec.structs.replace(job, owner=owner, key=key)
-            last, root = last_event_id(request), mount_path(self, request.scope)
-            resumed = await self._resumed(request, job, last)
-            position = await self.runs.attach(job, last, resumed)
-            return self._read(position, job.policy, root, media_type)
-        except StreamError as error:
-            return refusal(error, request)
 
     # The endpoints
 
@@ -294,9 +165,6 @@ class Streams(Publisher, WireHost):
         url = f"{quote(root_path(request))}/streams"
         sources = self.sources.values()
         return json_response({"sources": [s.published(f"{url}/{s.name}") for s in sources]})
-
-    async def _health(self, request: Request) -> Response:
-        return json_response(self.runs.health())
 
     async def _stream(self, request: Request) -> Response:
         name = request.path_params["source"]
@@ -325,21 +193,7 @@ class Streams(Publisher, WireHost):
         if request.method == "HEAD":
             return head_response(wire_of(media_type, policy))
         position = await self.runs.attach(job, last, resumed)
-        return self._read(position, policy, root_path(request), media_type)
-
-    async def _resumed(self, request: Request, job: Job, last: EventId | None) -> RunLog | None:
-        """The run that a request resumes, if it does. Raises CrossSite and what `resumed` does."""
-        check_site(request, self._origins)
-        return None if last is None else await self.runs.resumed(job, last)
-
-    def _read(
-        self, position: Position | None, policy: Policy, root: str | None, media_type: str
-    ) -> Response:
-        """The stream from a position. `root` is the path under which /runs is, if it is mounted."""
-        if position is None:  # An EventSource stops reconnecting at a 204.
-            return Response(status_code=204, headers={"Cache-Control": "no-store"})
-        url = None if root is None else run_url(root, position.log.info.run)
-        return RunResponse(self._lifetime, position, policy, wire_of(media_type, policy), url)
+        return self._read(position, policy, root_path(request), wire_for(media_type, policy))
 
     async def _follow(self, request: Request, log: RunLog, media_type: str) -> Response:
         """The stream of a run, through its own URL."""
@@ -349,4 +203,4 @@ class Streams(Publisher, WireHost):
             url = run_url(root_path(request), log.info.run)
             return head_response(wire_of(media_type, policy), url)
         position = await self.runs.position(log, last_event_id(request))
-        return self._read(position, policy, root_path(request), media_type)
+        return self._read(position, policy, root_path(request), wire_for(media_type, policy))

@@ -17,13 +17,14 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.types import Message, Receive, Scope, Send
 
-from streams.access import check_owner
+from streams.access import Access, check_owner
 from streams.declaration import name_of
 from streams.errors import BodyTooLarge
 from streams.job import Job
 from streams.policy import Policy
-from streams.request import in_middleware
+from streams.request import idempotency_key, in_middleware, last_event_id
 from streams.response import RunResponse
+from streams.runs import Position, Runs
 from streams.source import hash_of
 from streams.thread import check_iterable, close_iterator
 
@@ -111,6 +112,36 @@ def _mounted_at(app: Any, routes: Iterable[Any]) -> str | None:
                 return route.path
             if (inner := _mounted_at(app, route.routes)) is not None:
                 return route.path + inner
+    return None
+
+
+async def attaches(
+    runs: Runs, request: Request, name: str | None, owner: str | None, own_key: str | None
+) -> bool:
+    """Whether a request attaches to a run that its route has started; of any name if it is None.
+
+    Raises StreamError if the request names a run that it cannot attach to.
+    """
+    route = route_of(request.scope)
+    last, key = last_event_id(request), idempotency_key(request, owner, own_key)
+    if last is not None:
+        log = await runs.find_resumed(last, name, route, owner, key)
+    elif key is not None:
+        log = await runs.find_by_key(owner, name, route, key)
+    else:
+        return False
+    await runs.position(log, last)
+    return True
+
+
+async def newest_running(
+    runs: Runs, access: Access, request: Request, owner: str | None, key_prefix: str
+) -> Position | None:
+    """The beginning of the newest running run with such a key; None if there is none."""
+    owner = check_owner(owner, "owner=") or await access.owner(request)
+    for log in await runs.list(owner=owner, key_prefix=key_prefix, status="running", limit=1):
+        await access.admit_to(log.info, request)
+        return await runs.position(log, None)
     return None
 
 

@@ -1,16 +1,19 @@
 """The optional parts of the package, which are imported when they are used."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
 from starlette.routing import Route
 
-from streams.errors import StreamError
-from streams.log import EventLog
+from streams.errors import StreamError, abbreviated
+from streams.log import EventLog, RunInfo
 from streams.policy import Policy
 from streams.request import EVENT_STREAM
 from streams.wires import EventStream, Wire
+
+MakeWire = Callable[[RunInfo], Wire]
+"""Makes the wire of one response that reads a run."""
 
 
 def log_at(url: str, limits: Mapping[str, int]) -> EventLog:
@@ -32,6 +35,24 @@ def wire_of(media_type: str, policy: Policy) -> Wire:
     from streams.wires.jsonlines import JSONLines
 
     return JSONLines(media_type)
+
+
+def wire_for(media_type: str, policy: Policy) -> MakeWire:
+    return lambda info: wire_of(media_type, policy)
+
+
+def wire_named(wire: str | MakeWire | None) -> MakeWire | None:
+    """The wire with a name, or one of the app's own. Raises ValueError for an unknown name."""
+    if wire == "ui":
+        from streams.wires.ui_stream import UIStream
+
+        return UIStream
+    if isinstance(wire, str) or not (wire is None or callable(wire)):
+        raise ValueError(
+            f"there is no wire {abbreviated(wire)}; there is: 'ui'. Or give a function of the "
+            "run's RunInfo that returns a Wire"
+        )
+    return wire
 
 
 def openai_routes(streams: Any) -> list[Route]:

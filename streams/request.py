@@ -10,6 +10,7 @@ from typing import get_args
 from urllib.parse import quote, unquote
 
 import msgspec
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Scope
 
@@ -55,6 +56,18 @@ def whole_path(scope: Scope) -> tuple[str, str]:
     if whole != path and whole.endswith(path):
         return whole.removesuffix(path), whole
     return root, path
+
+
+def with_whole_path(scope: Scope) -> Scope:
+    """A scope whose path begins with the root path.
+
+    /streams/x/ is the same as /streams/x: under some mounts a redirect would lead elsewhere.
+    """
+    root, path = whole_path(scope)
+    path = f"{root}/" if path in ("", root) else path
+    if path != scope["path"] or root != scope.get("root_path"):
+        return {**scope, "root_path": root, "path": path}
+    return scope
 
 
 def root_path(request: Request) -> str:
@@ -249,3 +262,15 @@ def in_middleware(response: ASGIApp, scope: Scope) -> ASGIApp:
     """A response inside the middleware that its source has put into the request's scope, if any."""
     middleware: Callable[[ASGIApp], ASGIApp] | None = scope.get("streams.middleware")
     return response if middleware is None else middleware(response)
+
+
+def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """An app that pages of `origins` may use, with their cookies."""
+    return CORSMiddleware(
+        app,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],  # Clients of OpenAI's API send a dozen of their own.
+        allow_credentials=True,
+        expose_headers=["Content-Location", "Retry-After"],
+    )

@@ -27,12 +27,15 @@ Follow = Callable[[Request, RunLog, str], Awaitable[Response]]
 
 
 class RunEndpoints:
-    """Answers for /runs and /runs/{run}, to those whose runs they are."""
+    """Answers for /runs and /runs/{run}, to those whose runs they are, and for /health."""
 
     def __init__(self, runs: Runs, access: Access, follow: Follow) -> None:
         self._runs = runs
         self._access = access
         self._follow = follow
+
+    async def health(self, request: Request) -> Response:
+        return json_response(self._runs.health())
 
     async def list(self, request: Request) -> Response:
         selection = selection_of(request, await self._access.owner(request))

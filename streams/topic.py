@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from streams.guard import Guard
 from streams.policy import PolicyOptions
-from streams.source import Source
+from streams.source import Source, check_source
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,3 +92,10 @@ def topic(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     if function is None:
         return lambda function: Topic(function, **options)
     return Topic(function, **options)
+
+
+def check_model(source: Any) -> None:
+    """Raises TypeError for what cannot be a model: a topic, and what is no source."""
+    check_source(source)
+    if isinstance(source, Topic):
+        raise TypeError(f"{source!r} cannot be a model: it answers nothing; give a source")

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 CORE = [
     "asgi",
     "run_endpoints",
+    "responder",
     "publish",
     "wire_host",
     "endpoint",
@@ -63,6 +64,7 @@ OPTIONAL = {
     "streams.page",
     "streams.wires.jsonlines",
     "streams.wires.openai",
+    "streams.wires.ui_stream",
 }
 
 # The modules whose names are public: all that a source, a wire or a log needs.
@@ -73,6 +75,7 @@ PLUGINS: dict[str, set[str]] = {
     "wires/jsonlines": PUBLIC,
     "wires/answer": PUBLIC,
     "wires/openai": PUBLIC | {"streams.response", "streams.wires.answer"},
+    "wires/ui_stream": PUBLIC | {"streams.wires.answer"},
     "page": PUBLIC,
     "client": set(),
     "pace": PUBLIC,

@@ -34,6 +34,16 @@ class Wire:
     openai's client fails."""
     done = False
     """Whether the rest of the run does not matter to this reader."""
+    stateful = False
+    """Whether what an event becomes depends on the events before it. Such a wire is fed from
+    event 0 even if its reader resumes: see `resume`."""
+    _after = -1
+
+    def resume(self, after: int) -> None:
+        """The reader has had what the events up to `after` became: `feed` gives only what follows.
+
+        Called before `begin`, for a stateful wire only."""
+        self._after = after
 
     def headers(self) -> Mapping[str, str]:
         """Headers in addition to those of every stream."""
@@ -53,7 +63,9 @@ class Wire:
         for event in parse_frames(frames):
             if self.done:
                 break
-            body += self.event(event)
+            became = self.event(event)
+            if event.number > self._after:
+                body += became
         return body
 
     def event(self, event: LoggedEvent) -> bytes:

@@ -8,6 +8,7 @@ object:
     {"message": {"role": "assistant", "content": "", "tool_calls": [
         {"index": 0, "id": "call_1", "type": "function",
          "function": {"name": "weather", "arguments": "{\\"ci"}}]}, …}
+    {"message": {"role": "tool", "tool_call_id": "call_1", "content": "22 degrees"}, …}
     {"message": {"role": "assistant", "content": "", "refusal": "I can't help with that."}, …}
     {"message": {…}, "done": true, "done_reason": "stop", "prompt_eval_count": 9, "eval_count": 4}
 
@@ -16,7 +17,8 @@ Invariants:
 1. What an event adds depends on this event and the ones before it, never on when it is read.
 2. The first fragment of a tool call has its `id` and the `name` of its function. The later ones
    have the same `index`, and more of the `arguments`, which together are a JSON object.
-3. An answer is over once: with `finish`, or with `error`.
+3. A source that runs a tool itself says what it gave, as a message of the role `tool`.
+4. An answer is over once: with `finish`, or with `error`.
 """
 
 from typing import Any
@@ -36,6 +38,13 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: str = ""
 
 
+class ToolResult(msgspec.Struct, frozen=True):
+    """What a tool gave that the source itself has run. `id` is that of the tool call."""
+
+    id: str
+    content: Any
+
+
 class Piece(msgspec.Struct, frozen=True):
     """What one event adds to an answer."""
 
@@ -43,10 +52,12 @@ class Piece(msgspec.Struct, frozen=True):
     reasoning: str = ""
     refusal: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    tool_result: ToolResult | None = None
     logprobs: dict[str, Any] | None = None
 
     def __bool__(self) -> bool:
-        return self != NOTHING
+        """Whether the model says something in it: the result of a tool is none of its words."""
+        return self.tool_result is None and self != NOTHING
 
 
 NOTHING = Piece()
@@ -113,12 +124,15 @@ class Answer:
         message = value.get("message")
         if not isinstance(message, dict):
             return NOTHING
+        if message.get("role") == "tool":
+            result = ToolResult(str(message.get("tool_call_id")), message.get("content"))
+            return Piece(tool_result=result)
         return Piece(
             str(message.get("content") or ""),
             str(message.get("reasoning") or ""),
             str(message.get("refusal") or ""),
             tuple(_tool_call(call) for call in message.get("tool_calls") or ()),
-            value.get("logprobs"),
+            logprobs=value.get("logprobs"),
         )
 
     def _end(self, end: End) -> None:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from streams import Event, MemoryLog, Source, Streams, source
 from streams.client import StreamEvent, stream, stream_sync
+from streams.wires.ui_stream import UIStream
 
 
 @source
@@ -44,6 +45,10 @@ async def endpoint(request: Request) -> Response:
     if await streams.resumes(request, plain) or await streams.resumes(request, name="plain"):
         return streams.response(request, lambda: plain(count=2), like=Response())
     streams.response(request, lambda: opened(request))
+    streams.response(request, plain, wire="ui")
+    streams.response(request, plain, wire=UIStream)
+    streams.response(request, plain, wire=lambda run: UIStream(run, run.key))
+    assert_type(await streams.resume(request, key_prefix="chat-7/", wire="ui"), Response)
     return streams.response(request, plain(count=2), name="plain", retain=10.0)
 
 

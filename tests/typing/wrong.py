@@ -37,6 +37,8 @@ streams = Streams([plain])
 async def endpoint(request: Request) -> Response:
     streams.response(request, plain(), linger="x")  # wrong
     streams.response(request, 3)  # wrong
+    streams.response(request, plain(), wire=3)  # wrong
+    streams.response(request, plain(), wire=plain)  # wrong
     return streams.response(request, plain(), lingr=3)  # wrong
 
 

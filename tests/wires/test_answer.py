@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from streams.event import COMPLETED, End, LoggedEvent, encode_json
-from streams.wires.answer import Answer, Piece, ToolCall, Usage
+from streams.wires.answer import Answer, Piece, ToolCall, ToolResult, Usage
 
 DONE = {"message": {"content": ""}, "done": True, "done_reason": "length", "eval_count": 2}
 
@@ -35,6 +35,10 @@ def event(value: Any, name: str = "message") -> LoggedEvent:
             message(tool_calls=[{"index": 1, "function": {"arguments": "{}"}}]),
             Piece(tool_calls=(ToolCall(1, arguments="{}"),)),
         ),
+        (
+            {"message": {"role": "tool", "tool_call_id": "c", "content": {"degrees": 22}}},
+            Piece(tool_result=ToolResult("c", {"degrees": 22})),
+        ),
         (message(), Piece()),
         ({"other": 1}, Piece()),
         (DONE, Piece()),
@@ -46,6 +50,10 @@ def test_an_event_adds_what_it_says(value: Any, piece: Piece) -> None:
 
 def test_an_event_with_a_name_of_its_own_adds_nothing() -> None:
     assert not Answer().feed(event("Hel", "status"))
+
+
+def test_the_result_of_a_tool_is_nothing_that_the_model_says() -> None:
+    assert not Answer().feed(event({"message": {"role": "tool", "content": "22"}}))
 
 
 def test_a_completed_run_finishes_for_the_reason_of_its_last_event() -> None:

@@ -22,6 +22,8 @@ from streams.wires import EventStream
 from streams.wires.jsonlines import JSONLines
 from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
 from streams.wires.openai.responses import REQUEST, Kept, ResponsesWire
+from streams.wires.ui_stream import UIStream
+from tests.support.ui_messages import chunks_of, ui_message
 
 INFO = RunInfo(run="A" * 22, source="s", started=datetime.now(UTC))
 KEPT = Kept(response={"model": "m"}, input=[])
@@ -73,6 +75,12 @@ def by_responses(body: bytes) -> Read:
     return Read(len(events), text, ended, lost)
 
 
+def by_ui(body: bytes) -> Read:
+    message = ui_message(body)
+    lost = message.error is not None and "no longer retained" in message.error
+    return Read(len(chunks_of(body)), message.text, message.done, lost)
+
+
 def chat() -> Wire:
     request, _ = parse(b'{"model":"m","messages":[{"role":"user","content":"?"}]}')
     return ChatWire(INFO, ChatAnswer(INFO, request, None))
@@ -88,6 +96,7 @@ WIRES = {
     "JSON Lines": Case(JSONLines, by_lines),
     "chat completions": Case(chat, by_chat),
     "responses": Case(lambda: ResponsesWire(INFO), by_responses),
+    "UI messages": Case(lambda: UIStream(INFO), by_ui),
 }
 
 every_wire = pytest.mark.parametrize("case", WIRES.values(), ids=WIRES.keys())
@@ -133,6 +142,22 @@ def test_the_bytes_do_not_depend_on_the_pieces_in_which_the_log_gives_them(
     bounds = [0, *sorted(cuts), len(frames)]
     pieces = [b"".join(frames[a:b]) for a, b in pairwise(bounds)]
     assert sent(case.wire(), pieces) == sent(case.wire(), [b"".join(frames)])
+
+
+@pytest.mark.parametrize("case", [case for case in WIRES.values() if case.wire().stateful])
+@given(TEXTS, st.data())
+def test_a_stateful_wire_that_resumes_gives_the_rest_of_what_it_had_given(
+    case: Case, texts: list[str], data: st.DataObject
+) -> None:
+    frames = frames_of(texts)
+    after = data.draw(st.integers(0, len(frames) - 2))
+    had = case.wire()
+    before = had.begin() + had.start(frames[0], None) + had.feed(b"".join(frames[1 : after + 1]))
+    resumed = case.wire()
+    resumed.resume(after)
+    cut = data.draw(st.integers(1, len(frames)))
+    rest = sent(resumed, [b"".join(frames[:cut]), b"".join(frames[cut:])])
+    assert before + rest == sent(case.wire(), frames)
 
 
 @every_wire

@@ -1,0 +1,180 @@
+"""The responses of `Streams`: in endpoints of your own, and the streams of its own routes."""
+
+import functools
+from typing import Any, Unpack
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from streams.access import check_owner
+from streams.endpoint import (
+    EndpointResponse,
+    Produced,
+    attaches,
+    mount_path,
+    newest_running,
+    source_name,
+    starlette_request,
+)
+from streams.errors import StreamError, Unavailable
+from streams.event import EventId
+from streams.job import Job
+from streams.log import RunLog
+from streams.optional import MakeWire, wire_for, wire_named, wire_of
+from streams.policy import Policy, PolicyOptions
+from streams.publish import Publisher
+from streams.request import (
+    EVENT_STREAM,
+    STREAM_TYPES,
+    check_site,
+    idempotency_key,
+    last_event_id,
+    preferred,
+    run_url,
+)
+from streams.response import RunResponse, head_response, refusal
+from streams.runs import Position
+from streams.source import check_name
+
+
+class Responder(Publisher):
+    """The part of Streams that responds with runs."""
+
+    policy: Policy
+
+    def response(
+        self,
+        request: Request,
+        events: Produced,
+        *,
+        name: str | None = None,
+        owner: str | None = None,
+        key: str | None = None,
+        arguments: Any = None,
+        like: Response | None = None,
+        wire: str | MakeWire | None = None,
+        **policy: Unpack[PolicyOptions],
+    ) -> Response:
+        """A response, for an endpoint of your own, that streams what `events` yields.
+
+        `events` is an iterator, or a function without arguments that returns one (an async
+        function is awaited). The function is called only if a run starts. When a client
+        reconnects, its run continues: the function is not called, and an iterator is closed
+        unstarted. `name` (default: the generator's or function's) is the source's name; a run can
+        be resumed only under the same name, by the same route.
+
+        The run belongs to `owner` (default: what `identity` says); others cannot see it. A run
+        without one belongs to whoever knows its id.
+
+        `key` (default: the request's Idempotency-Key) names one run of the user, the route and the
+        name: a request with the same key attaches to it, while it is running or retained. If it
+        comes with other `arguments`, that is a 422; they are JSON values, and only a hash is kept.
+
+        `wire` is "ui" for the AI SDK's `useChat`, or a function that returns a Wire for the run's
+        RunInfo. Without it, the request's Accept header chooses.
+
+        The stream keeps the status, headers and cookies that you set on the response, and those of
+        `like`. Its background task runs after each response. Other keywords are exceptions from
+        the policy. Raises TypeError if `events` cannot be iterated or called, and for a request
+        that is not Starlette's, FastAPI's or Litestar's; ValueError for an unknown wire.
+        """
+        request = starlette_request(request)
+        if name is None:
+            name = source_name(events, request.scope)
+        check_name(name)
+        changed = (
+            self.policy.replace(policy, "response", Responder.response.__kwdefaults__ or ())
+            if policy
+            else self.policy
+        )
+        answer = functools.partial(self._answer_endpoint, request, wire_named(wire))
+        response = EndpointResponse(answer, request, name, events, changed, owner, key, arguments)
+        if like is not None:
+            response.take_over(like)
+        return response
+
+    async def resumes(
+        self,
+        request: Request,
+        events: Produced | None = None,
+        *,
+        name: str | None = None,
+        owner: str | None = None,
+        key: str | None = None,
+    ) -> bool:
+        """Whether a request attaches to a run that exists, so that `response` starts none.
+
+        Give the same `events`, the function that makes them, or the same `name`, and the same
+        `owner` and `key`. Without events and name, the run may have any name. False also for a
+        request that `response` will refuse. Raises StoreDown.
+        """
+        request = starlette_request(request)
+        if name is None and events is not None:
+            name = source_name(events, request.scope)
+        try:
+            await self._lifetime.serve()
+            check_site(request, self._origins)
+            owner = check_owner(owner, "owner=") or await self._access.owner(request)
+            return await attaches(self.runs, request, name, owner, key)
+        except Unavailable:
+            raise
+        except StreamError:
+            return False
+
+    async def resume(
+        self,
+        request: Request,
+        *,
+        key_prefix: str,
+        owner: str | None = None,
+        wire: str | MakeWire | None = None,
+    ) -> Response:
+        """A response, for an endpoint of your own, that reads the newest running run whose key
+        begins with `key_prefix`, from its beginning; a 204 if none is running.
+
+        Give the `owner` and the `wire` that `response` got. Without an owner, and without an
+        `identity` that knows the client, anybody who can guess the prefix reads the run.
+        """
+        request, make = starlette_request(request), wire_named(wire)
+        try:
+            await self._lifetime.serve()
+            position = await newest_running(self.runs, self._access, request, owner, key_prefix)
+            make = make or wire_for(preferred(request, STREAM_TYPES) or EVENT_STREAM, self.policy)
+            return self._read(position, self.policy, mount_path(self, request.scope), make)
+        except StreamError as error:
+            return refusal(error, request)
+
+    async def _answer_endpoint(self, request: Request, wire: MakeWire | None, job: Job) -> Response:
+        media_type = preferred(request, STREAM_TYPES) or EVENT_STREAM
+        if request.method == "HEAD":
+            return head_response(wire_of(media_type, job.policy))
+        try:
+            await self._lifetime.serve()
+            owner = job.owner or await self._access.owner(request)
+            key = idempotency_key(request, owner, job.key)
+            job = msgspec.structs.replace(job, owner=owner, key=key)
+            last, root = last_event_id(request), mount_path(self, request.scope)
+            resumed = await self._resumed(request, job, last)
+            position = await self.runs.attach(job, last, resumed)
+            return self._read(position, job.policy, root, wire or wire_for(media_type, job.policy))
+        except StreamError as error:
+            return refusal(error, request)
+
+    async def _resumed(self, request: Request, job: Job, last: EventId | None) -> RunLog | None:
+        """The run that a request resumes, if it does. Raises CrossSite and what `resumed` does."""
+        check_site(request, self._origins)
+        return None if last is None else await self.runs.resumed(job, last)
+
+    def _read(
+        self, position: Position | None, policy: Policy, root: str | None, make_wire: MakeWire
+    ) -> Response:
+        """The stream from a position. `root` is the path under which /runs is, if it is mounted."""
+        if position is None:  # An EventSource stops reconnecting at a 204.
+            return Response(status_code=204, headers={"Cache-Control": "no-store"})
+        wire = make_wire(position.log.info)
+        if wire.stateful:
+            wire.resume(position.after)
+            position = position._replace(after=-1)
+        url = None if root is None else run_url(root, position.log.info.run)
+        return RunResponse(self._lifetime, position, policy, wire, url)
