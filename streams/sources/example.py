@@ -152,7 +152,7 @@ class _Maker(SchemaReader):
         if longest is not None and longest < shortest:
             raise NoExample(f"minLength {shortest} is more than maxLength {longest}")
         longest = MOST_CHARACTERS if longest is None else longest
-        self.budget.count(shortest)
+        _check_least("minLength", shortest)
         if isinstance(pattern := schema.get("pattern"), str):
             await self.budget.spend(MOST_STEPS // STEP)
             if (text := matching(pattern, shortest, longest)) is not None:
@@ -173,7 +173,7 @@ class _Maker(SchemaReader):
         further = schema.get("items", not prefix)
         further = further if isinstance(further, dict | bool) else True
         least, most = keyword_size(schema, "minItems") or 0, keyword_size(schema, "maxItems")
-        self.budget.count(least)
+        _check_least("minItems", least)
         wanted = max(least, len(prefix), 1 if isinstance(further, dict) else 0)
         wanted = wanted if most is None else min(wanted, most)
         if wanted < least:
@@ -207,7 +207,7 @@ class _Maker(SchemaReader):
             keyword_size(schema, "minProperties") or 0,
             keyword_size(schema, "maxProperties"),
         )
-        self.budget.count(least)
+        _check_least("minProperties", least)
         made = dict[str, Any]()
         await self.budget.spend(len(properties) + len(required))
         for key in [*properties, *sorted(required - properties.keys())]:
@@ -270,6 +270,11 @@ def _given(schema: dict[str, Any], nth: int) -> Iterator[Any]:
             yield values[(index + nth) % len(values)]
     if schema.get("default") is not None:
         yield schema["default"]
+
+
+def _check_least(keyword: str, least: int) -> None:
+    if least > MOST_CHARACTERS:
+        raise NoExample(f"{keyword} {least} is more than the mock makes, {MOST_CHARACTERS}")
 
 
 def _is_null(schema: Any) -> bool:

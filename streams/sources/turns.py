@@ -245,10 +245,10 @@ class Model:
         )
         if self._format is None or self._format.type == "text":
             return text
-        if self._format.json_schema is None:
+        form = self._format.json_schema
+        if form is None or form.schema is None:
             return encoded({"answer": text})
-        schema = self._format.json_schema.schema
-        return encoded(await self._example("response_format", {} if schema is None else schema))
+        return encoded(await self._example("response_format", form.schema))
 
     async def calls(self, turn: Turn) -> list[dict[str, Any]]:
         """The tool calls of a turn, whole. Raises InvalidParameters like `turn`."""
