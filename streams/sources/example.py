@@ -28,6 +28,7 @@ from streams.sources.schema import (
     SchemaReader,
     TooLarge,
     additional,
+    fits_size,
     in_bounds,
     is_number,
     keyword_dict,
@@ -123,7 +124,7 @@ class _Maker(SchemaReader):
             found.append(value)
         if not found:
             raise reason
-        return found[0]  # Patterns, which are not checked, may exclude the other alternatives.
+        return found[0]  # What is not checked, such as a pattern, may exclude the others.
 
     async def _of_type(
         self, kind: str, schema: dict[str, Any], name: str, refs: Refs, depth: int
@@ -154,7 +155,7 @@ class _Maker(SchemaReader):
         longest = MOST_CHARACTERS if longest is None else longest
         _check_least("minLength", shortest)
         if isinstance(pattern := schema.get("pattern"), str):
-            await self.budget.spend(MOST_STEPS // STEP)
+            await self.budget.spend(MOST_STEPS // 5)
             if (text := matching(pattern, shortest, longest)) is not None:
                 return text
         text = FORMATS.get(str(schema.get("format")), "")
@@ -203,15 +204,13 @@ class _Maker(SchemaReader):
         properties = keyword_dict(schema, "properties")
         required = {key for key in keyword_list(schema, "required") or () if isinstance(key, str)}
         further = additional(schema)
-        least, most = (
-            keyword_size(schema, "minProperties") or 0,
-            keyword_size(schema, "maxProperties"),
-        )
+        least = keyword_size(schema, "minProperties") or 0
+        most = keyword_size(schema, "maxProperties")
         _check_least("minProperties", least)
-        made = dict[str, Any]()
+        made, missing = dict[str, Any](), len(required)
         await self.budget.spend(len(properties) + len(required))
         for key in [*properties, *sorted(required - properties.keys())]:
-            is_full = most is not None and len(made) + len(required - made.keys()) >= most
+            is_full = most is not None and len(made) + missing >= most
             is_lean = depth >= LEAN or self.budget.is_low
             if key not in required and (is_full or is_lean) and len(made) >= least:
                 continue
@@ -222,10 +221,14 @@ class _Maker(SchemaReader):
                     error.path.insert(0, key)
                     raise
             else:
+                missing -= key in required
                 self.budget.count(len(key))
         wanted = max(least, 1 if not properties and isinstance(further, dict) else 0)
         wanted = wanted if most is None else min(wanted, most)
-        await self._fill(made, schema, wanted, least, refs, depth)
+        await self._fill(made, schema, wanted, refs, depth)
+        if not fits_size(len(made), schema, "Properties"):
+            sizes = f"{least} to {'any number' if most is None else most}"
+            raise NoExample(f"{len(made)} properties can be made, and it must have {sizes}")
         return made
 
     async def _fill(
@@ -233,7 +236,6 @@ class _Maker(SchemaReader):
         made: dict[str, Any],
         schema: dict[str, Any],
         wanted: int,
-        least: int,
         refs: Refs,
         depth: int,
     ) -> None:
@@ -253,11 +255,9 @@ class _Maker(SchemaReader):
                     break
                 made[key] = await self.value(further, key, refs, depth + 1)
         except NoExample:
-            pass  # Fewer properties are a value, too, unless there must be more.
+            pass  # Fewer properties may do.
         finally:
             self._nth = outer
-        if len(made) < least:
-            raise NoExample(f"no names are found for the {least} properties that it must have")
 
 
 def _given(schema: dict[str, Any], nth: int) -> Iterator[Any]:

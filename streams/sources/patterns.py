@@ -11,7 +11,7 @@ from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 LONGEST_PATTERN = 1000
-MOST_STEPS = 1000
+MOST_STEPS = 500
 CLASSES = {"DIGIT": r"\d", "SPACE": r"\s", "WORD": r"\w"}
 READABLE = "aA0-_.,:;/@#+ "
 

@@ -63,16 +63,16 @@ class Budget:
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self._work = 0
+        self.work = 0
         self._characters = 0
 
     @property
     def is_low(self) -> bool:
-        return self._work > MOST_WORK // 2
+        return self.work > MOST_WORK // 2
 
     async def spend(self, work: int = 1) -> None:
-        self._work += work
-        if self._work > MOST_WORK:
+        self.work += work
+        if self.work > MOST_WORK:
             raise TooLarge("the schema is too large, or has too many alternatives")
         await self._turns.after(work * STEP)
 
