@@ -27,7 +27,7 @@ LONGEST_CHARACTER = 32
 TURN = 1000
 """Code points, or other steps that take about a microsecond, between two turns of the loop."""
 
-COUNTED_AT_ONCE = 8 * TURN
+COUNTED_AT_ONCE = 4 * TURN
 
 TOKEN = re.compile(
     "[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff]"  # East Asian
@@ -57,7 +57,7 @@ async def count_tokens(text: str, turns: Turns) -> int:
     for begin in range(0, len(text), COUNTED_AT_ONCE):
         part = text[begin : begin + COUNTED_AT_ONCE]
         count += len(TOKEN.findall(part))
-        await turns.after(len(part) // 8)
+        await turns.after(len(part) // 4)
     return count
 
 
