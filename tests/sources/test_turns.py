@@ -113,6 +113,10 @@ async def test_the_next_question_gets_a_tool_call_of_its_own() -> None:
 async def test_a_user_message_next_to_the_results_does_not_call_the_tool_again() -> None:
     answer = await answer_to(messages=[*ASKED, CALLED, RESULT, *ASKED], tools=[WEATHER])
     assert "22 degrees" in answer["content"]
+    request = {"tools": [WEATHER, NEWS], "tool_choice": "required"}
+    assert names(await answer_to(messages=[*ASKED, CALLED, RESULT, *ASKED], **request)) == ["news"]
+    again = [*ASKED, CALLED, RESULT, ANSWERED, *ASKED]
+    assert names(await answer_to(messages=again, **request)) == ["weather"]
 
 
 @pytest.mark.parametrize(
