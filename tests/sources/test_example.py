@@ -154,6 +154,10 @@ def test_an_example_fits_openais_strict_schema_of_a_pydantic_model(model: type[B
             {"properties": {"a": {}, "b": {}}, "required": ["b"], "maxProperties": 1},
             {"b": "b"},
         ),
+        (
+            {"properties": {"a": {}, "b": {}, "c": {}}, "required": ["a"], "maxProperties": 2},
+            {"a": "a", "b": "b"},
+        ),
         ({"patternProperties": {"^x-[0-9]$": {"const": 1}}, "minProperties": 1}, {"x-0": 1}),
         ({"propertyNames": {"enum": ["k"]}, "additionalProperties": {"const": 1}}, {"k": 1}),
         ({"prefixItems": [{"const": 1}, {"const": 2}], "items": False}, [1, 2]),
