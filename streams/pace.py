@@ -245,8 +245,10 @@ class _Joiner(Generic[T]):
 def join_text(older: Any, newer: Any) -> Any:
     """A merge for `joined`: the text of two pieces of an answer in one, all else as in the newer.
 
-    It joins two strings, two texts of Events, and two objects whose text is in `message.content`,
-    like those of the sources `tokens` and `chat`. For other values it returns NotImplemented.
+    It joins two strings, two texts of Events, and two objects with a `message` like those of the
+    sources `tokens` and `chat`: content with content, reasoning with reasoning, a refusal with a
+    refusal, tool calls with tool calls. For other values it returns NotImplemented, and for pieces
+    of different kinds, whose order would be lost.
     """
     match older, newer:
         case str(), str():
@@ -256,7 +258,59 @@ def join_text(older: Any, newer: Any) -> Any:
         case Event(text=None), Event(text=None):
             data = join_text(older.data, newer.data)
             return data if data is NotImplemented else Event(data, event=newer.event)
-        case {"message": {"content": str(begin)}}, {"message": {"content": str(rest)}}:
-            message = {**older["message"], **newer["message"], "content": begin + rest}
-            return {**older, **newer, "message": message}
+        case {"message": dict(begun)}, {"message": dict(added)}:
+            message = _joined_messages(begun, added)
+            if message is NotImplemented:
+                return NotImplemented
+            joined_value = {**older, **newer, "message": message}
+            if logprobs := _joined_logprobs(older.get("logprobs"), newer.get("logprobs")):
+                joined_value["logprobs"] = logprobs
+            return joined_value
     return NotImplemented
+
+
+TEXTS = ("content", "reasoning", "refusal")
+"""Members of a message whose texts add up."""
+
+
+def _joined_messages(older: dict[str, Any], newer: dict[str, Any]) -> Any:
+    members = older.keys() | newer.keys()
+    texts = [name for name in TEXTS if name in members]
+    has_calls = "tool_calls" in members
+    if not texts and not has_calls:
+        return NotImplemented
+    message = {**older, **newer}
+    for name in texts:
+        begin, rest = older.get(name, ""), newer.get(name, "")
+        if not (isinstance(begin, str) and isinstance(rest, str)):
+            return NotImplemented
+        message[name] = begin + rest
+    if has_calls:
+        message["tool_calls"] = _joined_calls(
+            older.get("tool_calls") or [], newer.get("tool_calls") or []
+        )
+    kinds = [name for name in (*TEXTS, "tool_calls") if message.get(name)]
+    return message if len(kinds) <= 1 else NotImplemented
+
+
+def _joined_calls(older: list[Any], newer: list[Any]) -> list[Any]:
+    """The fragments of tool calls, where arguments that only continue a fragment are part of it."""
+    calls = [*older]
+    for call in newer:
+        match calls, call:
+            case (
+                [*_, {"index": at, "function": {"arguments": str(begin)} as function} as last],
+                {"index": index, "function": {"arguments": str(rest)} as more},
+            ) if at == index and len(call) == 2 and len(more) == 1:
+                calls[-1] = {**last, "function": {**function, "arguments": begin + rest}}
+            case _:
+                calls.append(call)
+    return calls
+
+
+def _joined_logprobs(older: Any, newer: Any) -> Any:
+    """The log probabilities of both pieces: an object of lists, or null."""
+    if not (isinstance(older, dict) and isinstance(newer, dict)):
+        return newer or older
+    names = older.keys() | newer.keys()
+    return {name: [*(older.get(name) or ()), *(newer.get(name) or ())] for name in names}

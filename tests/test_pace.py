@@ -6,7 +6,7 @@ import gc
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, nullcontext, suppress
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, zip_longest
 from typing import Any, NamedTuple
 
 import anyio
@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import Event, Policy, StreamError, Streams, join_text, joined, source
+from streams.event import LoggedEvent, encode_json
+from streams.wires.answer import Answer
 from tests.support.servers import client_of, connection, serving, until
 from tests.support.virtual_time import run_in_virtual_time
 
@@ -194,6 +196,18 @@ def test_values_that_do_not_merge_go_out_one_by_one() -> None:
     assert run_in_virtual_time(main()) == ["a", "b", {"tool": 1}, "cd"]
 
 
+CALL = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "a"}}
+
+
+def arguments(index: int, text: str) -> dict[str, Any]:
+    """More of the arguments of a tool call."""
+    return {"index": index, "function": {"arguments": text}}
+
+
+def said(**members: Any) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": "", **members}, "done": False}
+
+
 @pytest.mark.parametrize(
     ("older", "newer", "expected"),
     [
@@ -210,10 +224,82 @@ def test_values_that_do_not_merge_go_out_one_by_one() -> None:
         (Event("a"), Event(text="b"), NotImplemented),
         (Event({"n": 1}), Event({"n": 2}), NotImplemented),
         ({"message": {"content": "a"}}, {"message": {"content": None}}, NotImplemented),
+        ({"message": {"role": "a"}}, {"message": {"role": "b"}}, NotImplemented),
+        (said(reasoning="a"), said(reasoning="b"), said(reasoning="ab")),
+        (said(refusal="a"), said(refusal="b"), said(refusal="ab")),
+        (said(reasoning="a"), said(content="b"), NotImplemented),
+        (said(content="a"), said(reasoning="b"), NotImplemented),
+        (said(content="a"), said(tool_calls=[CALL]), NotImplemented),
+        (said(), said(tool_calls=[CALL]), said(tool_calls=[CALL])),
+        (
+            said(tool_calls=[CALL]),
+            said(tool_calls=[arguments(0, "b")]),
+            said(tool_calls=[{**CALL, "function": {"name": "f", "arguments": "ab"}}]),
+        ),
+        (
+            said(tool_calls=[CALL]),
+            said(tool_calls=[arguments(1, "b")]),
+            said(tool_calls=[CALL, arguments(1, "b")]),
+        ),
+        (said(tool_calls=[CALL]), said(tool_calls=[CALL]), said(tool_calls=[CALL, CALL])),
+        (
+            {**said(content="a"), "logprobs": {"content": [1], "refusal": None}},
+            {**said(content="b"), "logprobs": {"content": [2]}},
+            {**said(content="ab"), "logprobs": {"content": [1, 2], "refusal": []}},
+        ),
+        (
+            {**said(content="a"), "logprobs": {"content": [1]}},
+            {**said(content="b"), "logprobs": None},
+            {**said(content="ab"), "logprobs": {"content": [1]}},
+        ),
     ],
 )
 def test_join_text_joins_texts_and_nothing_else(older: Any, newer: Any, expected: Any) -> None:
     assert join_text(older, newer) == expected
+
+
+PIECES = st.one_of(
+    st.builds(
+        lambda kind, text: said(**{kind: text}),
+        st.sampled_from(["content", "reasoning", "refusal"]),
+        st.text("ab", max_size=2),
+    ),
+    st.builds(
+        lambda index, text: said(tool_calls=[arguments(index, text)]),
+        st.integers(0, 1),
+        st.text("ab", max_size=2),
+    ),
+    st.just(said(tool_calls=[CALL])),
+    st.just(said(tool_calls=[CALL, {**CALL, "index": 1}])),
+    st.just({**said(content="a"), "logprobs": {"content": [1]}}),
+)
+
+
+def read(values: list[Any]) -> list[tuple[str, Any]]:
+    """What a wire reads from the events of an answer, character by character, then logprobs."""
+    answer, parts = Answer(), list[tuple[str, Any]]()
+    for number, value in enumerate(values):
+        piece = answer.feed(LoggedEvent(number, "message", encode_json(value)))
+        for kind in ("reasoning", "text", "refusal"):
+            parts += [(kind, char) for char in getattr(piece, kind)]
+        for call in piece.tool_calls:
+            parts += [("call", (call.index, call.id, call.name))] if call.id else []
+            parts += [("arguments", (call.index, char)) for char in call.arguments]
+        parts += [("logprob", each) for each in (piece.logprobs or {}).get("content", ())]
+    return sorted(parts, key=lambda part: part[0] == "logprob")
+
+
+@given(st.lists(PIECES), st.lists(st.booleans()))
+def test_a_joined_answer_is_read_as_the_one_of_single_pieces(
+    single: list[Any], holds: list[bool]
+) -> None:
+    joined_values: list[Any] = []
+    for value, held in zip_longest(single, holds[: len(single)], fillvalue=True):
+        merged = join_text(joined_values[-1], value) if joined_values and held else NotImplemented
+        joined_values[len(joined_values) - (merged is not NotImplemented) :] = [
+            value if merged is NotImplemented else merged
+        ]
+    assert read(joined_values) == read(single)
 
 
 # What it does not hold up

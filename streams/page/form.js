@@ -38,9 +38,12 @@ export function fill(place, saved) {
   for (const input of inputs(place).filter(({ name }) => name in saved)) {
     const { kind } = input.dataset;
     if (kind === "boolean") input.checked = saved[input.name];
-    else input.value = kind === "json" ? JSON.stringify(saved[input.name]) : saved[input.name];
+    else input.value = shown(kind, saved[input.name]);
   }
 }
+
+const shown = (kind, value) =>
+  kind === "json" || typeof value === "object" ? JSON.stringify(value) : value;
 
 /** Shows each error at its field and focuses the first. True if every error has a field. */
 export function showErrors(place, errors) {
@@ -65,7 +68,7 @@ export function element(tag, properties = {}, children = []) {
 
 const inputs = (place) => [...place.querySelectorAll("input, select, textarea")];
 
-function control({ enum: choices, type, default: initial, minimum, maximum, maxLength }) {
+function control({ enum: choices, type, anyOf, default: initial, minimum, maximum, maxLength }) {
   if (choices) {
     const node = element("select");
     node.dataset.kind = "json";
@@ -77,8 +80,10 @@ function control({ enum: choices, type, default: initial, minimum, maximum, maxL
     return node;
   }
   const kinds = { boolean: "boolean", integer: "number", number: "number", string: "text" };
-  const kind = kinds[type] ?? "json";
-  const isLong = kind === "json" || (kind === "text" && maxLength > 200);
+  // One that takes a text or a list, say, is sent as a text unless it is JSON of a list or an object.
+  const isMixed = anyOf?.some((each) => each.type === "string") && !type;
+  const kind = kinds[type] ?? (isMixed ? "mixed" : "json");
+  const isLong = kind === "json" || kind === "mixed" || (kind === "text" && maxLength > 200);
   const node = element(isLong ? "textarea" : "input");
   node.dataset.kind = kind;
   if (isLong) node.rows = 2;
@@ -112,7 +117,8 @@ function value(input) {
   if (kind === "number") return input.validity.badInput ? "not a number" : Number(input.value);
   if (kind === "text") return input.value;
   try {
-    return JSON.parse(input.value);
+    const parsed = JSON.parse(input.value);
+    return kind === "mixed" && (typeof parsed !== "object" || !parsed) ? input.value : parsed;
   } catch {
     return input.value;
   }

@@ -11,9 +11,11 @@ import re
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# A text piece that is not empty, in an event of the mock and in those of the wires alike. Text
-# cannot contain this: JSON escapes its quotes.
-PIECE = re.compile(rb'"(?:content|delta)":"(?!")')
+# A piece of an answer that is not empty, in an event of the mock and in those of the wires alike:
+# text, reasoning, a refusal, or a tool call. Text cannot contain this: JSON escapes its quotes.
+PIECE = re.compile(
+    rb'"(?:content|reasoning|reasoning_content|refusal|arguments|delta)":"(?!")|"function":\{"name":'
+)
 # What ends an event, for each media type of a stream.
 EVENT_ENDS = {
     "text/event-stream": b"\n\n",
@@ -25,7 +27,7 @@ TOKENS = re.compile(rb'"(?:completion|output)_tokens":(\d+)')
 
 
 class CutConnection:
-    """Cuts the connection at the end of the first event after `pieces` text pieces.
+    """Cuts the connection at the end of the first event after `pieces` pieces of an answer.
 
     A chat completion or a response in JSON is cut in the middle of its body if its answer has at
     least `pieces` tokens. Other responses pass unchanged.
@@ -90,7 +92,7 @@ class _Cutter:
         """Where to cut this part of a stream; None: not here."""
         data, end = self._open_event + body, 0
         while (found := data.find(event_end, end)) >= 0:
-            self._pieces -= len(PIECE.findall(data, end, found))
+            self._pieces -= PIECE.search(data, end, found) is not None
             end = found + len(event_end)
             if self._pieces <= 0:
                 return end - len(self._open_event)

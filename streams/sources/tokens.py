@@ -7,34 +7,38 @@ Invariants:
 2. Times count from the start of the answer: a late piece does not delay the next one.
 """
 
-import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from functools import partial
-from itertools import groupby, islice
+from itertools import count, islice
 from random import Random
 from typing import Annotated, Any
 
 import anyio
-from msgspec import Meta
+from msgspec import Meta, Struct
 from starlette.requests import Request
 
 from streams import StreamError, join_text, joined, source
 from streams.sources.cut import CutConnection
-
-REPLY = (
-    "You asked: {prompt} Here is what a language model would do with that: think for a moment, "
-    "then send its answer word by word, as each one is ready. This one only pretends, which "
-    "makes it quick, free and always of the same opinion. Drop the connection, and the answer "
-    "continues where it stopped."
+from streams.sources.pieces import Turns
+from streams.sources.turns import (
+    Conversation,
+    Effort,
+    Model,
+    Reply,
+    ResponseFormat,
+    Text,
+    ToolChoice,
+    Tools,
+    count_prompt,
+    deltas,
 )
 
 FAILURE_SECONDS = 0.01
 
-LONGEST = {"letters": 8, "digits": 3, "space": 10**9}
-"""Longest piece per kind of character; a character of any other kind is a piece of its own."""
+SKIPPED = 100
+"""Work for an event that is not sent again, in the measure of Turns."""
 
-Text = Annotated[str, Meta(max_length=10**6)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 AtLeastOne = Annotated[int, Meta(ge=1, le=10**6)]
 Count = Annotated[int, Meta(ge=0, le=10**6)]
@@ -47,15 +51,28 @@ async def tokens(
     messages: Annotated[
         list[dict[str, Any]] | None, Meta(description="A conversation, instead of a prompt")
     ] = None,
-    reply: Annotated[Text | None, Meta(description="The answer; default: a made-up one")] = None,
+    reply: Annotated[
+        Reply | None,
+        Meta(description="The answer, or a list of turns, one after each result of a tool"),
+    ] = None,
+    tools: Annotated[
+        Tools | None, Meta(description="Tools; the first is called, unless `reply` is set")
+    ] = None,
+    tool_choice: Annotated[
+        ToolChoice | None, Meta(description="auto, none, required, or the tool to call")
+    ] = None,
+    response_format: Annotated[
+        ResponseFormat | None, Meta(description="The form of the answer, such as a JSON Schema")
+    ] = None,
+    reasoning_effort: Annotated[
+        Effort | None, Meta(description="How much to reason before the answer")
+    ] = None,
     tokens_per_second: Annotated[float, Meta(gt=0, le=10_000, description="Pace")] = 25.0,
     first_token: Annotated[
         float, Meta(ge=0, le=600, description="Seconds before the first token")
     ] = 0.3,
     jitter: Annotated[float, Meta(ge=0, le=1, description="Irregularity of the pace")] = 0.2,
-    seed: Annotated[
-        int, Meta(ge=-(2**53), le=2**53, description="The same seed, the same rhythm")
-    ] = 0,
+    seed: Annotated[int, Meta(description="The same seed, the same rhythm")] = 0,
     every: Annotated[
         float, Meta(ge=0, le=10, description="Join tokens that come within these seconds; 0: none")
     ] = 0.0,
@@ -90,133 +107,97 @@ async def tokens(
     if request is not None and drop_after is not None:
         request.scope["streams.middleware"] = partial(CutConnection, pieces=drop_after)
 
-    question = prompt if messages is None else last_text(messages)
-    answer = list(pieces(reply if reply is not None else REPLY.format(prompt=quoted(question))))
-    kept = answer[:max_tokens]
-    last = {
-        "message": {"role": "assistant", "content": ""},
-        "done": True,
-        "done_reason": "stop" if len(kept) == len(answer) else "length",
-        "prompt_eval_count": sum(1 for _ in pieces(question)),
-        "eval_count": len(kept),
-    }
-    times = schedule(len(kept), first_token, tokens_per_second, jitter, seed)
-    events = timed(kept, last, times, fail_after, stall_after, after)
+    start, turns = anyio.current_time(), Turns()
+    conversation = Conversation(prompt)
+    if messages is not None:
+        conversation = await Conversation.read(messages, turns)
+    choice = tool_choice or "auto"
+    model = Model(conversation, tools or [], choice, response_format, reasoning_effort, turns)
+    turn = await model.turn(reply)
+    calls = await model.calls(turn)
+    answer = Answer(
+        deltas(turn, calls),
+        done_reason="tool_calls" if calls else "stop",
+        prompt_tokens=await count_prompt(prompt, messages, tools or [], turns),
+        max_tokens=max_tokens,
+    )
+    pace = Pace(first_token, tokens_per_second, jitter, seed)
+    events = timed(answer, pace, start, turns, fail_after, stall_after, after)
     async with aclosing(joined(events, every, merge=join_text) if every else events) as paced:
         async for event in paced:
             yield event
 
 
+class Answer(Struct, frozen=True):
+    """The answer that the mock gives, before it is cut at `max_tokens`."""
+
+    deltas: Iterator[dict[str, Any]]
+    done_reason: str
+    prompt_tokens: int
+    max_tokens: int | None
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Each piece, then how the answer ended. They are made one by one."""
+        number = reasoning = 0
+        for delta in islice(self.deltas, self.max_tokens):
+            number += 1
+            reasoning += "reasoning" in delta
+            yield {"message": {"role": "assistant", **delta}, "done": False}
+        is_whole = next(self.deltas, None) is None
+        yield {
+            "message": {"role": "assistant", "content": ""},
+            "done": True,
+            "done_reason": self.done_reason if is_whole else "length",
+            "prompt_eval_count": self.prompt_tokens,
+            "eval_count": number,
+            **({"reasoning_eval_count": reasoning} if reasoning else {}),
+        }
+
+
+class Pace(Struct, frozen=True):
+    """When the pieces of an answer are due, in seconds from its start."""
+
+    first: float
+    per_second: float
+    jitter: float
+    seed: int
+
+    def due(self, number: float) -> float:
+        """When an event is due without jitter, as the last one is."""
+        return self.first + number / self.per_second
+
+    def times(self) -> Iterator[float]:
+        random = Random(self.seed)
+        yield self.first
+        for number in count(1):
+            yield self.due(number + random.uniform(-self.jitter / 2, self.jitter / 2))
+
+
 async def timed(
-    kept: list[str],
-    last: dict[str, Any],
-    times: list[float],
+    answer: Answer,
+    pace: Pace,
+    start: float,
+    turns: Turns,
     fail_after: int | None,
     stall_after: int | None,
     after: int,
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """The events of an answer after the first `after`, each at its time."""
-    origin = anyio.current_time() - (times[after - 1] if 0 < after <= len(times) else 0)
-    for number in range(after, len(times)):
-        await anyio.sleep_until(origin + times[number])
+    """The events of an answer after the first `after`, each at its time.
+
+    The others have been sent before, the last of them at `start`.
+    """
+    origin, times = start, pace.times()
+    for number, event in enumerate(answer.events()):
+        due = pace.due(number) if event["done"] else next(times)
+        if number < after:
+            origin = start - due
+            await turns.after(SKIPPED)
+            continue
+        await anyio.sleep_until(origin + due)
         if fail_after is not None and number >= fail_after:
             # Without a pause, a failure at the first token would be a status before the stream.
             await anyio.sleep(FAILURE_SECONDS)
             raise StreamError(f"the mock failed after {number} tokens, as requested")
         if stall_after is not None and number >= stall_after:
             await anyio.sleep_forever()
-        if number < len(kept):
-            yield {"message": {"role": "assistant", "content": kept[number]}, "done": False}
-        else:
-            yield last
-
-
-def schedule(count: int, first: float, per_second: float, jitter: float, seed: int) -> list[float]:
-    """The times of `count` tokens and of the final event, in seconds from the start."""
-    random = Random(seed)
-    early_or_late = [random.uniform(-jitter / 2, jitter / 2) for _ in range(1, count)]
-    return [
-        first + (number + offset) / per_second
-        for number, offset in enumerate([0.0, *early_or_late, 0.0][: count + 1])
-    ]
-
-
-def quoted(text: str, length: int = 200) -> str:
-    """The prompt, cut after `length` characters; "nothing." if it is empty."""
-    begin = "".join(islice(characters(text), length))
-    return begin + "…" if begin != text else text or "nothing."
-
-
-def last_text(messages: list[dict[str, Any]]) -> str:
-    """The text of the last message in a conversation, with all its parts joined."""
-    content = messages[-1].get("content") if messages else None
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return str(content or "")
-
-
-def pieces(text: str) -> Iterator[str]:
-    """Splits a text as a model does: it splits only long words, puts a space in front of the next
-    word, and keeps every user-perceived character whole.
-    """
-    space = ""
-    for kind, group in groupby(characters(text), key=_kind):
-        run = list(group)
-        longest = LONGEST.get(kind, 1)
-        parts = -(-len(run) // longest)
-        for part in range(parts):
-            begin, end = len(run) * part // parts, len(run) * (part + 1) // parts
-            piece = space + "".join(run[begin:end])
-            space = ""
-            if kind == "space" and piece.endswith(" "):
-                piece, space = piece[:-1], " "
-            if piece:
-                yield piece
-    if space:
-        yield space
-
-
-def characters(text: str) -> Iterator[str]:
-    """The user-perceived characters of a text: a letter with its accents, an emoji with its parts,
-    a flag. They are almost the grapheme clusters of Unicode Standard Annex 29.
-    """
-    character = ""
-    for char in text:
-        if character and _continues(character, char):
-            character += char
-        else:
-            if character:
-                yield character
-            character = char
-    if character:
-        yield character
-
-
-def _continues(character: str, char: str) -> bool:
-    return (
-        unicodedata.category(char) in ("Mn", "Mc", "Me")  # accents, variation selectors
-        or char in "\u200c\u200d"
-        or character[-1] == "\u200d"
-        or "\U0001f3fb" <= char <= "\U0001f3ff"  # skin tones
-        or "\U000e0020" <= char <= "\U000e007f"  # tags, in flags of regions
-        or (
-            len(character) == 1
-            and _is_regional_indicator(character)
-            and _is_regional_indicator(char)
-        )
-        or character + char == "\r\n"
-    )
-
-
-def _is_regional_indicator(char: str) -> bool:
-    return "\U0001f1e6" <= char <= "\U0001f1ff"
-
-
-def _kind(character: str) -> str:
-    if character.isspace():
-        return "space"
-    if unicodedata.east_asian_width(character[0]) in "WF":
-        return "wide"
-    if character[0].isalpha():
-        return "letters"
-    return "digits" if character[0].isdigit() else "other"
+        yield event

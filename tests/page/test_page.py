@@ -228,6 +228,15 @@ def test_tokens_are_shown_as_one_growing_text(page: Page, transport: str) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("reply", "shown"), [("12", "12"), ('"a"', '"a"'), ('["One.", "Two."]', "One.")]
+)
+def test_a_field_for_a_text_or_a_list_takes_both(page: Page, reply: str, shown: str) -> None:
+    start(page, "tokens", reply=reply, tokens_per_second=500, first_token=0)
+    expect_state(page, "completed")
+    expect(page.locator("#value")).to_have_text(shown)
+
+
 def test_tokens_can_be_joined(page: Page) -> None:
     reply = "An answer of a few words."
     page.locator("#source").select_option("tokens")

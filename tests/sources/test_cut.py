@@ -28,6 +28,10 @@ def chunk(text: str) -> bytes:
     return b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % text.encode()
 
 
+REASONING = b'data: {"message":{"content":"","reasoning":"a"}}\n\n'
+CALL = b'data: {"tool_calls":[{"index":0,"function":{"name":"f","arguments":""}}]}\n\n'
+ARGUMENTS = b'data: {"tool_calls":[{"index":0,"function":{"arguments":"{\\"content\\":\\"x"}}]}\n\n'
+NO_ARGUMENTS = b'data: {"tool_calls":[{"index":0,"function":{"arguments":""}}]}\n\n'
 A, B, C = event("a"), event("b"), event("c")
 
 
@@ -72,6 +76,9 @@ async def body_of(app: ASGIApp) -> bytes:
         (2, [START, A, b":\n", b":\n", B + b":\n", C], START + A + b":\n:\n" + B),
         (1, [START, event(""), A, B], START + event("") + A),
         (1, [START, event(r"\"content\":\"x"), B], START + event(r"\"content\":\"x")),
+        (2, [START, REASONING, CALL, ARGUMENTS], START + REASONING + CALL),
+        (3, [START, REASONING, CALL, ARGUMENTS, A], START + REASONING + CALL + ARGUMENTS),
+        (1, [START, NO_ARGUMENTS, A, B], START + NO_ARGUMENTS + A),
         (0, [ROLE, chunk("a")], ROLE),
         (1, [ROLE, chunk("a") + chunk("b")], ROLE + chunk("a")),
     ],

@@ -1,11 +1,14 @@
 """The mock LLM: its pieces, its pace, and the failures that a client can ask it for."""
 
 import asyncio
-import unicodedata
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, suppress
+from itertools import islice
+from typing import Any, cast
 
-import anyio
+import anyio.lowlevel
 import httpx
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +19,9 @@ from starlette.routing import Route
 
 from streams import Policy, StreamError, Streams
 from streams.sources import tokens
-from streams.sources.tokens import characters, pieces, schedule
+from streams.sources.pieces import TURN
+from streams.sources.tokens import Pace
+from streams.sources.turns import Call, Turn
 from tests.support.servers import Connection, client_of, connection, every_event, serving, until
 from tests.support.sources import all_of, check_bounds
 from tests.support.virtual_time import run_in_virtual_time
@@ -76,38 +81,10 @@ async def test_max_tokens_ends_the_answer_with_the_reason_length() -> None:
     assert await all_of(tokens(reply="one two three", max_tokens=3, **QUICK)) == whole
 
 
-def test_a_text_is_split_as_a_model_splits_it() -> None:
-    assert list(pieces("Isn't it extraordinary? 12345!\n\nYes ")) == [
-        "Isn", "'", "t", " it", " extrao", "rdinary", "?", " 12", "345", "!", "\n\n", "Yes", " ",
-    ]  # fmt: skip
-    assert list(pieces("你好, 世界")) == ["你", "好", ",", " 世", "界"]
-
-
-@pytest.mark.parametrize(
-    "one",
-    [
-        "é",  # with a combining accent
-        "👩‍👩‍👧‍👦",
-        "👍🏽",
-        "🇩🇪",
-        "🏴󠁧󠁢󠁳󠁣󠁴󠁿",
-        "❤️",
-        "1️⃣",
-        "क्षि",
-    ],
-)
-def test_a_user_perceived_character_is_never_split(one: str) -> None:
-    text = f"{one}{one}a {one}, 你{one}"
-    assert sum(piece.count(one) for piece in pieces(text)) == text.count(one)
-
-
-@given(st.text())
-def test_the_pieces_of_a_text_joined_are_the_text(text: str) -> None:
-    assert "".join(pieces(text)) == text
-    assert "".join(characters(text)) == text
-    assert all(pieces(text))
-    for piece in list(pieces(text))[1:]:
-        assert unicodedata.category(piece[0]) not in ("Mn", "Mc", "Me")
+def schedule(count: int, first: float, per_second: float, jitter: float, seed: int) -> list[float]:
+    """The times of `count` tokens and of the final event."""
+    pace = Pace(first, per_second, jitter, seed)
+    return [*islice(pace.times(), count), pace.due(count)]
 
 
 async def test_the_seed_determines_the_rhythm() -> None:
@@ -116,7 +93,7 @@ async def test_the_seed_determines_the_rhythm() -> None:
     assert await all_of(tokens(seed=7, **QUICK)) == await all_of(tokens(seed=7, **QUICK))
 
 
-@given(st.integers(0, 300), st.floats(0.1, 10_000), st.floats(0, 1), st.integers(0, 2**32))
+@given(st.integers(0, 300), st.floats(0.1, 10_000), st.floats(0, 1), st.integers())
 def test_jitter_does_not_change_the_average_pace(
     count: int, pace: float, jitter: float, seed: int
 ) -> None:
@@ -167,7 +144,20 @@ async def test_a_restarted_answer_does_not_wait_for_its_first_token_again() -> N
         await anext(tokens(first_token=60, after=1))
 
 
+CALLS = [
+    Turn(
+        reasoning="Hm, rain",
+        content="I look.",
+        tool_calls=[Call("weather", {"city": "Ulm"}), Call("news", "{oops")],
+    ),
+    "It rains.",
+]
+
 FAULTS: list[dict[str, Any]] = [
+    {"reply": CALLS},
+    {"reply": CALLS, "fail_after": 8},
+    {"reply": CALLS, "stall_after": 12},
+    {"reply": CALLS, "max_tokens": 9},
     {},
     {"max_tokens": 5},
     {"fail_after": 0},
@@ -183,7 +173,7 @@ async def events_before_a_stall(**options: Any) -> list[Any]:
     events: list[Any] = []
     stalls = options.get("stall_after")
     try:
-        async for event in tokens(reply="a b c d e f g h", **QUICK, **options):
+        async for event in tokens(**{"reply": "a b c d e f g h", **QUICK, **options}):
             events.append(event)
             if stalls is not None and options.get("after", 0) + len(events) == stalls:
                 break
@@ -199,6 +189,45 @@ async def test_a_restarted_answer_has_the_same_rest_and_the_same_end(fault: dict
         assert await events_before_a_stall(**fault, after=after) == whole[after:]
     if "stall_after" not in fault:
         assert await events_before_a_stall(**fault, after=len(whole)) == []
+
+
+def whole(events: list[Any]) -> dict[Any, Any]:
+    """An answer from its pieces: its texts by kind, and its tool calls by index."""
+    answer: dict[Any, Any] = {}
+    for message in (event["message"] for event in events):
+        for kind in ("reasoning", "content"):
+            answer[kind] = answer.get(kind, "") + message.get(kind, "")
+        for call in message.get("tool_calls", ()):
+            function = call["function"]
+            id_, name, begin = answer.get(call["index"]) or (call["id"], function["name"], "")
+            answer[call["index"]] = (id_, name, begin + function["arguments"])
+    return answer
+
+
+async def test_an_answer_of_every_kind_is_counted_and_joined() -> None:
+    single = await events_before_a_stall(reply=CALLS)
+    together = await events_before_a_stall(reply=CALLS, every=10)
+    assert single[-1]["eval_count"] == len(single) - 1
+    assert single[-1]["reasoning_eval_count"] == 3
+    assert single[-1]["done_reason"] == "tool_calls"
+    assert len(together) < len(single) / 2
+    assert (
+        whole(together)
+        == whole(single)
+        == {
+            "reasoning": "Hm, rain",
+            "content": "I look.",
+            0: ("call_1_0", "weather", '{"city":"Ulm"}'),
+            1: ("call_1_1", "news", "{oops"),
+        }
+    )
+    assert {**together[-1], "message": None} == {**single[-1], "message": None}
+
+
+async def test_an_answer_cut_in_a_tool_call_ends_with_the_reason_length() -> None:
+    events = await events_before_a_stall(reply=CALLS, max_tokens=9)
+    assert events[-1]["done_reason"] == "length"
+    assert "tool_calls" in events[-2]["message"]
 
 
 @pytest.mark.parametrize("fault", [{}, {"max_tokens": 5}, {"max_tokens": 1}, {"fail_after": 4}])
@@ -227,6 +256,80 @@ def test_50_tokens_a_second_joined_at_50_ms_are_less_than_half_of_the_events() -
     (ended, last), (expected, last_single) = together[-1], single[-1]
     assert ended == expected, "the end comes as early"
     assert {**last, "message": None} == {**last_single, "message": None}
+
+
+class CountedText(str):
+    """A text of the request; `work` counts what is read of all of them."""
+
+    work = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for char in str.__iter__(self):
+            CountedText.work += 1
+            yield char
+
+    def __getitem__(self, key: Any) -> str:
+        part = str.__getitem__(self, key)
+        CountedText.work += len(part) // 4  # It is counted by a regular expression.
+        return part
+
+
+class CountedMessages(list[dict[str, Any]]):
+    """The messages of a request, which count as much as a character each."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for message in list.__iter__(self):
+            CountedText.work += 1
+            yield message
+
+
+async def longest_step(events: AsyncIterator[Any]) -> int:
+    """The most characters and messages that a source reads between two turns of the loop."""
+    longest, before = 0, CountedText.work
+
+    async def watch() -> None:
+        nonlocal longest, before
+        while True:
+            longest = max(longest, CountedText.work - before)
+            before = CountedText.work
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        with anyio.fail_after(50):
+            async for _ in events:
+                pass
+        group.cancel_scope.cancel()
+    return max(longest, CountedText.work - before)
+
+
+LONG = "word, " * 50_000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prompt": CountedText(LONG)},
+        {"prompt": CountedText("a" * len(LONG))},
+        {"messages": [{"role": "user", "content": CountedText(LONG)}]},
+        {"messages": [{"role": "tool", "content": CountedText(LONG)}]},
+        {"messages": [{"content": CountedMessages({"text": ""} for _ in range(100_000))}]},
+        {"messages": CountedMessages({} for _ in range(100_000))},
+        {"reply": CountedText(LONG), "after": 90_000, "max_tokens": 90_010},
+        {"reply": CountedText("e\u0301" * len(LONG)), "after": 8_000, "max_tokens": 8_010},
+    ],
+)
+async def test_no_step_of_the_mock_is_long(arguments: dict[str, Any]) -> None:
+    events = tokens(**{**QUICK, "max_tokens": 10, **arguments})
+    assert 0 < await longest_step(events) < 4 * TURN
+
+
+async def test_a_long_reply_is_not_cut_before_it_is_sent() -> None:
+    reply = CountedText(LONG)
+    before = CountedText.work
+    async with aclosing(cast(AsyncGenerator[Any, None], tokens(reply=reply, **QUICK))) as events:
+        await anext(events)
+    assert CountedText.work - before < TURN
 
 
 def test_only_an_answer_of_single_tokens_can_be_continued_by_another_worker() -> None:
@@ -315,6 +418,18 @@ async def test_drop_after_works_in_an_endpoint_of_the_users() -> None:
         await stream.to_the_end()
         assert not stream.terminated
         assert stream.body.count(b'"content"') == 2
+
+
+async def test_drop_after_counts_reasoning_and_fragments_of_tool_calls() -> None:
+    body = {**QUICK, "reply": msgspec.to_builtins(CALLS), "drop_after": 12}
+    got = b""
+    async with serving(Streams([tokens])) as url, httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("POST", "/streams/tokens", json=body) as response:
+            with suppress(httpx.RemoteProtocolError):
+                async for part in response.aiter_bytes():
+                    got += part
+    assert got.count(b'"done":false') == 12
+    assert got.count(b'"tool_calls"') > 3
 
 
 async def test_drop_after_beyond_the_end_drops_nothing() -> None:

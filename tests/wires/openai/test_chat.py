@@ -187,7 +187,7 @@ async def test_an_answer_whose_run_is_discarded_ends_with_an_error() -> None:
         ({**HELLO, "stream_options": {"include_usage": 1}}, 400, "stream_options", "bool"),
         ({**HELLO, "jitter": 3}, 400, "jitter", "<= 1.0"),
         ({**HELLO, "fail_afte": 3}, 400, "fail_afte", "is not a parameter"),
-        ({**HELLO, "tools": [{"type": "function"}]}, 400, "tools", "is not a parameter"),
+        ({**HELLO, "tools": [{"type": "function"}]}, 400, "tools", "required field `function`"),
         ([], 400, None, "object"),
     ],
 )
