@@ -1,6 +1,7 @@
 """The responses of `Streams`: in endpoints of your own, and the streams of its own routes."""
 
 import functools
+from datetime import UTC, datetime
 from typing import Any, Unpack
 
 import msgspec
@@ -20,8 +21,8 @@ from streams.endpoint import (
 from streams.errors import StreamError, Unavailable
 from streams.event import EventId
 from streams.job import Job
-from streams.log import RunLog
-from streams.optional import MakeWire, wire_for, wire_named, wire_of
+from streams.log import RunInfo, RunLog
+from streams.optional import MakeWire, wire_for, wire_named
 from streams.policy import Policy, PolicyOptions
 from streams.publish import Publisher
 from streams.request import (
@@ -147,8 +148,11 @@ class Responder(Publisher):
 
     async def _answer_endpoint(self, request: Request, wire: MakeWire | None, job: Job) -> Response:
         media_type = preferred(request, STREAM_TYPES) or EVENT_STREAM
-        if request.method == "HEAD":
-            return head_response(wire_of(media_type, job.policy))
+        wire = wire or wire_for(media_type, job.policy)
+        if request.method == "HEAD":  # It starts no run.
+            return head_response(
+                wire(RunInfo(run="", source=job.source, started=datetime.now(UTC)))
+            )
         try:
             await self._lifetime.serve()
             owner = job.owner or await self._access.owner(request)
@@ -157,7 +161,7 @@ class Responder(Publisher):
             last, root = last_event_id(request), mount_path(self, request.scope)
             resumed = await self._resumed(request, job, last)
             position = await self.runs.attach(job, last, resumed)
-            return self._read(position, job.policy, root, wire or wire_for(media_type, job.policy))
+            return self._read(position, job.policy, root, wire)
         except StreamError as error:
             return refusal(error, request)
 

@@ -37,13 +37,13 @@ class Wire:
     stateful = False
     """Whether what an event becomes depends on the events before it. Such a wire is fed from
     event 0 even if its reader resumes: see `resume`."""
-    _after = -1
+    _had = -1
 
     def resume(self, after: int) -> None:
         """The reader has had what the events up to `after` became: `feed` gives only what follows.
 
         Called before `begin`, for a stateful wire only."""
-        self._after = after
+        self._had = after
 
     def headers(self) -> Mapping[str, str]:
         """Headers in addition to those of every stream."""
@@ -64,7 +64,7 @@ class Wire:
             if self.done:
                 break
             became = self.event(event)
-            if event.number > self._after:
+            if event.number > self._had:
                 body += became
         return body
 
