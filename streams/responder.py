@@ -1,7 +1,6 @@
 """The responses of `Streams`: in endpoints of your own, and the streams of its own routes."""
 
 import functools
-from datetime import UTC, datetime
 from typing import Any, Unpack
 
 import msgspec
@@ -21,7 +20,7 @@ from streams.endpoint import (
 from streams.errors import StreamError, Unavailable
 from streams.event import EventId
 from streams.job import Job
-from streams.log import RunInfo, RunLog
+from streams.log import RunLog
 from streams.optional import MakeWire, wire_for, wire_named
 from streams.policy import Policy, PolicyOptions
 from streams.publish import Publisher
@@ -35,6 +34,7 @@ from streams.request import (
     run_url,
 )
 from streams.response import RunResponse, head_response, refusal
+from streams.run_info import info_of
 from streams.runs import Position
 from streams.source import check_name
 
@@ -142,6 +142,8 @@ class Responder(Publisher):
             await self._lifetime.serve()
             position = await newest_running(self.runs, self._access, request, owner, key_prefix)
             make = make or wire_for(preferred(request, STREAM_TYPES) or EVENT_STREAM, self.policy)
+            if position is not None and request.method == "HEAD":
+                return head_response(make(position.log.info))
             return self._read(position, self.policy, mount_path(self, request.scope), make)
         except StreamError as error:
             return refusal(error, request)
@@ -149,10 +151,8 @@ class Responder(Publisher):
     async def _answer_endpoint(self, request: Request, wire: MakeWire | None, job: Job) -> Response:
         media_type = preferred(request, STREAM_TYPES) or EVENT_STREAM
         wire = wire or wire_for(media_type, job.policy)
-        if request.method == "HEAD":  # It starts no run.
-            return head_response(
-                wire(RunInfo(run="", source=job.source, started=datetime.now(UTC)))
-            )
+        if request.method == "HEAD":
+            return head_response(wire(info_of(job, self.log)))
         try:
             await self._lifetime.serve()
             owner = job.owner or await self._access.owner(request)

@@ -37,13 +37,13 @@ class Wire:
     stateful = False
     """Whether what an event becomes depends on the events before it. Such a wire is fed from
     event 0 even if its reader resumes: see `resume`."""
-    _had = -1
+    __had = -1  # Private to this class: a wire of the app's own may have any name.
 
     def resume(self, after: int) -> None:
         """The reader has had what the events up to `after` became: `feed` gives only what follows.
 
         Called before `begin`, for a stateful wire only."""
-        self._had = after
+        self.__had = after
 
     def headers(self) -> Mapping[str, str]:
         """Headers in addition to those of every stream."""
@@ -64,7 +64,7 @@ class Wire:
             if self.done:
                 break
             became = self.event(event)
-            if event.number > self._had:
+            if event.number > self.__had:
                 body += became
         return body
 

@@ -337,6 +337,7 @@ async def test_the_wire_does_not_depend_on_what_the_client_accepts(accept: str) 
     assert response.headers["content-type"].startswith(UI)
     assert response.headers["cache-control"] == "no-store, no-transform"
     assert head.headers["content-type"].startswith(UI)
+    assert head.headers["x-vercel-ai-ui-message-stream"] == "v1"
     message = ui_message(response.content)
     assert (message.text, message.finish, message.done) == ("one two ", "stop", True)
     assert response.headers["content-location"] == f"/live/runs/{(message.id or '')[4:]}"
@@ -441,6 +442,8 @@ async def test_only_the_owner_resumes_and_only_a_running_answer_of_that_chat() -
             for chat, user in [("chat-7", "bob"), ("chat-8", "ann"), ("chat", "ann")]:
                 response = await client.get(f"/chat/{chat}/stream", headers={"X-User": user})
                 assert (response.status_code, response.content) == (204, b"")
+            head = await client.head("/chat/chat-7/stream", headers={"X-User": "ann"})
+            assert head.headers["x-vercel-ai-ui-message-stream"] == "v1"
             gate.set()
             await first.until(lambda first: first.terminated, "the answer is complete")
             ended = await client.get("/chat/chat-7/stream", headers={"X-User": "ann"})

@@ -85,6 +85,13 @@ async def test_a_wire_sets_the_media_type_the_headers_and_every_byte_of_the_body
     ]
 
 
+async def test_a_wire_may_have_attributes_of_any_name() -> None:
+    class Own(Lines):
+        _after = _had = 1000
+
+    assert "3 message 2" in (await get(Own())).text
+
+
 async def test_a_wire_that_is_done_ends_the_response_before_the_run_ends() -> None:
     streams = Streams([numbers])
     async with client_of(lines(streams, Lines(enough=3))) as client:
