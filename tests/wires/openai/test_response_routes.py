@@ -291,6 +291,24 @@ async def test_a_deleted_response_is_stopped_and_gone(log_url: str | None) -> No
                 await each.responses.retrieve(begun.id)
 
 
+async def test_who_reads_a_response_that_another_client_deletes_sees_that_it_is_cancelled() -> None:
+    agent = Agent()
+    agent.gate.clear()
+    events: list[Any] = []
+
+    async def read(client: AsyncOpenAI) -> None:
+        async for event in await client.responses.create(model="agent", input=HELLO, stream=True):
+            events.append(event)
+
+    async with sdk_of(agent.app()) as client:
+        reading = asyncio.create_task(read(client))
+        await until(lambda: len(events) > 5, "six events have come")
+        await client.responses.delete(events[0].response.id)
+        with anyio.fail_after(WAIT):
+            await reading
+    assert (events[-1].type, events[-1].response.status) == ("response.failed", "cancelled")
+
+
 async def test_a_background_response_must_be_stored() -> None:
     async with sdk_of(Agent().app()) as client:
         with pytest.raises(BadRequestError, match="leave out store"):
