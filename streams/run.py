@@ -58,10 +58,10 @@ class Run:
         open_source: Callable[[], Awaitable[AsyncIterator[Any]]],
         policy: Policy,
         encoder: Encoder,
+        preface: Payload | None = None,
+        context: contextvars.Context | None = None,
         *,
         ended: Callable[["Run"], None],
-        context: contextvars.Context | None = None,
-        preface: Payload | None = None,
     ) -> None:
         self.log = log
         self._encoder = encoder

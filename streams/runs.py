@@ -170,15 +170,8 @@ class Runs:
             name = f"run {log.info.run} of source {log.info.source}"
             return self.threads.iterate(await open_source(), name)
 
-        self._producing[log.info.run] = Run(
-            log,
-            iterate_source,
-            policy,
-            self.encoder,
-            ended=self._ended,
-            context=context,
-            preface=preface,
-        )
+        run = Run(log, iterate_source, policy, self.encoder, preface, context, ended=self._ended)
+        self._producing[log.info.run] = run
 
     def _ended(self, run: Run) -> None:
         if self._producing.get(run.log.info.run) is run:

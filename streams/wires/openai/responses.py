@@ -309,7 +309,7 @@ class ResponsesWire(Wire):
     def __init__(self, info: RunInfo, after: int = -1) -> None:
         self._run = info.run
         self._response = Response(info)
-        self._after = after
+        self._starting_after = after
         self._error = "shutdown", "the server has stopped this stream; resume it, or ask again"
 
     def headers(self) -> Mapping[str, str]:
@@ -318,7 +318,7 @@ class ResponsesWire(Wire):
     def event(self, event: LoggedEvent) -> bytes:
         events = self._response.feed(event)
         self.done = self._response.over
-        return b"".join([_block(e) for e in events if e["sequence_number"] > self._after])
+        return b"".join([_block(e) for e in events if e["sequence_number"] > self._starting_after])
 
     def gap(self, missed: int | None, last: EventId | None) -> bytes:
         self._error = "gone", "a part of the response is no longer retained"
@@ -329,7 +329,7 @@ class ResponsesWire(Wire):
         if self._response.over:
             return b""
         code, message = self._error
-        number = max(self._response.last, self._after)
+        number = max(self._response.last, self._starting_after)
         error = {"type": "error", "sequence_number": number, "code": code, "message": message}
         return _block({**error, "param": None})
 
