@@ -92,19 +92,15 @@ def dumped(events: list[Any]) -> list[str]:
 
 @asynccontextmanager
 async def workers(
-    url: str | None, count: int = 2
-) -> AsyncIterator[tuple[Agent, list[AsyncOpenAI]]]:
-    """A client for each of several workers with one log; without a URL, for the only one."""
+    url: str | None, **options: Any
+) -> AsyncIterator[tuple[Agent, tuple[AsyncOpenAI, AsyncOpenAI]]]:
+    """A client for each of two workers with one log; without a URL, one for the only worker."""
     agent = Agent()
     async with AsyncExitStack() as stack:
-        clients: list[AsyncOpenAI] = []
-        for _ in range(count):
-            if url is not None or not clients:
-                log = None if url is None else shared_log(url)
-                clients.append(await stack.enter_async_context(sdk_of(agent.app(log=log))))
-            else:
-                clients.append(clients[0])
-        yield agent, clients
+        apps = [agent.app(log=url and shared_log(url), **options) for _ in ("one", "other")]
+        client = await stack.enter_async_context(sdk_of(apps[0]))
+        other = await stack.enter_async_context(sdk_of(apps[1])) if url else client
+        yield agent, (client, other)
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
@@ -220,7 +216,7 @@ async def test_the_mock_cuts_the_connection_to_a_response(asking: Any) -> None:
 
 
 async def test_a_background_response_goes_on_without_a_client(log_url: str | None) -> None:
-    async with workers(log_url) as (agent, (client, other)):
+    async with workers(log_url, linger=0) as (agent, (client, other)):
         agent.gate.clear()
         begun = await ask(client, background=True)
         assert begun.status == "in_progress"
