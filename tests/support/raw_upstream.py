@@ -26,6 +26,7 @@ class RawUpstream:
     def __init__(self, answers: tuple[Answer, ...]) -> None:
         self.url = ""
         self.asked: list[Asked] = []
+        self.targets: list[str] = []
         self.connections = 0
         self._answers = list(answers)
         self._writers: set[asyncio.StreamWriter] = set()
@@ -43,6 +44,7 @@ class RawUpstream:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 lines = [line.partition(":") for line in head.splitlines()[1:] if line]
                 headers = {name.lower(): value.strip() for name, _, value in lines}
+                self.targets.append(head.split(" ")[1])
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 self.asked.append(Asked(headers, json.loads(body or b"null"), number))
                 answer = self._answers[min(len(self.asked), len(self._answers)) - 1]
