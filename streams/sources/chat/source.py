@@ -160,6 +160,6 @@ def check_fields(
             faults[name] = "is a parameter of its own; give it beside `extra`"
     if faults:
         raise InvalidParameters(
-            "; ".join(f"{name[:80]} {fault}" for name, fault in faults.items()),
-            errors=[{"name": name[:80], "detail": fault} for name, fault in faults.items()],
+            "; ".join(f"{name} {fault}" for name, fault in faults.items()),
+            errors=[{"name": name, "detail": fault} for name, fault in faults.items()],
         )
