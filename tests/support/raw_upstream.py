@@ -52,6 +52,8 @@ class RawUpstream:
                     writer.write(answer)
                 else:
                     await answer(writer)
+                if writer.is_closing():
+                    return
                 await writer.drain()
                 if isinstance(answer, bytes) and b"\r\nConnection: close\r\n" in answer:
                     return

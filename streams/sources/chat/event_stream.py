@@ -32,18 +32,22 @@ class TooLong(Exception):
     """A line or an event is longer than the limit."""
 
 
+class NotUTF8(Exception):
+    """A line is in another charset."""
+
+
 class EventStream:
     """Takes bytes, gives events that have data, and JSON documents that are outside of events.
 
-    `feed` and `finish` raise TooLong, and UnicodeDecodeError if `strict`; otherwise invalid UTF-8
-    is replaced, as the specification says.
+    `feed` and `finish` raise TooLong, and NotUTF8 if `strict`; otherwise what is not UTF-8 is
+    replaced, as the specification says.
     """
 
     def __init__(self, limit: int, *, strict: bool = False) -> None:
         self.stray = bytearray()
         """The beginning of the lines that belong to no event."""
         self._limit = limit
-        self._errors = "strict" if strict else "replace"
+        self._strict = strict
         self._begun = False
         self._ended_with_cr = False
         self._line = bytearray()
@@ -70,7 +74,7 @@ class EventStream:
         yield from self._end_line()
         yield from self._dispatch()
         if self._has_json:
-            yield ServerEvent("", self._decode(bytes(self.stray)))
+            yield ServerEvent("", self.stray.decode(errors="replace"))
 
     @property
     def _has_json(self) -> bool:
@@ -83,6 +87,8 @@ class EventStream:
         if not self._begun:
             self._begun = True
             line = line.removeprefix(BYTE_ORDER_MARK)
+        if self._strict:
+            _check_charset(line)
         if not line:
             yield from self._dispatch()
             return
@@ -97,12 +103,12 @@ class EventStream:
         elif name not in (b"", b"id", b"retry"):
             bare = line.strip()
             if not self.stray and bare[:1] + bare[-1:] in (b"{}", b"[]"):
-                yield ServerEvent("", self._decode(bare))
+                yield ServerEvent("", bare.decode(errors="replace"))
             else:
-                self._keep(bare)
+                self._keep(line)
 
-    def _keep(self, bare: bytes) -> None:
-        self.stray += bare + b"\n"
+    def _keep(self, line: bytes) -> None:
+        self.stray += b"\n" + line if self.stray else line.lstrip()
         if self._has_json:
             self._check(len(self.stray))
         else:
@@ -112,11 +118,17 @@ class EventStream:
         name, data = self._name, b"\n".join(self._data)
         self._name, self._data, self._size = b"", [], 0
         if data.strip():
-            yield ServerEvent(self._decode(name), self._decode(data))
-
-    def _decode(self, data: bytes) -> str:
-        return data.decode(errors=self._errors)
+            yield ServerEvent(name.decode(errors="replace"), data.decode(errors="replace"))
 
     def _check(self, size: int) -> None:
         if size > self._limit:
             raise TooLong
+
+
+def _check_charset(line: bytes) -> None:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        raise NotUTF8 from None
+    if b"\0" in line:  # It is UTF-16, for instance.
+        raise NotUTF8

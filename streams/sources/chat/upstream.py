@@ -21,7 +21,7 @@ import httpx
 
 from streams import StreamError, current_run
 from streams.sources.chat.answer import Answer
-from streams.sources.chat.event_stream import EventStream, TooLong
+from streams.sources.chat.event_stream import EventStream, NotUTF8, TooLong
 from streams.sources.chat.reasons import Secrets, printable, reason_in, wait_of
 from streams.sources.chat.reply import ACCEPT_ENCODING, Reply
 from streams.sources.chat.sending import Sending
@@ -225,7 +225,7 @@ class Upstream:
                 yield piece
         except TooLong:
             raise self._too_long() from None
-        except UnicodeDecodeError:
+        except NotUTF8:
             detail = f"the model's server sent its answer in {charset}; only UTF-8 is understood"
             raise StreamError(self._clean(detail), status=502) from None
         except StreamError as error:
