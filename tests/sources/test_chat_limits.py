@@ -103,6 +103,18 @@ async def test_max_line_is_1_mib_by_default() -> None:
     assert MIB < endless.sent < 32 * MIB
 
 
+async def test_space_that_never_ends_takes_no_memory() -> None:
+    endless = Endless(head(JSON), 65_000 * b" ", 32 * MIB)
+
+    async def hang_up(writer: StreamWriter) -> None:
+        await endless(writer)
+        writer.close()
+
+    with memory_below(8 * MIB):
+        error = await failure(hang_up)
+    assert error.status == 502
+
+
 async def test_a_page_that_never_ends_is_cut() -> None:
     endless = Endless(
         head("Content-Type: text/html"), b"<title>Bad Gateway</title>" + 65_000 * b"a"

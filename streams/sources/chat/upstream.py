@@ -174,24 +174,23 @@ class Upstream:
         It may be one nevertheless. JSON and HTML are read to their end, because what they say
         decides about the status of the response.
         """
-        begin = b""
+        begin = bytearray()
         try:
             async for part in reply.parts:
-                begin += part
-                if begin.strip():
+                begin += part.lstrip() if not begin else part
+                if begin:
                     break
-            kind = begin.lstrip()[:1]
-            if kind == b"<":
-                said = self._clean(reason_in(begin + await reply.beginning()))
+            if begin.startswith(b"<"):
+                said = self._clean(reason_in(bytes(begin) + await reply.beginning()))
                 detail = f"the model's server did not send an event stream; it said: {said}"
                 raise StreamError(detail, status=502)
-            if kind not in (b"{", b"["):
-                return self._pieces(reply, begin)
+            if not begin.startswith((b"{", b"[")):
+                return self._pieces(reply, bytes(begin))
             async for part in reply.parts:
                 begin += part
                 if len(begin) > self._max_line:
                     raise self._too_long()
-            return _listed([piece async for piece in self._pieces(reply, begin)])
+            return _listed([piece async for piece in self._pieces(reply, bytes(begin))])
         except BaseException:
             await reply.aclose()
             raise
