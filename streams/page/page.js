@@ -7,6 +7,7 @@
  * 3. Whatever a stream contains is shown as text, never as HTML.
  */
 
+import { append, partsOf } from "./answer.js";
 import { drawChart } from "./chart.js";
 import { element, fill, showErrors, showFields, values } from "./form.js";
 import { Pace } from "./pace.js";
@@ -14,7 +15,6 @@ import { samples } from "./samples.js";
 import { stopRun, viaEventSource, viaFetch } from "./transports.js";
 
 const MAX_ROWS = 200;
-const MAX_TEXT = 100_000; // characters of a streamed answer
 const MAX_CELL = 300; // characters of an event's data in the list
 const PAINT_INTERVAL = 100; // milliseconds, while the chart moves without events
 const CHART_INTERVAL = 50; // milliseconds
@@ -56,7 +56,7 @@ function newView(url, parameters) {
     lastEventId: "",
     newRows: [], // events that are not in the list yet
     tokens: { count: 0, first: undefined, last: undefined },
-    newText: "", // text of the answer that is not on the page yet
+    newParts: [], // of the answer, which are not on the page yet
     latest: undefined,
     status: undefined,
   };
@@ -117,15 +117,15 @@ function onEvent({ type, id, text, data }) {
   else if (type === "end") view.status = data.status;
   else if (type !== "gap") {
     view.firstEvent ??= now - view.pace.began;
-    if (typeof data?.message?.content === "string") onToken(data.message.content, now);
+    if (typeof data?.message?.content === "string") onPiece(partsOf(data.message), now);
     else view.latest = { data };
   }
   schedulePaint();
 }
 
-function onToken(token, now) {
-  if (!token) return;
-  view.newText += token;
+function onPiece(parts, now) {
+  if (!parts.length) return;
+  view.newParts.push(...parts);
   view.tokens.count++;
   view.tokens.first ??= now;
   view.tokens.last = now;
@@ -224,12 +224,10 @@ function paintValue() {
   const rate = seconds ? `, ${((tokens.count - 1) / seconds).toFixed(1)} per second` : ""; // none if all came at once
   const wait = formatted(Math.round(tokens.first - pace.began));
   byId("speed").textContent = `${formatted(tokens.count)} pieces${rate}, the first after ${wait} ms`;
-  if (view.newText) {
+  if (view.newParts.length) {
     byId("value-title").textContent = "Answer";
-    if (!box.firstChild?.data) box.replaceChildren("");
-    followEnd(box, () => box.firstChild.appendData(view.newText));
-    view.newText = "";
-    box.firstChild.deleteData(0, Math.max(0, box.firstChild.length - MAX_TEXT));
+    if (!box.firstChild?.dataset?.kind) box.replaceChildren();
+    followEnd(box, () => append(box, view.newParts.splice(0)));
   } else if (view.latest) {
     byId("value-title").textContent = "Latest value";
     box.replaceChildren(...valueNodes(view.latest.data));

@@ -247,6 +247,36 @@ def test_tokens_can_be_joined(page: Page) -> None:
     expect(page.locator("#events")).to_have_text("4")  # start, the first token, the rest, end
 
 
+def test_reasoning_tool_calls_and_a_refusal_are_shown_beside_the_text(page: Page) -> None:
+    start(page, "thinks")
+    expect_state(page, "completed")
+    shown = page.locator("#value > div")
+    expect(shown).to_have_text(
+        ["Where is it?", "I look it up.", 'weather {"city":"Oslo"}', "time {}", INJECTION]
+    )
+    classes = shown.evaluate_all("parts => parts.map((part) => part.className)")
+    assert classes == ["reasoning", "text", "tool", "tool", "refusal"]
+    expect(page.locator("#speed")).to_contain_text("8 pieces")
+    assert page.evaluate("window.hacked") is None
+    assert serious_violations(page) == []
+
+
+def test_an_answer_keeps_its_newest_100_000_characters(page: Page) -> None:
+    kept = page.evaluate(
+        """async () => {
+            const { append } = await import("./page/answer.js");
+            const box = document.createElement("div");
+            append(box, [["reasoning", "r".repeat(99_999)], ["text", "t"]]);
+            const before = [...box.children].map((part) => part.textContent.length);
+            append(box, [["text", "t".repeat(5)]]);
+            const after = [...box.children].map((part) => part.textContent.length);
+            append(box, [["text", "t".repeat(200_000)]]);
+            return [before, after, [...box.children].map((part) => part.textContent.length)];
+        }"""
+    )
+    assert kept == [[99_999, 1], [99_994, 6], [100_000]]
+
+
 def test_enter_sends_the_prompt_and_shift_enter_inserts_a_line_break(page: Page) -> None:
     page.locator("#source").select_option("tokens")
     prompt = page.locator("#parameters textarea").first

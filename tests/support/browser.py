@@ -40,6 +40,30 @@ async def hostile() -> AsyncIterator[Any]:
     raise StreamError(INJECTION)
 
 
+def said(**message: Any) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": "", **message}, "done": False}
+
+
+def calling(index: int, arguments: str, **function: str) -> dict[str, Any]:
+    call = {"index": index, "function": {**function, "arguments": arguments}}
+    return said(tool_calls=[call])
+
+
+@source
+async def thinks() -> AsyncIterator[Any]:
+    """An answer with everything that a model can say, and with what none should."""
+    yield said(reasoning="Where ")
+    yield said(reasoning="is it?")
+    yield said(content="I look ")
+    yield said(content="it up.")
+    yield calling(0, '{"city":', name="weather")
+    yield calling(1, "{}", name="time")
+    yield calling(0, '"Oslo"}')
+    yield said(refusal=INJECTION)
+    yield said(reasoning=5, refusal=["x"], tool_calls=[None, 5, {"function": "x"}, {}])
+    yield said(tool_calls="x")
+
+
 @source
 async def kinds(
     word: Annotated[str, Meta(max_length=40)],
@@ -78,7 +102,7 @@ async def open_gate(gate: str) -> AsyncIterator[str]:
 
 
 app = Streams(
-    [counter, tokens, clock, hostile, kinds, gated, open_gate],
+    [counter, tokens, clock, hostile, thinks, kinds, gated, open_gate],
     retry=(0.05, 0.1),
     log=os.environ.get("TEST_LOG"),
 )
