@@ -209,9 +209,7 @@ def _chat(config: Config) -> tuple[str, Source[..., Any]]:
     try:
         chat_with = import_module("streams.sources.chat").chat_with
     except ImportError:
-        raise InvalidSetting(
-            "LLM_BASE_URL needs httpx and httpx-sse: pip install 'streams[llm]'"
-        ) from None
+        raise InvalidSetting("LLM_BASE_URL needs httpx: pip install 'streams[llm]'") from None
     try:
         key, timeout = config("API_KEY", default=""), config("TIMEOUT", cast=float, default=60)
         return model, chat_with(url, model, api_key=key, timeout=timeout)

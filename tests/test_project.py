@@ -235,7 +235,10 @@ def test_make_alone_prints_its_targets() -> None:
 
 PAGES = [
     "README.md",
-    *(f"docs/{page}.md" for page in ("access", "client", "keys", "llm", "migration", "responses")),
+    *(
+        f"docs/{page}.md"
+        for page in ("access", "client", "keys", "llm", "migration", "real-model", "responses")
+    ),
 ]
 
 BLOCKS = {

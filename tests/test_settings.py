@@ -124,11 +124,12 @@ def test_an_invalid_model_setting_exits_with_a_message_that_names_it(
 def test_without_the_extra_llm_a_model_exits_with_a_message_that_names_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "httpx_sse", None)
-    monkeypatch.delitem(sys.modules, "streams.sources.chat", raising=False)
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    for module in [name for name in sys.modules if name.startswith("streams.sources.chat")]:
+        monkeypatch.delitem(sys.modules, module)
     with pytest.raises(SystemExit) as exited:
         settings.options({"LLM_BASE_URL": "http://h/v1", "LLM_MODEL": "m"})
-    assert str(exited.value) == "LLM_BASE_URL needs httpx and httpx-sse: pip install 'streams[llm]'"
+    assert str(exited.value) == "LLM_BASE_URL needs httpx: pip install 'streams[llm]'"
 
 
 def test_an_error_inside_the_module_of_a_source_keeps_its_traceback(

@@ -557,7 +557,7 @@ async def test_chat_reads_an_upstream_that(name: str) -> None:
         assert (pieces[-1]["prompt_eval_count"], pieces[-1]["eval_count"]) == case.counts
 
 
-async def answer_of(response: bytes) -> tuple[list[Any], str | None]:
+async def answer_of(response: bytes, every: float = 0) -> tuple[list[Any], str | None]:
     """What `chat` yields for a response, and why it fails."""
     pieces: list[Any] = []
     async with raw_upstream(response) as upstream:
@@ -565,7 +565,7 @@ async def answer_of(response: bytes) -> tuple[list[Any], str | None]:
         assert chat.aclose
         try:
             with anyio.fail_after(20):
-                async for piece in await chat(prompt="Hi"):
+                async for piece in await chat(prompt="Hi", every=every):
                     pieces.append(json.loads(msgspec.json.encode(piece)))
         except StreamError as error:
             return pieces, str(error)
@@ -588,6 +588,41 @@ def calls_in(messages: list[dict[str, Any]]) -> tuple[tuple[str, str, str], ...]
             assert list(fragment["function"]) == ["arguments"]
         joined[fragment["index"]][2] += fragment["function"]["arguments"]
     return tuple((id_, name, arguments) for id_, name, arguments in joined)
+
+
+async def test_the_tokens_of_reasoning_are_counted() -> None:
+    pieces, _ = await answer_of(UPSTREAMS["counts the tokens of its reasoning"].response)
+    assert pieces[-1]["reasoning_eval_count"] == 5
+
+
+async def test_logprobs_are_passed_on_beside_the_message() -> None:
+    tokens = '[{"token":"\\ud83d","logprob":-Infinity,"bytes":[240],"top_logprobs":[]}]'
+    first = f'{{"choices":[{{"delta":{{"content":"a"}},"logprobs":{{"content":{tokens}}}}}]}}'
+    alone = '{"choices":[{"delta":{},"logprobs":{"content":[{"token":"b","logprob":-0.5}]}}]}'
+    none = '{"choices":[{"delta":{"content":"c"},"logprobs":null}]}'
+    pieces, failure = await answer_of(http(data(first, alone, none, STOP, DONE), STREAM))
+    assert failure is None
+    assert [piece.get("logprobs") for piece in pieces] == [
+        {"content": [{"token": "?", "logprob": None, "bytes": [240], "top_logprobs": []}]},
+        {"content": [{"token": "b", "logprob": -0.5}]},
+        None,
+        None,
+    ]
+    assert [piece["message"]["content"] for piece in pieces] == ["a", "", "c", ""]
+
+
+async def test_tokens_are_joined_and_tool_calls_are_kept() -> None:
+    fragments = [delta(tool_calls=[function(*WEATHER[1:], index=0, id="call_1")])]
+    thoughts = [delta(reasoning="H"), delta(reasoning="m"), delta(reasoning="m")]
+    texts = [delta(content="Hel"), delta(content="lo")]
+    response = http(data(*thoughts, *texts, *fragments, delta("tool_calls"), DONE), STREAM)
+    pieces, failure = await answer_of(response, every=10)
+    assert failure is None
+    assert len(pieces) == 4, "the first thought, the texts, the tool call, the end"
+    messages = [piece["message"] for piece in pieces]
+    assert "".join(message.get("reasoning", "") for message in messages) == "Hmm"
+    assert "".join(message["content"] for message in messages) == "Hello"
+    assert calls_in(messages) == (WEATHER,)
 
 
 @pytest.mark.parametrize("name", [name for name, case in UPSTREAMS.items() if case.reads])
