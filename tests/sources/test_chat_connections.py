@@ -144,6 +144,21 @@ async def test_a_request_is_sent_once_more_only_once() -> None:
         assert len(server.asked) == 3
 
 
+async def test_a_request_is_not_sent_a_third_time_on_another_idle_connection() -> None:
+    async def both_asked(writer: StreamWriter) -> None:
+        await until(lambda: len(server.asked) == 2, "two requests are open")
+        writer.write(ANSWER)
+
+    async with raw_upstream(both_asked, both_asked, hang_up, hang_up, ANSWER) as server:
+        chat = chat_with(server.url, "m")
+        await asyncio.gather(ask(chat, close=False), ask(chat, close=False))
+        await drained()
+        with pytest.raises(StreamError, match="cannot be reached"):
+            await ask(chat)
+        assert {asked.connection for asked in server.asked} == {1, 2}
+        assert len(server.asked) == 4
+
+
 async def test_a_request_on_a_new_connection_is_sent_once() -> None:
     async with raw_upstream(hang_up, ANSWER) as server:
         with pytest.raises(StreamError, match="cannot be reached"):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import anyio
 import pytest
 
 from streams import StreamError
@@ -147,7 +148,8 @@ async def test_an_error_that_never_ends_is_told_after_a_while(
 ) -> None:
     monkeypatch.setattr(reply, "REFUSAL_SECONDS", 0.3)
     begun = unfinished(b"out of memory", JSON).replace(b"200 OK", b"507 Full")
-    error = await failure(begun, timeout=300)
+    with anyio.fail_after(20):
+        error = await failure(begun, timeout=300)
     assert error.status == 507
     assert str(error).endswith(": out of memory")
 
