@@ -20,7 +20,7 @@ from streams import Event, Source, StreamError, Streams
 from streams.errors import InvalidParameters, LostHistory, UnknownRun, abbreviated
 from streams.event import LoggedEvent, encode_json, parse_frames
 from streams.log import RunLog
-from streams.response import json_response
+from streams.response import head_response, json_response
 from streams.wires.openai.common import Models, arguments_for, estimated_tokens, read_until, refusal
 from streams.wires.openai.response_input import (
     ResponsesRequest,
@@ -126,13 +126,16 @@ class Responses:
     async def _one(self, request: Request) -> HTTPResponse:
         if request.method == "DELETE":
             return await self._delete(request)
-        if request.query_params.get("stream") not in ("true", "1") or request.method == "HEAD":
+        if request.query_params.get("stream") not in ("true", "1"):
             return _object((await self._stored(request))[1])
         after = _whole_number(request, "starting_after", -1)
         log, response = await self._stored(request, REQUEST_NUMBER)
+        wire = ResponsesWire(log.info, after)
+        if request.method == "HEAD":
+            return head_response(wire)
         assert response.kept is not None
         source = self._models.find(response.kept.response["model"])
-        return self._streams.read(request, log, source, ResponsesWire(log.info, after))
+        return self._streams.read(request, log, source, wire)
 
     async def _no_operation(self, request: Request) -> HTTPResponse:
         """The answer to what OpenAI has besides: compact, input_tokens."""

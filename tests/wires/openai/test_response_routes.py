@@ -643,12 +643,15 @@ async def test_a_position_after_the_last_event_gives_nothing() -> None:
         assert (ended.status_code, ended.content) == (200, b"")
 
 
-async def test_head_of_a_stream_ends_at_once() -> None:
+async def test_head_of_a_stream_has_its_type_and_reads_nothing() -> None:
     agent = Agent()
-    async with client_of(agent.app()) as client:
+    app = agent.app()
+    async with client_of(app) as client:
         agent.gate.clear()
         body = {"model": "agent", "input": HELLO, "background": True}
         id_ = (await client.post("/v1/responses", json=body)).json()["id"]
         head: httpx.Response = await client.head(f"/v1/responses/{id_}?stream=true")
         assert head.status_code == 200
+        assert head.headers["content-type"].startswith("text/event-stream")
+        assert app.runs.health()["readers"] == 0
         agent.gate.set()
