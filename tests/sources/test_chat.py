@@ -167,7 +167,8 @@ HELLO = '{"choices":[{"delta":{"content":"Hello"}}]}'
 
 
 async def test_a_stop_closes_the_connection_to_the_model_and_a_disconnect_does_not() -> None:
-    models = upstream(stall_after=2)
+    # A request with a key, as this source sends it, is else kept for a client that tries again.
+    models = Streams(models={"mock": model(stall_after=2)}, linger=0)
     async with chatting(models) as client:
         url = str(client.base_url)
         async with connection(url, "/streams/chat?prompt=Hi") as stream:
