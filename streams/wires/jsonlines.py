@@ -23,6 +23,13 @@ from streams.wires import Wire, with_url
 _validate = msgspec.json.Decoder(msgspec.Raw).decode
 
 
+MAX_SHARED = 2**17
+"""A piece of frames with no more bytes is converted once for all the readers that get it."""
+
+NOTHING = (b"", b"")
+_newest = [NOTHING]  # the newest such piece with its lines, as one object: there may be threads
+
+
 class JSONLines(Wire):
     """The events of a run, for a client that asked for `media_type`."""
 
@@ -39,7 +46,16 @@ class JSONLines(Wire):
         return self.feed(with_url(frames, url))
 
     def feed(self, frames: bytes) -> bytes:
-        return escape_separators(FRAME.sub(_line, frames))
+        newest, lines = _newest[0]
+        if frames is not newest:  # The readers of a run get the same object, one after another.
+            lines = escape_separators(FRAME.sub(_line, frames))
+            if len(frames) <= MAX_SHARED:
+                _newest[0] = frames, lines
+        return lines
+
+    def finish(self) -> bytes:
+        _newest[0] = NOTHING  # What a run has sent is not kept after its streams.
+        return b""
 
     def gap(self, missed: int | None, last: EventId | None) -> bytes:
         id_ = None if last is None else str(last)

@@ -20,7 +20,8 @@ from starlette.routing import Route
 from streams import Event, StreamError, Streams, source
 from streams.event import EventId, frame, parse_frames, payload
 from streams.sources import clock, counter, tokens
-from streams.wires.jsonlines import JSONLines
+from streams.wires import jsonlines
+from streams.wires.jsonlines import MAX_SHARED, JSONLines
 from tests.support.servers import client_of, connection, dechunked, serving, until
 from tests.support.sources import gated
 
@@ -317,3 +318,25 @@ async def test_a_line_never_ends_inside_for_clients_that_split_unicode_lines() -
     assert [row["data"] for row in read[1:-1]] == [{"text": text}, text, text]
     assert read[3]["event"] == "e\u2028"
     assert re.fullmatch(r"[\w-]+\.3", read[3]["id"])
+
+
+def of_size(size: int) -> bytes:
+    data = b'"%b"' % (b"x" * (size - len(frame(RUN.encode(), 1, None, b'""'))))
+    frames = frame(RUN.encode(), 1, None, data)
+    assert len(frames) == size
+    return frames
+
+
+@pytest.mark.parametrize(("size", "is_shared"), [(MAX_SHARED, True), (MAX_SHARED + 1, False)])
+def test_readers_of_the_same_piece_share_its_lines_until_a_stream_ends(
+    size: int, is_shared: bool
+) -> None:
+    frames = of_size(size)
+    one, other = JSONLines(), JSONLines("application/x-ndjson")
+    lines = one.feed(frames)
+    assert (other.feed(frames) is lines) is is_shared
+    assert other.feed(frames) == one.feed(bytes(bytearray(frames))) == lines
+    other.feed(of_size(200))
+    assert one.feed(frames) == lines
+    assert one.finish() == b""
+    assert jsonlines._newest == [jsonlines.NOTHING], "nothing of a run is kept"
