@@ -37,6 +37,7 @@ CORE = [
     "run",
     "log.memory",
     "log.topics",
+    "log.memory_run",
     "log.run_table",
     "log.backing",
     "log.opening",
@@ -80,7 +81,13 @@ PLUGINS: dict[str, set[str]] = {
     "client": set(),
     "pace": PUBLIC,
     "log/store": PUBLIC,
-    "log/shared": PUBLIC | {"streams.log.backing", "streams.log.memory", "streams.log.store"},
+    "log/shared": PUBLIC
+    | {
+        "streams.log.backing",
+        "streams.log.memory",
+        "streams.log.memory_run",
+        "streams.log.store",
+    },
     "log/redis": PUBLIC | {"streams.log.store"},
     "log/sqlite": PUBLIC | {"streams.log.store"},
 }

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from streams import MemoryLog
 from streams.event import COMPLETED, frame
-from streams.log.memory import CHUNK
+from streams.log.memory_run import CHUNK
 from tests.support.event_logs import DATA, SIZE, new, read_all
 
 

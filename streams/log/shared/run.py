@@ -19,7 +19,7 @@ from functools import partial
 from streams.errors import LogClosed, LostHistory, RunGone, StreamError
 from streams.event import End, frame
 from streams.log import Status
-from streams.log.memory import CHUNK, MemoryReader, MemoryRun
+from streams.log.memory_run import CHUNK, MemoryReader, MemoryRun
 from streams.log.shared import refusal
 from streams.log.shared.repeat import until_answered
 from streams.log.shared.topics import watched_seconds
