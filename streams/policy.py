@@ -36,7 +36,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     retain: Seconds = 300.0
     """Seconds that a finished run stays readable."""
     window: Bytes = 2**20
-    """Bytes that a run may be ahead of its slowest reader; its log holds about this much."""
+    """Bytes that a run may be ahead of its slowest reader, and a shared run of its fastest. Its log
+    holds about this much; a reader that is further behind a shared run gets a `gap`."""
     send_timeout: Interval = 30.0
     """Seconds after which a client that accepts no data is disconnected."""
 

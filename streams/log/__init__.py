@@ -7,7 +7,8 @@ Invariants of every log:
 
 1. The events of a run are numbered from 0 without holes. An event never changes.
 2. Events leave only at the old end. One that an attached reader has not read leaves only if the
-   store has lost it, or if the run is a topic; the reader gets LostHistory then.
+   store has lost it, if another reader of a shared run has read it, or if the run is a topic; the
+   reader gets LostHistory then.
 3. The `end` event and the status that it announces are set together; nothing follows them.
 4. A run has one producer at a time; a topic has none, and anybody publishes. Readers may be
    anywhere.
@@ -156,7 +157,7 @@ class Limits(msgspec.Struct, frozen=True):
     """How much of a run its log holds, and for how long."""
 
     window: int
-    """Bytes that the producer may be ahead of its slowest reader."""
+    """Bytes that the producer may be ahead: of the slowest reader, of a shared run the fastest."""
     retain: float
     """Seconds that the log of a finished run is retained."""
     drops_oldest: bool = False

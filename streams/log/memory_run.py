@@ -119,7 +119,7 @@ class MemoryRun(OpeningRun):
         log.bytes += len(frame)
         if buffer.held > self.limits.window or log.bytes >= log.max_bytes:
             # Drop an eighth more than needed, so that it happens less often
-            log.account(-buffer.trim(self._limit * 7 // 8, self.slowest))
+            log.account(-buffer.trim(self._limit * 7 // 8, self.pacing_cursor))
 
     def commit(self, number: int) -> None:
         """Lets readers see the events up to `number`."""
@@ -155,19 +155,23 @@ class MemoryRun(OpeningRun):
         buffer = self.buffer
         if buffer.held < self.limits.window and self._log.bytes < self._log.max_bytes:
             return False
-        ahead = buffer.size(self.slowest, buffer.last)
+        ahead = buffer.size(self.pacing_cursor, buffer.last)
         return ahead > 0 and ahead >= self._limit
 
     @property
-    def slowest(self) -> int:
-        """The newest event that may be dropped. (Without readers, see `Limits.drops_oldest`.)"""
+    def pacing_cursor(self) -> int:
+        """The newest event that may be dropped: the cursor of the reader that paces the run.
+
+        Without readers, see `Limits.drops_oldest`. Finding it is O(readers).
+        """
         if self.info.topic:
             return self.buffer.committed
         cursors = [reader.after for reader in self._readers]
         if self.backing is not None:
             cursors += self.backing.cursors()
         if cursors:
-            return min(*cursors, self.buffer.committed)
+            pace = max(cursors) if self.info.shared else min(cursors)
+            return min(pace, self.buffer.committed)
         return self.buffer.committed if self.limits.drops_oldest else self.buffer.first - 1
 
     async def room(self) -> None:
@@ -303,7 +307,7 @@ class MemoryReader:
         if self._stopped:
             raise StopAsyncIteration
         if self.after < buffer.first - 1:
-            if run.backing is None:  # A topic waits for nobody.
+            if run.backing is None:  # The run has not waited for this reader.
                 raise LostHistory(buffer.first - 1 - self.after, buffer.first)
             frames, self._given = await run.backing.load_evicted(self.after)
         else:

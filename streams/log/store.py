@@ -37,7 +37,7 @@ class State(msgspec.Struct, frozen=True):
     first: int
     limits: Limits
     cursors: dict[str, tuple[int, int]]
-    """For each worker with readers: the event that all its readers have had, and their number."""
+    """For each worker with readers: its cursor, as in Cursor, and the number of its readers."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -59,9 +59,11 @@ class Append(msgspec.Struct, frozen=True):
     number: int
     frames: list[bytes]
     evict: int | None = None
-    """The newest event that the store may drop; a reader of another worker may need it still."""
+    """The newest event that the store may drop, unless a cursor of another worker is before it."""
     status: Status | None = None
     frees_key: bool = False
+    evicts_unread: bool = False
+    """Whether the store may drop it wherever the cursors of other workers are."""
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -115,7 +117,8 @@ class Published(msgspec.Struct, frozen=True):
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """The newest event of a run that all readers of a worker have had; None: it has no readers.
+    """The newest event of a run that all readers of a worker have had, of a shared run that any of
+    them has had; None: it has no readers.
 
     `keep` is None unless the run is a topic. The store keeps a topic for at least so many seconds
     from now, and no longer if no worker has readers of it any more.

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -266,6 +267,94 @@ async def test_without_readers_the_producer_waits_when_the_window_is_full(
     assert log.first == 0
     with log.read(log.last):
         await asyncio.wait_for(room, 5)
+
+
+async def produced(store: EventLog, log: RunLog, count: int) -> None:
+    """Appends so many events as its readers allow, and the `end` event."""
+    for _ in range(count):
+        await asyncio.wait_for(log.room(), 5)
+        log.append(None, DATA)
+        await settled(store)
+    log.close(COMPLETED)
+
+
+async def test_readers_of_a_shared_run_that_read_nothing_hold_nobody_up_and_miss_events(
+    make_log: MakeLog,
+) -> None:
+    store = make_log()
+    log = await new(store, shared=True, window=5 * SIZE)
+    with ExitStack() as stack:
+        stalled = [stack.enter_context(log.read(-1)) for _ in range(5)]
+        quick = asyncio.ensure_future(drained(stack.enter_context(log.read(-1))))
+        await produced(store, log, 50)
+        every = [frame(b"r", number, None, DATA) for number in range(50)]
+        every.append(frame(b"r", 50, b"end", COMPLETED.encode()))
+        assert await asyncio.wait_for(quick, 5) == b"".join(every)
+        await settled(store)
+        for reader in stalled:
+            with pytest.raises(LostHistory) as lost:
+                await asyncio.wait_for(anext(reader), 5)
+            missed, first = lost.value.missed, lost.value.first
+            assert 40 < missed == first < 50, "it goes on with what the log still has"
+            assert await read_all(log, first - 1) == b"".join(every[first:])
+
+
+async def test_a_reader_of_a_shared_run_that_is_less_than_a_window_behind_misses_nothing(
+    make_log: MakeLog,
+) -> None:
+    store = make_log()
+    log = await new(store, shared=True, window=10 * SIZE)
+    read = b""
+    with log.read(-1) as slow, log.read(-1) as quick:
+        for _ in range(20):
+            for _ in range(5):
+                log.append(None, DATA)
+            await settled(store)
+            while quick.ready:
+                await anext(quick)
+            while slow.ready:
+                read += await anext(slow)
+        log.close(COMPLETED)
+        read += await asyncio.wait_for(drained(slow), 5)
+    assert read.count(b"id: ") == 101
+
+
+async def test_a_shared_run_waits_while_every_reader_is_a_window_behind(make_log: MakeLog) -> None:
+    store = make_log()
+    log = await new(store, shared=True, window=5 * SIZE)
+    with log.read(-1) as one, log.read(-1):
+        while not log.is_full():
+            log.append(None, DATA)
+        assert (log.first, 5 <= log.last <= 6) == (0, True)
+        await settled(store)
+        room = asyncio.ensure_future(log.room())
+        await asyncio.sleep(0)
+        assert not room.done()
+        while one.ready:
+            await anext(one)
+        more = asyncio.ensure_future(anext(one))
+        await asyncio.wait_for(room, 5)
+        log.append(None, DATA)
+        await asyncio.wait_for(more, 5)
+
+
+async def test_the_only_reader_of_a_shared_run_misses_nothing_however_slow_it_is(
+    make_log: MakeLog,
+) -> None:
+    store = make_log()
+    log = await new(store, shared=True, window=5 * SIZE)
+    with log.read(-1) as slow:
+        producing = asyncio.create_task(produced(store, log, 50))
+        read: list[bytes] = []
+        async with asyncio.timeout(30):
+            while not read or b"event: end" not in read[-1]:
+                # At each step, the producer goes as far as it may.
+                await until(
+                    lambda: log.is_full() or not log.producing, "the producer waits, or is done"
+                )
+                read.append(await anext(slow))
+        await producing
+    assert b"".join(read).count(b"id: ") == 51
 
 
 async def test_closing_the_log_ends_the_producers_wait(make_log: MakeLog) -> None:

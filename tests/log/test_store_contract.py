@@ -291,6 +291,19 @@ async def test_evicted_events_are_gone_but_none_that_a_reader_elsewhere_needs(
     assert (state.first, state.last) == (6, 7)
 
 
+async def test_events_of_a_shared_run_are_evicted_wherever_the_readers_are(
+    new_store: NewStore,
+) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.create(info(), LIMITS)
+    for number in range(6):
+        await one.append([Append("r", number, [FRAMES[number]])])
+    await other.set_cursors([Cursor("r", "other", 1, 1)])
+    append = Append("r", 6, FRAMES[6:7], evict=4, evicts_unread=True)
+    assert await one.append([append]) == [Committed(6, 5)]
+    assert [entry.number for entry in await other.read("r", 1, 100)] == [5, 6]
+
+
 async def test_any_worker_closes_a_run_and_its_producer_is_fenced(new_store: NewStore) -> None:
     one, other = await new_store("one"), await new_store("other")
     await appended(one)

@@ -66,9 +66,9 @@ async def new(store: EventLog, run: str = "r", **options: Any) -> RunLog:
     return log
 
 
-async def opening(store: EventLog, run: str = "r", **options: Any) -> RunLog:
+async def opening(store: EventLog, run: str = "r", shared: bool = False, **options: Any) -> RunLog:
     limits = Limits(**{"window": 2**20, "retain": 300, **options})
-    return await store.create(info(run), limits)
+    return await store.create(info(run, shared=shared, arguments_hash=run), limits)
 
 
 async def drained(reader: Reader) -> bytes:

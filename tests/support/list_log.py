@@ -170,10 +170,7 @@ class ListRun:
         self.frames.append(frame(self.info.run.encode(), self.last + 1, name, data))
         self.store.events += 1
         self.store.bytes += len(self.frames[-1])
-        had = min(
-            (reader.after for reader in self.attached),
-            default=self.last if self.limits.drops_oldest else -1,
-        )
+        had = self.pacing_cursor(default=self.last if self.limits.drops_oldest else -1)
         if self.info.topic:
             had = self.last - 1
         while self.size > self.limit and self.first <= had:
@@ -183,6 +180,10 @@ class ListRun:
         self.changed()
         return woke
 
+    def pacing_cursor(self, default: int) -> int:
+        pace = max if self.info.shared else min
+        return pace((reader.after for reader in self.attached), default=default)
+
     @property
     def limit(self) -> int:
         return self.limits.window if self.store.bytes < self.store.max_bytes else 0
@@ -190,8 +191,8 @@ class ListRun:
     def is_full(self) -> bool:
         if self.info.topic or (not self.attached and self.limits.drops_oldest):
             return False
-        had = min((reader.after for reader in self.attached), default=self.first - 1)
-        ahead = sum(map(len, self.frames[had + 1 - self.first :]))
+        had = self.pacing_cursor(default=self.first - 1)
+        ahead = sum(map(len, self.frames[max(had + 1 - self.first, 0) :]))
         return ahead > 0 and ahead >= self.limit
 
     async def room(self) -> None:

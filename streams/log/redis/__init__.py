@@ -131,7 +131,7 @@ class RedisStore:
         for append in appends:
             evict = -2 if append.evict is None else append.evict
             head = (self._worker, append.run, append.number, evict)
-            ending = (append.status or "", int(append.frees_key))
+            ending = (append.status or "", int(append.frees_key), int(append.evicts_unread))
             calls.append((APPEND, (*head, *ending, *append.frames)))
         return [self._outcome(reply) for reply in await self._link.call_all(calls)]
 

@@ -1,7 +1,8 @@
 -- Appends frames to a run that is running and has the caller as its producer.
 --
 -- ARGV: worker, run, number of the first frame, newest event that may be evicted (-2: none),
---       status or '', whether the end frees the unique key (0 or 1), frames...
+--       status or '', whether the end frees the unique key (0 or 1), whether it may evict what
+--       readers of other workers have not had (0 or 1), frames...
 -- With a status, the last frame is the `end` event, and the script closes the run.
 -- Returns
 --   {'committed', last, first}  the newest and the oldest event that the run has now
@@ -10,7 +11,7 @@
 --   {'forgotten'}               there is no such run
 --
 -- The script skips frames that the run has already, so a caller whose reply was lost can repeat
--- the call. It evicts no event that a reader of another worker still needs.
+-- the call.
 
 local run, number, evict, status = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local fields = redis.call('HMGET', key('run', run), 'producer', 'status', 'last', 'first',
@@ -19,7 +20,7 @@ if not fields[1] then return {'forgotten'} end
 if fields[1] ~= me or fields[2] ~= 'running' then return {'fenced'} end
 local last, first = tonumber(fields[3]), tonumber(fields[4])
 if number > last + 1 then return {'missing', text(last)} end
-for i = 7, #ARGV do
+for i = 8, #ARGV do
   if number > last then
     local id = text(number + 1) .. '-0'
     if i == #ARGV and status ~= '' then
@@ -32,7 +33,8 @@ for i = 7, #ARGV do
   number = number + 1
 end
 if evict >= first then
-  for _, cursor in ipairs(redis.call('HVALS', key('cursors', run))) do
+  local cursors = ARGV[7] == '0' and redis.call('HVALS', key('cursors', run)) or {}
+  for _, cursor in ipairs(cursors) do
     evict = math.min(evict, tonumber(string.match(cursor, '^%S+')))
   end
   if evict >= first then

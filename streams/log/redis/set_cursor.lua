@@ -1,8 +1,8 @@
 -- Sets or removes the cursor of a worker that has readers of a run. Notifies the producer, and
 -- wakes the caller: its blocking XREAD returns, and it can read from another set of runs.
 --
--- ARGV: worker, run, the worker whose cursor it is, number of the event that all its readers have
---       had ('': remove the cursor), number of its readers, ms for which a topic is kept or ''
+-- ARGV: worker, run, the worker whose cursor it is, number of the event at which the cursor is
+--       ('': remove the cursor), number of its readers, ms for which a topic is kept or ''
 -- Returns the run's status, or 'forgotten' if there is no such run.
 
 local run, worker, after, readers, keep = unpack(ARGV, 2)

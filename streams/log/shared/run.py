@@ -171,12 +171,13 @@ class SharedRun:
         ends = memory.closed and self.committed + len(frames) == memory.last
         status = memory.status if ends else None
         frees_key = ends and self._frees_key
-        return Append(self.info.run, self.committed + 1, frames, evict, status, frees_key)
+        number, unread = self.committed + 1, self.info.shared
+        return Append(self.info.run, number, frames, evict, status, frees_key, unread)
 
     def cursor(self) -> Cursor:
-        """The cursor of the readers here."""
+        """The cursor that paces the run, of the readers here."""
         memory, work = self.memory, self._work
-        after = memory.slowest if memory.readers and not self.is_producer else None
+        after = memory.pacing_cursor if memory.readers and not self.is_producer else None
         keep = None
         if self.info.topic:
             keep = memory.limits.retain + (0 if after is None else watched_seconds(work.store))
@@ -225,7 +226,7 @@ class SharedRun:
         self._watcher()
 
     def on_cursor(self, worker: str, after: int | None, readers: int) -> None:
-        """All readers of another worker have had event `after`; None: it has no readers now."""
+        """The cursor of another worker is `after`; None: it has no readers now."""
         if after is None:
             self._remote_readers.pop(worker, None)
             self.remote_cursors.pop(worker, None)
@@ -350,9 +351,9 @@ class SharedRun:
             and not self.backlogged
             and memory.buffer.size(sent, memory.buffer.committed) <= much
         ):
-            # No reader can be far enough ahead. Finding the slowest reader is O(readers).
+            # No reader can be far enough ahead. Finding the one that paces is O(readers).
             return
-        after = memory.slowest
+        after = memory.pacing_cursor
         caught_up = self._sent_cursor < evicted <= after
         if (
             caught_up
@@ -366,12 +367,12 @@ class SharedRun:
 
         That of a topic is sent always: it keeps the topic.
         """
-        if force or self.info.topic or self._sent_cursor < self.memory.slowest:
+        if force or self.info.topic or self._sent_cursor < self.memory.pacing_cursor:
             self._send_cursor()
 
     def _send_cursor(self) -> None:
         self.backlogged = self.memory.is_full()
-        self._sent_cursor = self.memory.slowest
+        self._sent_cursor = self.memory.pacing_cursor
         self._work.queue_cursor(self)
 
     async def load_evicted(self, after: int) -> tuple[bytes, int]:

@@ -95,16 +95,20 @@ class Produced:
         if append.evict is None or append.evict <= max(run.evicted, run.first - 1):
             return outcome
         try:
-            self._evict(db, run, append.evict)
+            self._evict(db, run, append.evict, append.evicts_unread)
         except sqlite3.Error as error:  # The events are committed. The next append tries again.
             logger.debug("events of run %s were not evicted: %s", append.run, error)
         return Committed(run.last, run.first)
 
-    def _evict(self, db: sqlite3.Connection, run: ProducedRun, up_to: int) -> None:
-        """Deletes batches that no reader needs. The newest one stays: it tells the last number."""
+    def _evict(self, db: sqlite3.Connection, run: ProducedRun, up_to: int, unread: bool) -> None:
+        """Deletes batches, without `unread` only those that the readers of all workers have had.
+
+        The newest one stays: it tells the last number.
+        """
+        cursors = "SELECT coalesce(min(after), :up_to) FROM cursor WHERE run = :run"
         db.execute(
             "DELETE FROM batch WHERE run = :run AND last <= :up_to AND last < :last "
-            "AND last <= (SELECT coalesce(min(after), :up_to) FROM cursor WHERE run = :run)",
+            f"AND last <= {':up_to' if unread else f'({cursors})'}",
             {"run": run.id, "up_to": up_to, "last": run.last},
         )
         query = f"SELECT {FIRST} FROM run AS r WHERE id = ?"

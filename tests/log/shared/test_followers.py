@@ -149,6 +149,61 @@ async def test_a_worker_with_a_slow_reader_loads_no_more_than_its_window(
     assert frames.count(b"id: ") == 61
 
 
+@pytest.mark.parametrize("quick_is_elsewhere", [False, True])
+async def test_a_reader_that_reads_nothing_holds_up_no_reader_on_another_worker(
+    new_worker: NewWorker, quick_is_elsewhere: bool
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one, shared=True, window=5 * SIZE)
+    log.append(None, DATA)
+    await one.written()
+    found = await other.find("r")
+    quick_log, slow_log = (found, log) if quick_is_elsewhere else (log, found)
+    with slow_log.read(-1) as slow, quick_log.read(-1) as quick:
+        await until(lambda: log.readers == 2, "the producer knows both readers")
+        reading = asyncio.ensure_future(drained(quick))
+        for _ in range(59):
+            await asyncio.wait_for(log.room(), 10)
+            log.append(None, DATA)
+            await one.written()
+        log.close(COMPLETED)
+        assert (await asyncio.wait_for(reading, 10)).count(b"id: ") == 61
+        await one.written()
+        with pytest.raises(LostHistory) as lost:
+            await asyncio.wait_for(drained(slow), 10)
+        assert lost.value.first > 40
+    rest = await read_all(slow_log, lost.value.first - 1)
+    assert rest.count(b"id: ") == 61 - lost.value.first
+
+
+async def test_the_only_reader_of_a_shared_run_misses_nothing_on_another_worker(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(), new_worker()
+    log = await new(one, shared=True, window=5 * SIZE)
+    log.append(None, DATA)
+    await one.written()
+    found = await other.find("r")
+
+    async def produce() -> None:
+        for _ in range(59):
+            await log.room()
+            log.append(None, DATA)
+        log.close(COMPLETED)
+
+    with found.read(-1) as slow:
+        await until(lambda: log.readers == 1, "the producer knows the reader")
+        producing = asyncio.create_task(produce())
+        frames = b""
+        while b"event: end" not in frames:
+            await until(
+                lambda: log.is_full() or not log.producing, "the producer has to wait, or is done"
+            )
+            frames += await asyncio.wait_for(anext(slow), 5)
+        await producing
+    assert frames.count(b"id: ") == 61
+
+
 async def test_a_reader_learns_of_evicted_events_when_it_loads_them(
     new_worker: NewWorker,
 ) -> None:
