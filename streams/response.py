@@ -247,8 +247,8 @@ class RunResponse(EventSourceResponse):
         if joins_late:
             head += self._start(log.info.start_frame)
         held = log.first - 1
-        if after >= held:
-            return head, after
+        if after >= held or joins_late:  # Who joins late has missed nothing yet.
+            return head, max(after, held)
         return head + self._gap(after, held), held
 
     def _gap(self, after: int, last: int) -> bytes:
