@@ -25,6 +25,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A JSON object; None if another worker cannot continue the run with it."""
     arguments_hash: str | None = None
     """A hash of all arguments, defaults included: a run is resumed only with the same ones."""
+    argument_bytes: int = 0
+    """The size of the arguments as JSON, which the run holds while it is running."""
     guard_arguments: str | None = None
     """All arguments as a JSON object, if the guard of the source takes them."""
     gives_arguments: bool = False

@@ -37,7 +37,8 @@ FIRST_STEP_SECONDS = 0.05
 """How long the first step in a thread may hold back the headers of the response."""
 
 FIRST_READER_SECONDS = 5.0
-"""A new run waits at least this long for its first reader, even if `linger` is shorter."""
+"""A run waits this long for its first reader. Its client has left before it could learn of the run,
+and can come back only with a key: then it waits for `linger` seconds, but never shorter."""
 
 # A source's first step may take this many turns of the event loop before the response starts: a
 # task group, for instance, needs a few to report that it failed.
@@ -68,7 +69,8 @@ class Run:
         self._ended = ended
         self._preface = preface
         self._linger = policy.linger
-        self._first_reader_seconds = FIRST_READER_SECONDS
+        self._was_read = False
+        self._can_be_found = log.info.key is not None or log.last >= 0
         self._readers = log.readers
         self._events: AsyncIterator[Any] | None = None
         self._turns = 0
@@ -150,7 +152,7 @@ class Run:
                 log.append(*self._preface)
         self._preface = None
         if not log.readers:
-            self._cancel_unread_after(self._first_reader_seconds)
+            self._cancel_without_readers()
         if isinstance(self._events, ThreadIterator):
             self._loop.call_later(FIRST_STEP_SECONDS, log.open)
         else:
@@ -300,13 +302,16 @@ class Run:
             # Clients on other workers that wait for the opening count as readers meanwhile, but
             # have read nothing.
             if self._readers > before and not self.log.opening:
-                self._first_reader_seconds = 0
+                self._was_read = True
         elif self._events is not None:
-            self._cancel_unread_after(self._first_reader_seconds)
+            self._cancel_without_readers()
 
-    def _cancel_unread_after(self, at_least: float) -> None:
-        if self._linger is not None:
-            self._set_timer(max(self._linger, at_least), self.cancel, NO_READER)
+    def _cancel_without_readers(self) -> None:
+        if (seconds := self._linger) is None:
+            return
+        if not self._was_read:
+            seconds = max(seconds if self._can_be_found else 0, FIRST_READER_SECONDS)
+        self._set_timer(seconds, self.cancel, NO_READER)
 
     def _set_timer(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
         self._stop_timer()

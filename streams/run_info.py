@@ -20,6 +20,7 @@ def info_of(job: Job, log: EventLog) -> RunInfo:
         shared=job.shared,
         topic=job.topic,
         arguments=job.arguments if log.shared else None,
+        argument_bytes=job.argument_bytes,
         arguments_hash=job.arguments_hash,
         guard_arguments=job.guard_arguments,
         fingerprint=job.fingerprint,

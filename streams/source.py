@@ -254,13 +254,15 @@ class Source(Generic[P, T]):
         """A job with these arguments. A shared source's job has no owner and no key."""
         complete = self.complete(arguments)
         movable = self.movable and self._is_restartable(complete)
+        encoded = encode_sorted(complete)
         return Job(
             source=self.name,
             policy=policy,
             open=functools.partial(self.open, arguments, request),
             owner=None if self.shared else owner,
             arguments=encode_json(arguments).decode() if movable else None,
-            arguments_hash=hash_of(complete),
+            arguments_hash=sha256(encoded).hexdigest(),
+            argument_bytes=len(encoded),
             guard_arguments=self.for_guard(arguments),
             gives_arguments=bool(arguments),
             fingerprint=self.fingerprint if movable else None,

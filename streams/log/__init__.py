@@ -60,7 +60,9 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     topic: bool = False
     """Whether it has no producer: anybody publishes, and it holds nobody back. It is shared."""
     arguments: str | None = None
-    """The source's arguments as a JSON object, if another worker can continue the run."""
+    """The source's arguments as a JSON object, while another worker can continue the run."""
+    argument_bytes: int = 0
+    """The size of all arguments as JSON, which the producer holds and the log counts."""
     arguments_hash: str | None = None
     """A hash of all arguments, defaults included; None for an endpoint of the user's own."""
     guard_arguments: str | None = None
@@ -83,6 +85,10 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     def frees_key(self, end: End) -> bool:
         """Whether another run may have its unique key after it has ended so."""
         return (self.shared and not self.topic) or end.reason in (NO_READER, SHUTDOWN)
+
+    def without_arguments(self) -> "RunInfo":
+        """The same without the arguments, which nobody needs after the end of the run."""
+        return self if self.arguments is None else msgspec.structs.replace(self, arguments=None)
 
     @property
     def place(self) -> Place:
@@ -187,7 +193,9 @@ class Reader(Protocol):
 class RunLog(Protocol):
     """The events of one run."""
 
-    info: RunInfo
+    @property
+    def info(self) -> RunInfo:
+        """What the log was told of the run. After its end, it does not have the arguments."""
 
     @property
     def status(self) -> Status: ...
@@ -277,7 +285,8 @@ class EventLog(Protocol):
 
     @property
     def bytes(self) -> int:
-        """How many bytes of frames, and of arguments for guards, this worker holds."""
+        """How many bytes this worker holds: frames, arguments of the runs that it produces, and those
+        for guards."""
 
     @property
     def readers(self) -> int:

@@ -2,9 +2,9 @@
 
 Invariants:
 
-1. The bytes in all buffers are counted in `MemoryLog.bytes`.
-2. At a limit, finished runs without readers are forgotten, oldest first, then topics without
-   readers; those with a key come last. No other run is.
+1. The bytes in all buffers, and of the arguments of running runs, are counted in `MemoryLog.bytes`.
+2. At a limit, runs without readers are forgotten, those that nobody has used for longest first:
+   finished ones, topics, running ones of one client; those with a key come last. No other run is.
 """
 
 import os
@@ -21,9 +21,9 @@ from streams.log.topics import LocalTopics
 class MemoryLog(LocalTopics[MemoryRun]):
     """Runs in the memory of this process: at most `max_runs` runs and `max_bytes` bytes.
 
-    At a limit, finished runs without readers are forgotten, oldest first and those with a key last.
-    If that is not enough, new runs are refused, and producers wait until their readers have read
-    what is there.
+    At a limit, runs without readers are forgotten: finished ones, topics, and running ones of one
+    client; those with a key last. If that is not enough, new runs are refused, and producers wait
+    until their readers have read what is there.
     """
 
     shared = False
@@ -55,6 +55,7 @@ class MemoryLog(LocalTopics[MemoryRun]):
             return held
         self.make_room()
         run = MemoryRun(self, info, limits)
+        run.hold_arguments(info)
         self.runs.add(run)
         return run
 
@@ -78,9 +79,9 @@ class MemoryLog(LocalTopics[MemoryRun]):
             held.forget()
 
     def make_room(self) -> list[str]:
-        """Forgets finished runs until there is room for a new one. Returns their ids.
+        """Forgets runs until there is room for a new one. Returns their ids.
 
-        Raises StoreFull if no finished run without readers is left.
+        Raises StoreFull if no run without readers is left that may be forgotten.
         """
         forgotten = []
         while len(self) >= self._max_runs or self.bytes >= self.max_bytes:

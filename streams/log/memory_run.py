@@ -68,6 +68,7 @@ class MemoryRun(OpeningRun):
         self.wanted_room: asyncio.Future[None] | None = None
         self._shared_piece = NO_PIECE
         self.awaited = False  # whether a reader waits for the next event
+        self._argument_bytes = 0
 
     @property
     def closed(self) -> bool:
@@ -97,6 +98,23 @@ class MemoryRun(OpeningRun):
         self._changed = changed
 
     # For the producer
+
+    def open(self, refusal: StreamError | None = None) -> None:
+        super().open(refusal)
+        self.note_readers()
+
+    def hold_arguments(self, info: RunInfo) -> None:
+        """Keeps the arguments in `info`, and counts those of the source, until `drop_arguments`."""
+        self.drop_arguments()
+        self.info = info
+        self._argument_bytes = info.argument_bytes + len(info.arguments or "")
+        self._log.account(self._argument_bytes)
+
+    def drop_arguments(self) -> None:
+        """This worker does not produce the run any more."""
+        self._log.account(-self._argument_bytes)
+        self._argument_bytes = 0
+        self.info = self.info.without_arguments()
 
     def refuse(self, error: StreamError) -> None:
         self.open(error)
@@ -139,6 +157,7 @@ class MemoryRun(OpeningRun):
     def finish(self, status: Status) -> None:
         """Closes the run: its newest event is its last."""
         self.status = status
+        self.drop_arguments()
         self.resume_producer()
 
     async def cancel(self, end: End) -> None:
@@ -208,6 +227,7 @@ class MemoryRun(OpeningRun):
         self.forgotten = True
         if not self.closed:
             self.status = "cancelled"
+        self.drop_arguments()
         for reader in [r for r in self._readers if r.loop.is_closed()]:  # Nothing can wake them.
             self.detach(reader)
         self._log.account(-self.buffer.discard_uncommitted() - self.buffer.held)
@@ -251,8 +271,18 @@ class MemoryRun(OpeningRun):
             self._shared_piece = (after + 1, last, frames)
         return frames, last
 
+    def note_readers(self) -> None:
+        """Tells the log whether it is watched, or will be: on any worker."""
+        if self.info.shared or self.status != "running":
+            return
+        elsewhere = self.backing is not None and any(True for _ in self.backing.cursors())
+        watched = self.opening or bool(self._readers) or elsewhere
+        keeps = self.info.key is not None or self.limits.drops_oldest
+        self._log.runs.note_readers(self, watched=watched, keeps=keeps)
+
     def _readers_changed(self) -> None:
         self.resume_producer()
+        self.note_readers()
         if self.backing is not None:
             self.backing.readers_changed()
         self._changed()

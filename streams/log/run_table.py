@@ -29,6 +29,9 @@ class RunTable(Generic[R]):
         self._finished: tuple[dict[str, asyncio.TimerHandle], ...] = ({}, {})
         # Those that are published to or watched, if at all, for the longest time first.
         self._topics: dict[str, asyncio.TimerHandle] = {}
+        # The running runs of one client that nobody watches, the one that nobody has watched for
+        # the longest time first: those that may be lost, and those that a client may come back to.
+        self._unwatched: tuple[dict[str, None], ...] = ({}, {})
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -55,9 +58,25 @@ class RunTable(Generic[R]):
         for expiring in (*self._finished, self._topics):
             if (timer := expiring.pop(run, None)) is not None:
                 timer.cancel()
+        self._mark_watched(run)
         self.free_key(held)
         self._account(-held.info.held)
         return held
+
+    def note_readers(self, run: R, *, watched: bool, keeps: bool) -> None:
+        """Readers of a running run of one client have come or gone; it has some if `watched`.
+
+        With `keeps`, it makes room only after others.
+        """
+        name = run.info.run
+        if watched:
+            self._mark_watched(name)
+        elif self._runs.get(name) is run:
+            self._unwatched[keeps].setdefault(name)
+
+    def _mark_watched(self, run: str) -> None:
+        for unwatched in self._unwatched:
+            unwatched.pop(run, None)
 
     def free_key(self, run: R) -> None:
         """Lets another run have the unique key of a run."""
@@ -71,6 +90,7 @@ class RunTable(Generic[R]):
         Or earlier, if its room is needed. Another call starts the time again.
         """
         name, loop = run.info.run, asyncio.get_running_loop()
+        self._mark_watched(name)
         # The context of the request that started the run must not be kept as long.
         context = Context()
         if run.info.topic:
@@ -87,11 +107,14 @@ class RunTable(Generic[R]):
             self._forget(topic.info.run)
 
     def first_to_forget(self) -> str | None:
-        """The oldest finished run without readers; else the topic without readers that is idle for
-        longest; else the oldest finished run with a key.
+        """The first of these that has no readers, of each kind the one that is idle for longest:
+
+        a finished run, a topic, a running run of one client, a finished run with a key, a running
+        one with a key or that continues without readers.
         """
-        for expiring in (self._finished[0], self._topics, self._finished[1]):
-            for run in expiring:
+        (finished, kept), (running, continued) = self._finished, self._unwatched
+        for kind in (finished, self._topics, running, kept, continued):
+            for run in kind:
                 if not self._runs[run].readers:
                     return run
         return None

@@ -400,29 +400,103 @@ async def test_with_drops_oldest_a_run_without_readers_drops_its_oldest_events(
     assert store.bytes <= 6 * SIZE
 
 
-async def test_at_max_runs_finished_runs_make_room_and_then_new_ones_are_refused(
+async def test_at_max_runs_what_nobody_watches_makes_room_in_order_then_new_runs_are_refused(
     make_log: MakeLog,
 ) -> None:
-    store = make_log(max_runs=2)
-    (await new(store, "a")).close(COMPLETED)
-    await settled(store)
-    await new(store, "b")
-    await new(store, "c")
-    with pytest.raises(UnknownRun):
-        await store.find("a")
-    with pytest.raises(StoreFull):
-        await new(store, "d")
-    assert len(store) == 2
+    """Finished ones, running ones of one client, and those with a key last."""
+    store = make_log(max_runs=6)
+    keyed = {name: info(name, key=f"key-{name}") for name in ("e", "f")}
+    for name in ("f", "b", "c", "a", "d", "e"):
+        log = await store.create(keyed.get(name) or info(name), LIMITS)
+        log.open()
+        if name in "ade":
+            log.close(COMPLETED)
+        await settled(store)
+    with (await store.find("b")).read(-1):
+        pass  # Now nobody has watched `c` for longer.
+    order = ["a", "d", "c", "b", "e", "f"]
+    with ExitStack() as stack:
+        for number, next_one in enumerate(order):
+            running = await store.find(next_one)
+            stack.enter_context((await new(store, f"new-{number}")).read(-1))
+            assert not running.producing
+            for name in order:
+                if name in order[: number + 1]:
+                    with pytest.raises(UnknownRun):
+                        await store.find(name)
+                else:
+                    assert await store.find(name)
+        with pytest.raises(StoreFull):
+            await new(store, "refused")
+        assert len(store) == 6
 
 
-async def test_a_finished_run_with_a_reader_makes_no_room(make_log: MakeLog) -> None:
+async def test_a_run_that_makes_room_tells_its_producer(make_log: MakeLog) -> None:
     store = make_log(max_runs=1)
     log = await new(store, "a")
-    log.close(COMPLETED)
+    told: list[bool] = []
+    log.watch(lambda: told.append(log.producing))
+    await new(store, "b")
+    assert told
+    assert told[-1] is False
+    assert (len(store), store.bytes) == (1, 0)
+
+
+@pytest.mark.parametrize("what", ["watched", "watched and finished", "opening", "shared"])
+async def test_these_runs_make_no_room(make_log: MakeLog, what: str) -> None:
+    store = make_log(max_runs=1)
+    log = await opening(store, "a", shared=what == "shared")
+    if what == "opening":
+        with pytest.raises(StoreFull):
+            await new(store, "b")
+        return
+    log.open()
+    if what == "shared":
+        with pytest.raises(StoreFull):
+            await new(store, "b")
+        return
+    if "finished" in what:
+        log.close(COMPLETED)
     await settled(store)
     with log.read(-1), pytest.raises(StoreFull):
         await new(store, "b")
     await new(store, "b")
+
+
+async def test_runs_that_continue_without_readers_make_room_after_others(
+    make_log: MakeLog,
+) -> None:
+    store = make_log(max_runs=2)
+    await new(store, "continues", drops_oldest=True)
+    await new(store, "other")
+    await new(store, "next")
+    assert await store.find("continues")
+    with pytest.raises(UnknownRun):
+        await store.find("other")
+
+
+async def test_arguments_are_counted_while_the_run_is_running_and_not_kept_after_it(
+    make_log: MakeLog,
+) -> None:
+    store = make_log(max_bytes=10 * SIZE)
+    arguments = '{"text":"%s"}' % ("x" * 2 * SIZE)
+    for name, end in (("closed", COMPLETED), ("cancelled", CANCELLED), ("refused", None)):
+        run = info(name, arguments=arguments, argument_bytes=len(arguments))
+        log = await store.create(run, LIMITS)
+        assert store.bytes == 2 * len(arguments), "as JSON, and those of the source"
+        if end is None:
+            log.refuse(StreamError())
+        elif end is COMPLETED:
+            log.close(end)
+        else:
+            await log.cancel(CANCELLED)
+        assert store.bytes < SIZE
+        assert log.info.arguments is None
+        await settled(store)
+        await store.discard(name)
+    await store.create(info("a", argument_bytes=10 * SIZE), LIMITS)
+    with pytest.raises(StoreFull):
+        await store.create(info("b"), LIMITS)
 
 
 async def test_at_max_bytes_producers_wait_for_their_readers(make_log: MakeLog) -> None:
@@ -431,7 +505,7 @@ async def test_at_max_bytes_producers_wait_for_their_readers(make_log: MakeLog) 
     while not idle.is_full():
         idle.append(None, DATA)
     assert store.bytes <= 11 * SIZE
-    with pytest.raises(StoreFull):
+    with idle.read(-1), pytest.raises(StoreFull):
         await new(store, "c")
     idle.close(COMPLETED)
     await settled(store)
@@ -559,10 +633,10 @@ async def test_runs_with_a_key_make_room_last_and_are_found_when_there_is_none(
     for run, key in (("a", "k"), ("b", None), ("c", None)):
         (await store.create(info(run, key=key), LIMITS)).close(COMPLETED)
         await settled(store)
-    await new(store, "d")
-    await new(store, "e")
+    await opening(store, "d")
+    await opening(store, "e")
     assert (await store.create(info("f", key="k"), LIMITS)).info.run == "a"
-    await new(store, "g")
+    await opening(store, "g")
     for run in ("a", "b", "c"):
         with pytest.raises(UnknownRun):
             await store.find(run)

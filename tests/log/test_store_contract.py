@@ -264,6 +264,22 @@ async def test_one_append_to_several_runs_has_an_outcome_for_each(new_store: New
     assert [len(await one.read(run, -1, 100)) for run in ("mine", "foreign")] == [5, 3]
 
 
+@pytest.mark.parametrize("how", ["append", "close"])
+async def test_the_arguments_of_a_run_are_dropped_at_its_end(new_store: NewStore, how: str) -> None:
+    one, other = await new_store("one"), await new_store("other")
+    await one.create(info(arguments='{"text":"x"}', key="k"), LIMITS)
+    (state,) = await other.load(["r"])
+    assert state is not None
+    assert state.info == info(arguments='{"text":"x"}', key="k", started=state.info.started)
+    if how == "append":
+        await one.append([Append("r", 0, [END], status="completed")])
+    else:
+        await other.close("r", COMPLETED, frees_key=False)
+    (state,) = await other.load(["r"])
+    assert state is not None
+    assert state.info == info(key="k", started=state.info.started)
+
+
 async def test_nothing_follows_the_end_event(new_store: NewStore) -> None:
     one = await new_store("one")
     await appended(one)

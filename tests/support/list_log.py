@@ -23,6 +23,7 @@ class ListLog:
         self.max_runs = max_runs
         self.max_bytes = max_bytes
         self.runs: dict[str, ListRun] = {}
+        self.clock = 0
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -41,11 +42,10 @@ class ListLog:
         for log in self.runs.values():
             if info.unique_key == log.info.unique_key is not None and not log.freed_key:
                 return log
-        for run, log in sorted(self.runs.items(), key=lambda item: item[1].info.key is not None):
+        for log in sorted(self.runs.values(), key=ListRun.room_order):
             full = len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes
-            may_go = log.info.topic or log.status != "running"
-            if full and may_go and not log.readers:
-                await self.discard(run)
+            if full and log.may_go:
+                await self.discard(log.info.run)
         if len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes:
             raise StoreFull("full")
         self.runs[info.run] = ListRun(self, info, limits)
@@ -93,6 +93,7 @@ class ListLog:
             log.status = "cancelled" if log.status == "running" else log.status
             log.opening = False
             self.bytes -= log.size
+            log.drop_arguments()
             log.changed()
             log.watching()
 
@@ -113,6 +114,24 @@ class ListRun:
         self.attached: set[ListReader] = set()
         self.waiters: set[asyncio.Event] = set()
         self.expiry: asyncio.TimerHandle | None = None
+        self.unwatched_since = 0
+        self.argument_bytes = info.argument_bytes + len(info.arguments or "")
+        store.bytes += self.argument_bytes
+
+    def drop_arguments(self) -> None:
+        self.info = self.info.without_arguments()
+        self.store.bytes -= self.argument_bytes
+        self.argument_bytes = 0
+
+    @property
+    def may_go(self) -> bool:
+        is_private = not self.info.shared or self.info.topic
+        return not (self.attached or self.opening) and (is_private or self.status != "running")
+
+    def room_order(self) -> tuple[bool, bool, bool, int]:
+        keeps = self.info.key is not None or self.limits.drops_oldest
+        is_running = self.status == "running"
+        return keeps, is_running, not self.info.topic, self.unwatched_since
 
     @property
     def producing(self) -> bool:
@@ -120,12 +139,18 @@ class ListRun:
 
     def open(self) -> None:
         self.opening = False
+        self.unwatched()
         self.changed()
+
+    def unwatched(self) -> None:
+        self.store.clock += 1
+        self.unwatched_since = self.store.clock
 
     def refuse(self, error: StreamError) -> None:
         self.status, self.refusal, self.opening = "refused", error, False
         self.store.runs.pop(self.info.run)
         self.store.bytes -= self.size
+        self.drop_arguments()
         self.changed()
         self.watching()
 
@@ -203,6 +228,8 @@ class ListRun:
         self.append(b"end", end.encode())
         self.status, self.opening = end.status, False
         self.freed_key = self.info.frees_key(end)
+        self.drop_arguments()
+        self.unwatched()
         self.changed()
         self.watching()
         self.expire()
@@ -237,6 +264,7 @@ class ListRun:
             yield reader
         finally:
             self.attached.discard(reader)
+            self.unwatched()
             if self.info.topic and self.status == "running":
                 self.expire()
             self.changed()

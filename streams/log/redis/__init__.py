@@ -105,7 +105,8 @@ class RedisStore:
         retain = _milliseconds(limits.retain)
         policy = (limits.window, retain, int(limits.drops_oldest), self._lease)
         index = (unique_key, info.owner or "", info.key or "", info.place[0])
-        run = await self._call(CREATE, info.run, encode_json(info), *policy, *index)
+        stored = encode_json(info.without_arguments())
+        run = await self._call(CREATE, info.run, stored, *policy, *index, info.arguments or "")
         return str(run.decode())
 
     async def find_by_key(self, unique_key: str) -> str | None:
@@ -241,14 +242,18 @@ def _state(reply: list[Any]) -> State | None:
     """Decodes what state() in common.lua returns."""
     if reply[0] is None:
         return None
-    info, status, producer, *numbers = reply[:8]
+    encoded, status, producer, *numbers = reply[:8]
     last, first, window, retain, drops_oldest = map(int, numbers)
+    arguments, found = reply[8:]
     cursors = {}
-    for worker, cursor in zip(reply[8][::2], reply[8][1::2], strict=True):
+    for worker, cursor in zip(found[::2], found[1::2], strict=True):
         had, readers = cursor.split()
         cursors[worker.decode()] = (int(had), int(readers))
+    info = msgspec.json.decode(encoded, type=RunInfo)
+    if arguments is not None:
+        info = msgspec.structs.replace(info, arguments=arguments.decode())
     return State(
-        msgspec.json.decode(info, type=RunInfo),
+        info,
         status.decode(),
         producer.decode(),
         last,

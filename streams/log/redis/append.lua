@@ -46,7 +46,7 @@ redis.call('HSET', key('run', run), 'last', text(last), 'first', text(first))
 -- The first XADD creates the stream, which does not expire yet.
 if redis.call('PTTL', key('log', run)) < 0 then expire(run, ORPHAN_MS) end
 if status ~= '' then
-  redis.call('HSET', key('run', run), 'status', status)
+  finish(run, status)
   redis.call('SREM', key('runs', me), run)
   if ARGV[6] == '1' then free_key(run) end
   expire(run, status == 'refused' and REFUSED_MS or fields[5])

@@ -10,7 +10,8 @@ if fields[2] ~= 'running' then return 0 end
 local last = tonumber(fields[3]) + 1
 redis.call('XADD', key('log', run), text(last + 1) .. '-0', 'f', head .. text(last) .. tail,
   's', status)
-redis.call('HSET', key('run', run), 'last', text(last), 'status', status)
+redis.call('HSET', key('run', run), 'last', text(last))
+finish(run, status)
 redis.call('SREM', key('runs', fields[1]), run)
 if frees_key == '1' then free_key(run) end
 expire(run, fields[4])

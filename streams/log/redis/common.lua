@@ -38,6 +38,12 @@ local function find_by_key(unique)
   return run and redis.call('EXISTS', key('run', run)) == 1 and run
 end
 
+-- Sets how a run has ended. Nobody needs its arguments any more.
+local function finish(run, status)
+  redis.call('HSET', key('run', run), 'status', status)
+  redis.call('HDEL', key('run', run), 'arguments')
+end
+
 -- Makes the unique key of a run free for another run.
 local function free_key(run)
   local unique = redis.call('HGET', key('run', run), 'unique')
@@ -77,7 +83,7 @@ end
 -- (nil in the reply) if there is no such run.
 local function state(run)
   local fields = redis.call('HMGET', key('run', run), 'info', 'status', 'producer', 'last',
-    'first', 'window', 'retain', 'drops_oldest')
+    'first', 'window', 'retain', 'drops_oldest', 'arguments')
   fields[#fields + 1] = redis.call('HGETALL', key('cursors', run))
   return fields
 end

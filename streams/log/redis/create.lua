@@ -2,15 +2,17 @@
 -- repeat the call.
 --
 -- ARGV: worker, run, info (JSON), window in bytes, retain in ms, drops_oldest (0 or 1), lease in ms,
---       hash of the unique key or '', owner or '', key or '', time of its start in µs
+--       hash of the unique key or '', owner or '', key or '', time of its start in µs, arguments
+--       or ''
 -- Returns the run, or the one that has the unique key.
 
-local run, info, window, retain, drops_oldest, lease, unique, owner, run_key, started =
+local run, info, window, retain, drops_oldest, lease, unique, owner, run_key, started, arguments =
   unpack(ARGV, 2)
 local other = find_by_key(unique)
 if other then return other end
 redis.call('HSET', key('run', run), 'info', info, 'status', 'running', 'producer', me,
   'last', -1, 'first', 0, 'window', window, 'retain', retain, 'drops_oldest', drops_oldest)
+if arguments ~= '' then redis.call('HSET', key('run', run), 'arguments', arguments) end
 redis.call('SADD', key('runs', me), run)
 redis.call('ZADD', WORKERS, 'NX', now() + lease, me)
 if unique ~= '' then

@@ -8,17 +8,18 @@ Invariants:
 1. Only the producer of a running run appends to it, in order and without holes. `append` refuses
    (fences) every other worker. A topic has no producer ('' in its fields): `publish` appends.
 2. A script that ends a run writes its `end` event and its status together.
-3. `append` evicts only the oldest events, and none that the cursor of another worker still needs.
+3. `append` evicts only the oldest events, and none after the cursor of another worker unless told.
 4. Every script can be repeated with the same arguments after a lost reply.
 
 Keys, all with the prefix:
 
     run:<run>       hash    info, status, producer, numbers of the first and the last event, policy,
-                            hash of its unique key; if they are set, owner, key and start
+                            hash of its unique key; if they are set, owner, key and start, and
+                            arguments until it ends
     log:<run>       stream  the frame of event n is entry (n+1)-0; the `end` event has the status,
                             one of a topic the token of its call
-    cursors:<run>   hash    worker with readers -> event that all its readers have had, and their
-                            number
+    cursors:<run>   hash    worker with readers -> number of the event at which its cursor is, and
+                            number of its readers
     unique:<hash>   string  the run that has the unique key with that hash
     owner:<owner>   zset    the runs of that owner
     keys            zset    <key> NUL <run> for the runs that have a key

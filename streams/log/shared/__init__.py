@@ -123,6 +123,7 @@ class SharedLog(SharedTopics):
 
     def _keep(self, run: SharedRun) -> None:
         self._local.runs.add(run.memory)
+        run.memory.note_readers()
         self._produced[run.info.run] = run
 
     async def find(self, run: str) -> RunLog:

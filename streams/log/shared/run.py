@@ -18,7 +18,7 @@ from functools import partial
 
 from streams.errors import LogClosed, LostHistory, RunGone, StreamError
 from streams.event import End, frame
-from streams.log import Status
+from streams.log import RunInfo, Status
 from streams.log.memory_run import CHUNK, MemoryReader, MemoryRun
 from streams.log.shared import refusal
 from streams.log.shared.repeat import until_answered
@@ -43,7 +43,6 @@ class SharedRun:
     """
 
     def __init__(self, work: Work, state: State, is_producer: bool) -> None:
-        self.info = state.info
         self.producer = state.producer
         self.is_producer = is_producer
         self.first = state.first
@@ -60,7 +59,8 @@ class SharedRun:
         self.remote_cursors: dict[str, int] = {}
         self._watcher: Callable[[], None] = lambda: None
         self._piece_events = 64
-        self.memory = MemoryRun(work.local, state.info, state.limits, backing=self)
+        info = state.info.without_arguments()
+        self.memory = MemoryRun(work.local, info, state.limits, backing=self)
         self.memory.reset(state.last)
         if state.last >= 0:
             self.memory.open()
@@ -68,7 +68,12 @@ class SharedRun:
             self.memory.finish(state.status)
         self._set_remote_readers(state)
         if is_producer:
+            self.memory.hold_arguments(state.info)
             self._set_remote_cursors(state)
+
+    @property
+    def info(self) -> RunInfo:
+        return self.memory.info
 
     @property
     def status(self) -> Status:
@@ -236,6 +241,7 @@ class SharedRun:
                 self.remote_cursors[worker] = after
         if self.is_producer:
             self.memory.resume_producer()
+            self.memory.note_readers()
             self._watcher()
 
     def on_fenced(self) -> None:
@@ -243,6 +249,7 @@ class SharedRun:
         if self.is_producer:
             self.is_producer = False
             self.memory.discard_uncommitted()
+            self.memory.drop_arguments()
             self.remote_cursors.clear()
             self._work.appending.pop(self, None)
             self.readers_changed()
@@ -253,6 +260,7 @@ class SharedRun:
         self._unfollow()
         self.is_producer, self.producer = True, self._work.worker
         self.first, self.committed = state.first, state.last
+        self.memory.hold_arguments(state.info)
         if self.memory.last != state.last:
             self.memory.reset(state.last)
         self._begin = self.memory.first
@@ -264,8 +272,8 @@ class SharedRun:
         self._unfollow()
         self._work.appending.pop(self, None)
         self._work.moved.pop(self, None)
+        self.is_producer = False
         if not self.memory.forgotten:
-            self.is_producer = False
             self.memory.forget()
             self._watcher()
 

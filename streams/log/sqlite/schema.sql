@@ -63,11 +63,12 @@ CREATE TABLE batch (
 );
 CREATE UNIQUE INDEX batch_last ON batch (run, last);
 
--- So one statement stores the `end` event and the status, and frees the key.
+-- So one statement stores the `end` event and the status, frees the key and drops the arguments.
 CREATE TRIGGER batch_end AFTER INSERT ON batch WHEN NEW.status IS NOT NULL BEGIN
   UPDATE run
   SET
     status = NEW.status,
+    info = CAST(json_remove(CAST(info AS TEXT), '$.arguments') AS BLOB),
     unique_key = CASE WHEN NEW.frees_key THEN NULL ELSE unique_key END,
     expires = (julianday('now') - 2440587.5) * 86400.0
       + CASE NEW.status WHEN 'refused' THEN 10 ELSE retain END
