@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from streams.admission import client_address
 from streams.asgi import Streams
 from streams.errors import StreamError
 from streams.event import Event
@@ -24,6 +25,7 @@ __all__ = [
     "Streams",
     "Topic",
     "Wire",
+    "client_address",
     "current_run",
     "join_text",
     "joined",

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Scope
 
+from streams.admission import Clients
 from streams.errors import (
     Forbidden,
     InvalidParameters,
@@ -57,6 +58,7 @@ class Access:
         publish: Guard | None,
         sources: Iterable[Source[..., Any]],
         threads: Threads,
+        clients: Clients,
     ) -> None:
         if identity is not None and not callable(identity):
             raise TypeError(f"identity= of Streams is a function of the request, not {identity!r}")
@@ -66,6 +68,7 @@ class Access:
         self._identity = identity
         self._publish = publish
         self._threads = threads
+        self._clients = clients
         self._guarded: dict[str, list[Source[..., Any]]] = {}
         for source in sources:
             if source.guard is not None:
@@ -79,6 +82,15 @@ class Access:
         if self not in owners:
             owners[self] = await _answer("identity=", _called(self._identity, request))
         return owners[self]
+
+    async def enter(self, request: Request, owner: str | None = None) -> Sequence[str]:
+        """Counts one more reader of the client, who is `owner`, until the request is over.
+
+        Returns the names by which the client is counted. Raises TooManyRequests.
+        """
+        if not self._clients.limited:
+            return ()
+        return self._clients.enter(request, owner or await self.owner(request))
 
     async def admit(self, source: Source[..., Any], request: Request, arguments: Arguments) -> None:
         """Raises what the guard of a source raises.

@@ -16,6 +16,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.access import Access, Identity
+from streams.admission import AddressOf, Clients
 from streams.errors import StreamError, UnknownSource
 from streams.event import Encoder
 from streams.guard import Guard
@@ -54,7 +55,9 @@ class Streams(Responder, WireHost):
     CORS. `max_body` is the limit of a POST body, in bytes. `page` serves the playground at the
     root. `identity(request)`, sync or async, says who the client is (default: the user in the
     request's scope, if any); other clients cannot see that client's runs. With `publish(request)`,
-    sync or async, `POST /topics/{name}` publishes, unless it raises. `encode` converts a yielded
+    sync or async, `POST /topics/{name}` publishes, unless it raises. A client has at most
+    `max_per_client` streams and runs at once on each worker: an identity has, and an address if
+    `address(request)` says which (`client_address`, for instance). `encode` converts a yielded
     value of a type that msgspec does not know to one that it knows. Other keywords are the policy
     for all sources: see Policy.
 
@@ -70,11 +73,13 @@ class Streams(Responder, WireHost):
         log: EventLog | str | None = None,
         max_runs: int = 10_000,
         max_bytes: int = 256 * 2**20,
+        max_per_client: int | None = None,
         max_threads: int = 1000,
         max_body: int = 2**20,
         origins: Sequence[str] = (),
         page: bool = True,
         identity: Identity | None = None,
+        address: AddressOf | None = None,
         publish: Guard | None = None,
         encode: Callable[[Any], Any] | None = None,
         **policy: Unpack[PolicyOptions],
@@ -100,9 +105,10 @@ class Streams(Responder, WireHost):
             log = MemoryLog(**limits)
         self.log = log_at(log, limits) if isinstance(log, str) else log
         sources_by_name = {s.name: (s, self._policies[s]) for s in self.sources.values()}
-        self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads)
+        clients = Clients(max_per_client, address)
+        self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads, clients.runs)
         self._lifetime = Lifetime(self.log, self.runs, self._policies)
-        self._access = Access(identity, publish, self._policies, self.runs.threads)
+        self._access = Access(identity, publish, self._policies, self.runs.threads, clients)
         self._max_body = max_body
         self._origins = frozenset(origins)
         of_runs = RunEndpoints(self.runs, self._access, self._follow)
@@ -192,6 +198,7 @@ class Streams(Responder, WireHost):
             await self._access.admit(source, request, complete)
         if request.method == "HEAD":
             return head_response(wire_of(media_type, policy))
+        job = await self._entered(request, job)
         position = await self.runs.attach(job, last, resumed)
         return self._read(position, policy, root_path(request), wire_for(media_type, policy))
 
@@ -202,5 +209,6 @@ class Streams(Responder, WireHost):
         if request.method == "HEAD":
             url = run_url(root_path(request), log.info.run)
             return head_response(wire_of(media_type, policy), url)
+        await self._access.enter(request)
         position = await self.runs.position(log, last_event_id(request))
         return self._read(position, policy, root_path(request), wire_for(media_type, policy))

@@ -18,6 +18,7 @@ from starlette.routing import Mount
 from starlette.types import Message, Receive, Scope, Send
 
 from streams.access import Access, check_owner
+from streams.admission import leave
 from streams.declaration import name_of
 from streams.errors import BodyTooLarge
 from streams.job import Job
@@ -160,8 +161,11 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limited = limited_body(receive, self._max_body)
-        response = await self._answer(Request(scope, limited, send))
-        await in_middleware(response, scope)(scope, receive, send)
+        try:
+            response = await self._answer(Request(scope, limited, send))
+            await in_middleware(response, scope)(scope, receive, send)
+        finally:
+            leave(scope)
 
 
 def limited_body(receive: Receive, max_body: int) -> Receive:
@@ -207,6 +211,7 @@ class EndpointResponse(Response):
         if key is not None and not isinstance(key, str):
             raise TypeError(f"response() takes text as the key, not {key!r}; give str(…) of it")
         self._started = False
+        self._scope = request.scope
         self._is_head = request.method == "HEAD"
         self._job = Job(
             source=name,
@@ -227,12 +232,15 @@ class EndpointResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            response = await self._answer(self._job)
+            try:
+                response = await self._answer(self._job)
+            finally:
+                if not self._started:
+                    await self._close()
+            self._merge_into(response)
+            await in_middleware(response, scope)(scope, receive, send)
         finally:
-            if not self._started:
-                await self._close()
-        self._merge_into(response)
-        await in_middleware(response, scope)(scope, receive, send)
+            leave(self._scope)
         if self.background is not None:
             await self.background()
 

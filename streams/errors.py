@@ -19,6 +19,8 @@ StreamError                500  raise it in a source: clients see its message an
 ├── Forbidden              403  a list of runs without a login or a key; or a guard returned False
 ├── Unavailable            503  this passes; try again later
 │   ├── StoreFull          503  `max_runs` or `max_bytes` is reached, or the log's disk is full
+│   ├── TooManyRequests    429  a client has `max_per_client` streams open, or runs running
+│   ├── TooManyRuns        503  a shared source has `max_shared` runs
 │   ├── ShuttingDown       503  this server shuts down; the next one answers
 │   ├── StoreDown          503  the log's server or file cannot be used
 │   │   └── UnsuitablePlace     its file cannot be written, or is on a network file system
@@ -29,6 +31,7 @@ StreamError                500  raise it in a source: clients see its message an
 └── LostHistory            410  the events asked for were dropped; readers get a `gap` event
 """
 
+import random
 from collections.abc import Mapping
 from http import HTTPStatus
 from types import MappingProxyType
@@ -136,6 +139,14 @@ class StoreFull(Unavailable):
     pass
 
 
+class TooManyRequests(Unavailable):
+    status = 429
+
+
+class TooManyRuns(Unavailable):
+    pass
+
+
 class ShuttingDown(Unavailable):
     retry_after = 1
 
@@ -220,11 +231,21 @@ def as_stream_error(error: BaseException) -> StreamError:
     return StreamError(f"the source failed with {type(error).__name__}; see the server's log")
 
 
+def retry_after(error: StreamError) -> Any:
+    """Seconds after which a client may try again, or None.
+
+    After an overload they are random, up to twice as many: not all who met it come back at once.
+    """
+    if isinstance(error, Unavailable) and isinstance(error.retry_after, int):
+        return random.randint(error.retry_after, 2 * error.retry_after)
+    return error.retry_after
+
+
 def problem(error: StreamError, headers: Mapping[str, str] | None = None) -> Response:
     """An error as application/problem+json (RFC 9457)."""
     headers = {"Cache-Control": "no-store", **error.headers, **(headers or {})}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
+    if (seconds := retry_after(error)) is not None:
+        headers["Retry-After"] = str(seconds)
     body = {
         "type": "about:blank",
         "title": _title(error.status),

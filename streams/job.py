@@ -1,6 +1,6 @@
 """Job: what a run is started from."""
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The route of the user's own endpoint, which alone can resume the run; None: Streams' own."""
     owner: str | None = None
     """The identity of the user to whom the run will belong; None: to anybody who knows its id."""
+    clients: Sequence[str] = ()
+    """The names by which its client is counted, if there is a limit: see admission.py."""
     arguments: str | None = None
     """A JSON object; None if another worker cannot continue the run with it."""
     arguments_hash: str | None = None

@@ -22,6 +22,7 @@ class PolicyOptions(TypedDict, total=False):
     retain: float
     window: int
     send_timeout: float
+    max_shared: int
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +41,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     holds about this much; a reader that is further behind a shared run gets a `gap`."""
     send_timeout: Interval = 30.0
     """Seconds after which a client that accepts no data is disconnected."""
+    max_shared: Annotated[int, Meta(ge=1)] = 100
+    """How many runs a shared source has at once on one worker, each with other parameters."""
 
     def replace(self, changes: PolicyOptions, of: str, others: Iterable[str] = ()) -> "Policy":
         """A copy with `changes`.

@@ -144,6 +144,7 @@ class Responder(Publisher):
             make = make or wire_for(preferred(request, STREAM_TYPES) or EVENT_STREAM, self.policy)
             if position is not None and request.method == "HEAD":
                 return head_response(make(position.log.info))
+            await self._access.enter(request, owner)
             return self._read(position, self.policy, mount_path(self, request.scope), make)
         except StreamError as error:
             return refusal(error, request)
@@ -160,6 +161,7 @@ class Responder(Publisher):
             job = msgspec.structs.replace(job, owner=owner, key=key)
             last, root = last_event_id(request), mount_path(self, request.scope)
             resumed = await self._resumed(request, job, last)
+            job = await self._entered(request, job)
             position = await self.runs.attach(job, last, resumed)
             return self._read(position, job.policy, root, wire)
         except StreamError as error:
@@ -169,6 +171,11 @@ class Responder(Publisher):
         """The run that a request resumes, if it does. Raises CrossSite and what `resumed` does."""
         check_site(request, self._origins)
         return None if last is None else await self.runs.resumed(job, last)
+
+    async def _entered(self, request: Request, job: Job) -> Job:
+        """The job, of a client who is counted as one more reader. Raises TooManyRequests."""
+        clients = await self._access.enter(request, job.owner)
+        return msgspec.structs.replace(job, clients=clients) if clients else job
 
     def _read(
         self, position: Position | None, policy: Policy, root: str | None, make_wire: MakeWire

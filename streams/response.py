@@ -12,6 +12,7 @@ Invariants:
 
 import asyncio
 import logging
+import random
 from collections.abc import Mapping
 from typing import Any, NoReturn, Self, cast
 
@@ -81,11 +82,12 @@ def refusal(error: StreamError, request: Request) -> Response:
     """A problem response, except for an EventSource that meets a limit.
 
     An EventSource gives up for good at any status but 200. A limit passes, so it gets a stream
-    that ends at once, after which it reconnects.
+    that ends at once, after which it reconnects: not all of them at the same time.
     """
     if not isinstance(error, Unavailable) or not is_event_source(request):
         return problem(error)
-    body = b"retry: %d\n" % (1000 * (error.retry_after or 1))
+    milliseconds = 1000 * (error.retry_after or 1)
+    body = b"retry: %d\n" % random.randint(milliseconds, 2 * milliseconds)
     return Response(body, media_type=EVENT_STREAM, headers=stream_headers(None))
 
 

@@ -204,6 +204,12 @@ class Run:
         over, self._over = self._over, True
         return not over and self.log.producing
 
+    @property
+    def is_unwatched(self) -> bool:
+        """Whether it continues only until `linger` is over."""
+        is_open = not (self._over or self.log.opening)
+        return is_open and not self.log.readers and self._linger is not None
+
     def cancel(self, reason: str) -> None:
         """Ends the run for its readers at once, and closes its source meanwhile."""
         if not self.log.opening:
@@ -223,6 +229,7 @@ class Run:
         """Forgets a run whose event loop has ended before it: nothing of it can be awaited."""
         self._over = True
         self.log.watch(_ignore)
+        self._ended(self)
         try:
             if (coroutine := self.task.get_coro()) is not None:
                 coroutine.close()

@@ -11,7 +11,7 @@ Invariants:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
+from streams.admission import Quota
 from streams.errors import (
     InvalidEventId,
     InvalidParameters,
@@ -29,11 +30,12 @@ from streams.errors import (
     Unavailable,
     UnknownRun,
 )
-from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId, Payload
+from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId
 from streams.job import Job
 from streams.log import EventLog, RunLog, Selection, Status, unique_key
 from streams.policy import Policy
-from streams.run import CLEANUP_SECONDS, Run
+from streams.producing import Producing
+from streams.run import CLEANUP_SECONDS
 from streams.run_info import info_of, limits_of
 from streams.source import Source
 from streams.thread import Threads
@@ -61,6 +63,7 @@ class Runs:
         sources: Mapping[str, tuple[Source[..., Any], Policy]],
         encoder: Encoder | None = None,
         max_threads: int = 1000,
+        of_clients: Quota | None = None,
     ) -> None:
         self.since = datetime.now(UTC)
         self.stopping = False
@@ -71,7 +74,8 @@ class Runs:
         self._sources = sources
         self.encoder = encoder or Encoder()
         self.threads = Threads(max_threads)
-        self._producing: dict[str, Run] = {}
+        of_clients = of_clients or Quota(None, "runs running")
+        self._producing = Producing(of_clients, self.encoder, self.threads)
         self._waiting: set[asyncio.Timeout] = set()  # of the clients that wait for openings
         log.register(self)
 
@@ -110,16 +114,18 @@ class Runs:
 
     async def _start(self, job: Job) -> tuple[RunLog, bool]:
         """Does what `start` does. Returns also whether the run had been open before."""
-        info, policy = info_of(job, self._log), job.policy
-        log = await self._log.create(info, limits_of(policy))
+        info, can_attach = info_of(job, self._log), job.shared or job.key is not None
+        if not can_attach:
+            self._producing.of_clients.check(job.clients)
+        log = await self._log.create(info, limits_of(job.policy))
         was_open, is_new = not log.opening, log.info.run == info.run
         if is_new:
-            if self.stopping:
-                log.refuse(ShuttingDown())
-            else:
-                # Nothing of the client that happens to start a shared run may be visible in it.
-                context = Context() if job.shared else None
-                self._produce(log, job.open, policy, context, job.preface)
+            try:
+                if self.stopping:
+                    raise ShuttingDown
+                self._producing.start(log, job)
+            except Unavailable as error:
+                log.refuse(error)
         elif job.arguments_hash not in (None, log.info.arguments_hash):
             raise InvalidParameters(
                 f"the run with the key {job.key!r} has other parameters; send the same ones, or "
@@ -128,7 +134,6 @@ class Runs:
         try:
             await self._opened(log)
         except asyncio.CancelledError:
-            can_attach = job.shared or job.key is not None
             if not can_attach and (run := self._producing.get(info.run)) is not None:
                 run.cancel(NO_READER)
             raise
@@ -158,25 +163,6 @@ class Runs:
         finally:
             self._waiting.discard(waiting)
 
-    def _produce(
-        self,
-        log: RunLog,
-        open_source: Callable[[], Awaitable[Any]],
-        policy: Policy,
-        context: Context | None,
-        preface: Payload | None = None,
-    ) -> None:
-        async def iterate_source() -> AsyncIterator[Any]:
-            name = f"run {log.info.run} of source {log.info.source}"
-            return self.threads.iterate(await open_source(), name)
-
-        run = Run(log, iterate_source, policy, self.encoder, preface, context, ended=self._ended)
-        self._producing[log.info.run] = run
-
-    def _ended(self, run: Run) -> None:
-        if self._producing.get(run.log.info.run) is run:
-            del self._producing[run.log.info.run]
-
     async def adopt(self, log: RunLog) -> None:
         """Continues the run of a worker that died, or ends it if its source does not allow that.
 
@@ -200,7 +186,8 @@ class Runs:
                 log.close(End.failed(error))
             return
         # Event 0 is `start`, so the source has yielded `last` events.
-        self._produce(log, partial(source.open, arguments, None, max(last, 0)), policy, Context())
+        open_source = partial(source.open, arguments, None, max(last, 0))
+        self._producing.produce(log, open_source, policy, Context())
         with suppress(StreamError):  # It has been logged.
             await log.opened()
         if log.producing or log.status == "completed":
@@ -312,7 +299,7 @@ class Runs:
     def cancel_openings(self) -> None:
         """The server shuts down: ends all openings, and the waits for others."""
         self.stopping = True
-        for run in list(self._producing.values()):
+        for run in self._producing:
             if run.log.opening:
                 run.cancel(SHUTDOWN)
         while self._waiting:
@@ -322,15 +309,14 @@ class Runs:
         """Forgets the runs of an event loop that is over."""
         self._waiting.clear()
         while self._producing:
-            name, run = self._producing.popitem()
-            run.abandon()
+            run = self._producing.pop()
             if not self._log.shared:  # There, another worker takes it over.
-                await self._log.discard(name)
+                await self._log.discard(run.log.info.run)
 
     async def aclose(self) -> None:
         """Ends the runs that no other worker can continue, and waits until sources are closed."""
         self.cancel_openings()
-        runs = list(self._producing.values())
+        runs = list(self._producing)
         for run in runs:
             if run.log.info.arguments is not None:
                 run.hand_over()

@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Meta
 from starlette.config import Config
 
-from streams import Policy, Source, StreamError, Streams, Topic
+from streams import Policy, Source, StreamError, Streams, Topic, client_address
 from streams.errors import UnsuitablePlace
 
 BUILT_IN = ["streams.sources:counter", "streams.sources:tokens", "streams.sources:clock"]
@@ -40,12 +40,15 @@ OPTIONS: dict[str, Any] = {
     "log": str | None,
     "max_runs": Annotated[int, Meta(ge=1)],
     "max_bytes": Annotated[int, Meta(ge=1)],
+    "max_per_client": Annotated[int, Meta(ge=1)] | None,
     "max_threads": Annotated[int, Meta(ge=1)],
     "max_body": Annotated[int, Meta(ge=0)],
     "origins": list[str],
     "page": bool,
     "sources": list[str],
 }
+
+MAX_PER_CLIENT = 100
 
 NO_DEFAULT_LOG = (
     "%s. Until then, runs are kept in memory, and end with this process. STREAMS_LOG=memory says "
@@ -112,6 +115,7 @@ def publisher(
 
 
 def _streams(given: dict[str, Any]) -> Streams:
+    given = {"address": client_address, **given}
     try:
         if "log" in given:
             return Streams(**given)
@@ -151,7 +155,7 @@ def options(environ: Mapping[str, str]) -> dict[str, Any]:
         model, chat = _chat(Config(environ=environ, env_prefix="LLM_"))
         given["sources"].append(chat)
         models = {model: chat, **models}
-    return {**given, "models": models}
+    return {"max_per_client": MAX_PER_CLIENT, **given, "models": models}
 
 
 def _check_names(

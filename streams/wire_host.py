@@ -72,6 +72,7 @@ class WireHost:
             policy=own if key is not None and changed.linger == 0 else changed,
             open=functools.partial(source.open, arguments, request),
             owner=owner,
+            clients=await self._access.enter(request, owner),
             arguments_hash=None if key is None else hash_of(asked),
             guard_arguments=source.for_guard(arguments),
             key=key,
@@ -83,6 +84,7 @@ class WireHost:
         """The log of a run that the client may read, once it has opened. Raises StreamError."""
         log = await self.runs.find(run, await self._access.owner(request))
         await self._access.admit_to(log.info, request)
+        await self._access.enter(request)
         await self.runs.position(log, None)
         return log
 

@@ -34,6 +34,7 @@ CORE = [
     "worker_count",
     "runs",
     "run_info",
+    "producing",
     "run",
     "log.memory",
     "log.topics",
@@ -54,6 +55,7 @@ CORE = [
     "shutdown",
     "event",
     "encoding",
+    "admission",
     "errors",
 ]
 
@@ -224,6 +226,7 @@ def test_the_public_names() -> None:
         "Streams",
         "Topic",
         "Wire",
+        "client_address",
         "current_run",
         "join_text",
         "joined",

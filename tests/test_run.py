@@ -21,9 +21,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from streams import Event, StreamError, Streams, source
+from streams import Event, MemoryLog, StreamError, Streams, source
 from streams.job import Job
 from streams.policy import Policy
+from streams.runs import Runs
 from streams.wires import EventStream
 from tests.support.servers import (
     Connection,
@@ -36,6 +37,7 @@ from tests.support.servers import (
     serving,
     until,
 )
+from tests.support.virtual_time import run_in_virtual_time
 
 
 class Panic(BaseException):
@@ -621,7 +623,7 @@ async def test_a_run_that_the_log_loses_while_it_opens_starts_again_only_if_it_i
         response = asyncio.ensure_future(client.get("/streams/slow"))
         await until(lambda: opened, "the run opens")
         (run,) = streams.runs._producing
-        await streams.log.discard(run)
+        await streams.log.discard(run.log.info.run)
         assert (await response).status_code == (200 if shared else 503)
     assert opened == (2 if shared else 1)
 
@@ -721,3 +723,41 @@ def test_a_shared_runs_key_has_the_same_length_for_all_arguments() -> None:
     assert len(key(text="a" * 10**6)) == len(key(text="")) < 100
     assert key(text="a") == key(count=1, text="a")
     assert len({key(text="a"), key(text="b"), key(text="a", count=2)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "linger", "was_read", "seconds"),
+    [
+        (None, 30, False, 5),
+        (None, 2, False, 5),
+        (None, None, False, None),
+        ("key", 30, False, 30),
+        ("key", 2, False, 5),
+        (None, 30, True, 30),
+        (None, 2, True, 2),
+    ],
+)
+def test_a_run_that_nobody_has_read_waits_five_seconds_and_for_linger_only_with_a_key(
+    key: str | None, linger: float | None, was_read: bool, seconds: float | None
+) -> None:
+    async def never() -> AsyncIterator[int]:
+        await asyncio.sleep(60)
+        yield 1
+
+    async def open_source() -> Any:
+        return never()
+
+    async def main() -> None:
+        runs = Runs(MemoryLog(), {})
+        job = Job(source="s", policy=Policy(linger=linger), open=open_source, key=key)
+        log = await runs.start(job)
+        if was_read:
+            with log.read(-1):
+                pass
+        await asyncio.sleep(50 if seconds is None else seconds - 0.1)
+        assert log.status == "running"
+        await asyncio.sleep(0.2)
+        assert log.status == ("running" if seconds is None else "cancelled")
+        await runs.aclose()
+
+    run_in_virtual_time(main())

@@ -34,6 +34,8 @@ def test_every_option_can_be_set_by_a_variable() -> None:
             "STREAMS_MAX_RUNS": "7",
             "STREAMS_MAX_BYTES": "100000",
             "STREAMS_MAX_THREADS": "20",
+            "STREAMS_MAX_PER_CLIENT": "30",
+            "STREAMS_MAX_SHARED": "40",
             "STREAMS_MAX_BODY": "500",
             "STREAMS_ORIGINS": "https://a.example, https://b.example",
             "STREAMS_PAGE": "false",
@@ -46,6 +48,8 @@ def test_every_option_can_be_set_by_a_variable() -> None:
     assert options["origins"] == ["https://a.example", "https://b.example"]
     assert options["page"] is False
     assert options["max_threads"] == 20
+    assert options["max_per_client"] == 30
+    assert options["max_shared"] == 40
     streams = Streams(**{**options, "log": None})
     assert list(streams.sources) == ["ticks", "clock"]
     assert (streams.policy.heartbeat, streams.policy.linger) == (5, None)

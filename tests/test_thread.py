@@ -30,6 +30,7 @@ from tests.support.servers import (
     every_event,
     exit_of,
     free_port,
+    retry_of,
     server_process,
     serving,
     until,
@@ -418,12 +419,13 @@ async def test_at_max_threads_a_plain_generator_gets_a_503_and_an_event_source_a
                 response = await client.get(path)
                 assert response.status_code == 503
                 assert response.headers["content-type"] == "application/problem+json"
-                assert response.headers["retry-after"] == "10"
+                assert 10 <= int(response.headers["retry-after"]) <= 20
                 assert "runs 2 plain generators" in response.json()["detail"]
                 assert "(limit 2)" in response.json()["detail"]
             assert closed == [True]
             response = await client.get("/streams/gated", headers=EVENT_SOURCE)
-            assert (response.status_code, response.text) == (200, "retry: 10000\n")
+            assert response.status_code == 200
+            assert 10_000 <= retry_of(response) <= 20_000
             assert (await client.get("/streams/asynchronous")).status_code == 200
             assert threads(streams) == 2
             gate.open.set()

@@ -285,8 +285,8 @@ class EventLog(Protocol):
 
     @property
     def bytes(self) -> int:
-        """How many bytes this worker holds: frames, arguments of the runs that it produces, and those
-        for guards."""
+        """How many bytes this worker holds: frames, the arguments of runs that it produces, and
+        those for guards."""
 
     @property
     def readers(self) -> int:

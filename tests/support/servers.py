@@ -172,6 +172,13 @@ async def connection(
         writer.transport.abort()
 
 
+def retry_of(response: httpx.Response) -> int:
+    """The milliseconds after which an EventSource reconnects, in an answer with nothing else."""
+    found = re.fullmatch(r"retry: (\d+)\n", response.text)
+    assert found, response.text
+    return int(found[1])
+
+
 def free_port() -> int:
     """A TCP port that nothing on this machine listens to."""
     with socket.socket() as sock:

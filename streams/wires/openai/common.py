@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streams import Source, StreamError, Streams
-from streams.errors import LostHistory, abbreviated, as_json_value
+from streams.errors import LostHistory, abbreviated, as_json_value, retry_after
 from streams.event import LoggedEvent, encode_json, parse_frames
 from streams.log import RunLog
 from streams.response import json_response
@@ -199,8 +199,8 @@ async def read_until(request: Request, log: RunLog, feed: Callable[[LoggedEvent]
 def refusal(error: StreamError) -> Response:
     """An error response of OpenAI's API, where 400 is the status for invalid parameters."""
     headers = dict(error.headers)
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
+    if (seconds := retry_after(error)) is not None:
+        headers["Retry-After"] = str(seconds)
     status = 400 if error.status == 422 else error.status
     return json_response(error_object(error), headers, status)
 

@@ -119,7 +119,7 @@ async def test_streams_continue_when_redis_was_killed_and_restarted_with_its_dat
         async with httpx.AsyncClient(base_url=url) as client:
             refused = await client.get("/streams/steady")
             assert refused.status_code == 503
-            assert refused.headers["retry-after"] == "3"
+            assert 3 <= int(refused.headers["retry-after"]) <= 6
             assert "Redis" in refused.json()["detail"]
             for path in ("/streams/steady", f"/runs/{'A' * 22}"):
                 response = await client.get(path, headers=EVENT_SOURCE)

@@ -154,7 +154,7 @@ async def test_a_survivor_continues_restartable_runs_and_ends_the_others_as_fail
     assert b"a secret of the server" not in ends[2][1]
     assert ends[3][1].count(b"event: start") == 1
     assert there.restarts == 3, "also the one that failed when it was opened again"
-    for run in here._producing.values():
+    for run in here._producing:
         run.hand_over()
 
 
@@ -187,7 +187,7 @@ async def test_a_survivor_does_not_continue_a_run_with_whose_arguments_its_sourc
         assert (b"ProducerLost" in events) is (status == "failed")
         assert events.count(b"\ndata: ") == count + 2, "all that was sent can be read"
     assert there.restarts == 1
-    for run in here._producing.values():
+    for run in here._producing:
         run.hand_over()
 
 
@@ -223,7 +223,7 @@ async def test_a_survivor_does_not_continue_the_run_of_another_program(
     assert b"ProducerLost" in events
     assert b"data: 0\n" in events
     assert there.restarts == 0
-    for run in here._producing.values():
+    for run in here._producing:
         run.hand_over()
 
 
@@ -251,7 +251,7 @@ async def test_a_worker_that_shuts_down_continues_no_run_of_another(new_worker: 
     await until(lambda: survivors.restarts, "a third worker continues the run", 10)
     assert (await third.find(log.info.run)).producing
     await survivors.aclose()
-    for run in here._producing.values():
+    for run in here._producing:
         run.hand_over()
 
 

@@ -169,7 +169,7 @@ async def test_an_answer_whose_run_is_discarded_ends_with_an_error() -> None:
         )
         await until(lambda: streams.log.readers, "the reader is attached")
         (run,) = streams.runs._producing
-        await streams.log.discard(run)
+        await streams.log.discard(run.log.info.run)
         with pytest.raises(openai.InternalServerError, match="shutting down"):
             await asking
 
@@ -226,7 +226,7 @@ async def test_at_max_runs_a_request_gets_a_503_with_retry_after() -> None:
             )
             response = await client.post(PATH, json=HELLO)
     assert response.status_code == 503
-    assert response.headers["retry-after"] == "10"
+    assert 10 <= int(response.headers["retry-after"]) <= 20
     assert response.json()["error"]["type"] == "server_error"
 
 

@@ -1,0 +1,102 @@
+"""Producing: the runs that this worker produces, and the limits of how many there are.
+
+Invariants:
+
+1. A client has no more running runs than `max_per_client`; shared ones are nobody's.
+2. A shared source has no more runs than its `max_shared`, except those that are taken over.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+from streams.admission import Quota
+from streams.errors import TooManyRuns
+from streams.event import NO_READER, Encoder, Payload
+from streams.job import Job
+from streams.log import RunLog
+from streams.policy import Policy
+from streams.run import Run
+from streams.thread import Threads
+
+
+class Producing:
+    """The runs that this worker produces, by id. `of_clients` counts those of each client."""
+
+    def __init__(self, of_clients: Quota, encoder: Encoder, threads: Threads) -> None:
+        self.of_clients = of_clients
+        self.encoder = encoder
+        self.threads = threads
+        self._runs: dict[str, Run] = {}
+        self._shared: dict[str, dict[str, Run]] = {}  # by source and id
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(list(self._runs.values()))
+
+    def get(self, run: str) -> Run | None:
+        return self._runs.get(run)
+
+    def start(self, log: RunLog, job: Job) -> None:
+        """Produces a new run. Raises TooManyRequests or TooManyRuns if a limit is reached."""
+        if job.shared:
+            self._make_room(job)
+            # Nothing of the client that happens to start a shared run may be visible in it.
+            self.produce(log, job.open, job.policy, Context(), preface=job.preface)
+        else:
+            self.of_clients.take(job.clients)
+            self.produce(log, job.open, job.policy, None, job.clients, job.preface)
+
+    def _make_room(self, job: Job) -> None:
+        """Ends the oldest run of a shared source that nobody watches, if it has too many."""
+        runs, limit = self._shared.get(job.source, {}), job.policy.max_shared
+        if len(runs) < limit:
+            return
+        unwatched = next((run for run in runs.values() if run.is_unwatched), None)
+        if unwatched is None:
+            raise TooManyRuns(
+                f"source {job.source} has {len(runs)} runs with other parameters (limit "
+                f"max_shared={limit}); view one of them, or try again in "
+                f"{TooManyRuns.retry_after} s"
+            )
+        del runs[unwatched.log.info.run]
+        unwatched.cancel(NO_READER)
+
+    def produce(
+        self,
+        log: RunLog,
+        open_source: Callable[[], Awaitable[Any]],
+        policy: Policy,
+        context: Context | None,
+        clients: Sequence[str] = (),
+        preface: Payload | None = None,
+    ) -> None:
+        async def iterate_source() -> AsyncIterator[Any]:
+            name = f"run {log.info.run} of source {log.info.source}"
+            return self.threads.iterate(await open_source(), name)
+
+        ended = partial(self._ended, clients)
+        run = Run(log, iterate_source, policy, self.encoder, preface, context, ended=ended)
+        self._runs[log.info.run] = run
+        if log.info.shared:
+            self._shared.setdefault(log.info.source, {})[log.info.run] = run
+
+    def _ended(self, clients: Sequence[str], run: Run) -> None:
+        info = run.log.info
+        self.of_clients.give_back(clients)
+        if self._runs.get(info.run) is run:
+            del self._runs[info.run]
+        others = self._shared.get(info.source, {})
+        if others.get(info.run) is run:
+            del others[info.run]
+        if not others:
+            self._shared.pop(info.source, None)
+
+    def pop(self) -> Run:
+        """Takes out a run of an event loop that is over, and forgets its task."""
+        run = next(iter(self._runs.values()))
+        run.abandon()
+        return run
