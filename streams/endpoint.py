@@ -65,19 +65,24 @@ def starlette_request(request: Any) -> Request:
 def route_of(scope: Scope) -> str:
     """The path of the route that a request matched, as a template if the framework gives one.
 
+    The methods of a route that GET does not match are put in front: another endpoint may have the
+    same path.
+
     A template is relative to the mounts and routers around it, so what the path has before it is
     put in front. A parameter like `{rest:path}` matches any number of segments, so nobody can say
     what is before a template with one; the path is used instead.
     """
     route, path = scope.get("route"), scope["path"].strip("/")
+    methods = sorted(getattr(route, "methods", None) or {"GET"})
+    prefix = "" if "GET" in methods else f"{','.join(methods)} "
     template = None if isinstance(route, Mount) else getattr(route, "path", None)
     if template is None:
         template = scope.get("path_template")
     if template is None or ":path}" in template:
-        return f"/{path}"
+        return f"{prefix}/{path}"
     segments = path.split("/") if path else []
     own = template.strip("/").split("/") if template.strip("/") else []
-    return "/" + "/".join([*segments[: max(len(segments) - len(own), 0)], *own])
+    return f"{prefix}/" + "/".join([*segments[: max(len(segments) - len(own), 0)], *own])
 
 
 def source_name(events: Any, scope: Scope) -> str:

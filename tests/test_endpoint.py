@@ -360,6 +360,34 @@ async def test_a_run_is_resumed_only_by_the_route_that_started_it() -> None:
         assert await every_event(client, "/fast/v1/ask/2", event.id), "the template is the same"
 
 
+async def test_a_run_is_resumed_only_by_the_endpoint_of_its_path_that_started_it() -> None:
+    streams = Streams()
+    fast = FastAPI()
+
+    @fast.get("/ask")
+    async def ask(request: FastAPIRequest) -> Response:
+        return streams.response(request, words())
+
+    @fast.post("/ask")
+    async def admin(request: FastAPIRequest) -> Response:
+        return streams.response(request, words())
+
+    routes = [
+        Route("/ask", lambda request: streams.response(request, words())),
+        Route("/ask", lambda request: streams.response(request, words()), methods=["POST"]),
+        Route("/both", lambda request: streams.response(request, words()), methods=["GET", "POST"]),
+        Mount("/fast", fast),
+    ]
+    async with client_of(Starlette(routes=routes)) as client:
+        for path in ("/ask", "/fast/ask", "/both"):
+            for method, other in (("GET", "POST"), ("POST", "GET")):
+                _, event, *_ = await every_event(client, path, method=method)
+                resume = {"Last-Event-ID": event.id}
+                assert (await client.request(method, path, headers=resume)).status_code == 200
+                response = await client.request(other, path, headers=resume)
+                assert response.status_code == (200 if path == "/both" else 410), (path, method)
+
+
 def test_the_route_is_the_template_that_a_framework_gives_or_the_path() -> None:
     assert route_of({"path": "/ask/5/"}) == "/ask/5"
     assert route_of({"path": "/ask/5", "path_template": "/ask/{n:int}"}) == "/ask/{n:int}"
