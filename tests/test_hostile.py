@@ -11,7 +11,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streams import Streams, source
+from streams import Streams, source, topic
 from streams.settings import from_environ
 from tests.support.servers import connection, every_event, serving, until
 
@@ -170,3 +170,29 @@ async def test_a_thousand_parameters_of_a_shared_source_shut_nobody_out() -> Non
         await until(lambda: not app.log.readers, "all have left")
         assert app.runs.health()["running"] <= 101
         await an_honest_client_is_served(url)
+
+
+@topic
+def news(user: str) -> None:
+    """What a user should hear of."""
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
+async def test_a_stranger_stops_neither_a_shared_run_nor_a_topic(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    log = None if kind == "memory" else request.getfixturevalue(f"{kind}_url")
+    app = Streams([forever, news], log=log, identity=lambda request: request.headers.get("x-user"))
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        for path in ("/streams/forever?topic=7", "/streams/news?user=ann"):
+            user = "X-User: ann\r\n"
+            async with connection(url, path, headers=user) as viewer:
+                await viewer.until(lambda viewer: b"event: start\n" in viewer.body, "it has begun")
+                for headers in ({}, {"X-User": "ann"}, {"X-User": "eve"}):
+                    stopped = await client.delete(f"/runs/{viewer.run}", headers=headers)
+                    assert stopped.status_code == 403
+                    assert "none of them can stop it" in stopped.json()["detail"]
+                state = await client.get(
+                    f"/runs/{viewer.run}", headers={"Accept": "application/json"}
+                )
+                assert state.json()["status"] == "running"

@@ -272,7 +272,8 @@ class MemoryRun(OpeningRun):
         return frames, last
 
     def note_readers(self) -> None:
-        """Tells the log whether it is watched, or will be: on any worker."""
+        """Readers have come or gone, on any worker: lets the producer and the log know."""
+        self.resume_producer()
         if self.info.shared or self.status != "running":
             return
         elsewhere = self.backing is not None and any(True for _ in self.backing.cursors())
@@ -281,7 +282,6 @@ class MemoryRun(OpeningRun):
         self._log.runs.note_readers(self, watched=watched, keeps=keeps)
 
     def _readers_changed(self) -> None:
-        self.resume_producer()
         self.note_readers()
         if self.backing is not None:
             self.backing.readers_changed()

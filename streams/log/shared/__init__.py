@@ -110,8 +110,7 @@ class SharedLog(SharedTopics):
             try:
                 run = await self.store.create(info, limits)
             except (Unavailable, asyncio.CancelledError):
-                # The store may have created the run although it did not answer. Nobody would
-                # end it.
+                # The store may have the run although it did not answer. Nobody would end it.
                 self._in_background(until_answered(partial(self.store.discard, info.run)))
                 raise
             if run == info.run:

@@ -240,7 +240,6 @@ class SharedRun:
             if self.is_producer:
                 self.remote_cursors[worker] = after
         if self.is_producer:
-            self.memory.resume_producer()
             self.memory.note_readers()
             self._watcher()
 
