@@ -20,7 +20,7 @@ from random import Random
 import httpx
 import msgspec
 
-from tests.soak.app import Held
+from tests.soak.held import Held
 from tests.soak.load import Load
 from tests.support.servers import ROOT, free_port, until
 
