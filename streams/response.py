@@ -204,9 +204,8 @@ class RunResponse(EventSourceResponse):
         """
         send, wire, wire_feed = self._send, self._wire, self._wire.feed
         self.sending = None
-        await asyncio.sleep(
-            0
-        )  # If the client has left already, this is cancelled, and reads nothing.
+        # If the client has left already, this is cancelled here, and no reader was attached.
+        await asyncio.sleep(0)
         head, after = self._beginning()
         while not wire.done:
             try:

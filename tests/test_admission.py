@@ -183,20 +183,24 @@ async def test_a_client_that_leaves_before_its_response_starts_gives_back_what_i
 
 async def test_the_limit_holds_for_endpoints_of_the_users_own(stack: AsyncExitStack) -> None:
     from starlette.applications import Starlette
-    from starlette.routing import Route
+    from starlette.routing import Mount, Route
 
     streams = Streams(max_per_client=1)
 
     async def own(request: Request) -> Any:
         return streams.response(request, waits.function, owner=request.headers.get("x-user"))
 
-    app = Starlette(routes=[Route("/own", own)], lifespan=streams.lifespan)
+    routes = [Route("/own", own), Mount("/live", streams)]
+    app = Starlette(routes=routes, lifespan=streams.lifespan)
     site = Site(stack, await stack.enter_async_context(serving(app)))
     await stack.enter_async_context(site.client)
-    await site.open("/own")
+    first = await site.open("/own")
     assert refused(await site.get("/own"), 429, "1 streams open")
     await site.open("/own", "bob")
     await site.open("/own", None)
+    await streams.runs.stop(first.run)
+    await first.until(lambda stream: stream.terminated, "the stream has ended")
+    await until_served(site, "/own")
 
 
 async def test_an_address_is_limited_too_if_the_app_says_which_it_is(

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from streams import Event, MemoryLog, StreamError, Streams, source
 from streams.job import Job
@@ -759,5 +759,33 @@ def test_a_run_that_nobody_has_read_waits_five_seconds_and_for_linger_only_with_
         await asyncio.sleep(0.2)
         assert log.status == ("running" if seconds is None else "cancelled")
         await runs.aclose()
+
+    run_in_virtual_time(main())
+
+
+def test_a_run_whose_client_left_before_its_response_began_waits_five_seconds() -> None:
+    @source
+    async def waits() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(60)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None: ...
+
+    async def main() -> None:
+        streams = Streams([waits])
+        async with streams:
+            path = {"path": "/streams/waits", "raw_path": b"/streams/waits", "query_string": b""}
+            scope = {"type": "http", "method": "GET", "headers": [], **path}
+            await streams(scope, receive, send)
+            await asyncio.sleep(4.9)
+            assert streams.runs.health()["running"] == 1
+            await asyncio.sleep(0.2)
+            assert streams.runs.health()["running"] == 0
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:  # sse-starlette's watcher
+            task.cancel()
+        await asyncio.sleep(0)
 
     run_in_virtual_time(main())

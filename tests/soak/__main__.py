@@ -27,13 +27,13 @@ from tests.support.servers import ROOT, free_port, until
 LOGS = {"memory": 1, "sqlite": 2}
 """The logs, and how many workers each has."""
 
-RETAIN, RETAIN_LONG = 6, 20
+RETAIN, RETAIN_LONG = 6, 60
 """A viewer is away for less; 100 of them keep the processor so busy that this takes longer."""
 
 KILL_SECONDS = 15.0
 """A worker is killed this often, on average."""
 
-LAST_SECONDS = 120.0
+LAST_SECONDS = 240.0
 """After the load, every honest viewer is done, and the workers are idle, in this time."""
 
 GROWTH_BYTES = 16 * 2**20
@@ -47,7 +47,7 @@ class Worker:
         self.address = ("127.0.0.1", free_port())
         self.url = f"http://127.0.0.1:{self.address[1]}"
         self._output = folder / f"worker-{number}.log"
-        self._environ = {"STREAMS_LOG": log, "STREAMS_RETRY": "0,0.2"}
+        self._environ = {"STREAMS_LOG": log, "STREAMS_RETRY": "0,0.2", "STREAMS_WINDOW": "65536"}
         self._environ |= {"STREAMS_RETAIN": str(retain), "STREAMS_LINGER": str(retain)}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -116,7 +116,7 @@ async def load(
     """Puts the workers under load for so many seconds, and checks what the viewers saw."""
     part = Load(random, [worker.address for worker in workers], longest=min(150, int(seconds * 15)))
     asyncio.get_running_loop().call_later(seconds, part.over.set)
-    async with asyncio.timeout(seconds + LAST_SECONDS):
+    async with asyncio.timeout(seconds + LAST_SECONDS + 30):
         _, killed = await asyncio.gather(
             part.run(viewers, LAST_SECONDS), kill_some(workers, random, part.over)
         )

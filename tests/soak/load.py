@@ -20,7 +20,7 @@ ANSWER_SECONDS = 30.0
 
 PATHS = [
     "/streams/counter?count=50&interval=0.02",
-    "/streams/counter?count=1000000&interval=0",
+    "/streams/counter?count=3000&interval=0",
     "/streams/clock",
     "/streams/clock?interval=0.05",
     "/streams/tokens?tokens_per_second=500",
@@ -95,8 +95,8 @@ class Load:
 
     async def _watch(self, group: asyncio.TaskGroup, seconds: float) -> None:
         deadline = anyio.current_time() + seconds
-        while any(reader.end is None and not reader.given_up for reader in self.readers):
-            assert anyio.current_time() < deadline, "every honest viewer has the end"
+        while waiting := [r for r in self.readers if r.end is None and not r.given_up]:
+            assert anyio.current_time() < deadline, f"no end: {[vars(r) for r in waiting[:3]]}"
             await asyncio.sleep(0.1)
 
     async def _repeat(
@@ -131,7 +131,7 @@ class Load:
         await asyncio.sleep(random.uniform(0.05, 0.3))
 
     async def _stalls(self, random: Random) -> None:
-        """Asks for much, and reads nothing for some seconds."""
+        """Asks for much, and reads nothing for a while."""
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.setblocking(False)
@@ -140,7 +140,7 @@ class Load:
             await loop.sock_connect(sock, random.choice(self._addresses))
             request = b"GET /streams/counter?count=1000000&interval=0 HTTP/1.1\r\nHost: x\r\n\r\n"
             await loop.sock_sendall(sock, request)
-            with anyio.move_on_after(random.uniform(1, 5)):
+            with anyio.move_on_after(random.uniform(3, 20)):
                 await self.over.wait()
 
     async def _lies(self, random: Random) -> None:
