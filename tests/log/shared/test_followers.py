@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import msgspec
 import pytest
 
-from streams.errors import LostHistory, StoreDown, UnknownRun
+from streams.errors import LostHistory, StoreDown, StoreFull, UnknownRun
 from streams.event import COMPLETED, End
 from streams.log.store import Cursor, Entry, State, Workers
 from tests.log.conftest import NewWorker
@@ -202,6 +202,25 @@ async def test_the_only_reader_of_a_shared_run_misses_nothing_on_another_worker(
             frames += await asyncio.wait_for(anext(slow), 5)
         await producing
     assert frames.count(b"id: ") == 61
+
+
+async def test_a_run_makes_room_only_when_nobody_watches_it_on_any_worker(
+    new_worker: NewWorker,
+) -> None:
+    one, other = new_worker(max_runs=1), new_worker()
+    log = await new(one)
+    log.append(None, DATA)
+    await one.written()
+    with (await other.find("r")).read(-1):
+        await until(lambda: log.readers == 1, "the producer knows the reader")
+        with pytest.raises(StoreFull):
+            await new(one, "s")
+        assert log.producing
+    await until(lambda: log.readers == 0, "the producer knows that the reader has left")
+    await new(one, "s")
+    assert not log.producing
+    with pytest.raises(UnknownRun):
+        await other.find("r")
 
 
 async def test_a_reader_learns_of_evicted_events_when_it_loads_them(
