@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from streams.errors import LostHistory, StreamError, Unavailable, problem
+from streams.errors import LostHistory, StreamError, Unavailable, abbreviated, problem, shortened
 from streams.event import EventId, encode_json
 from streams.lifetime import Lifetime
 from streams.log import Reader
@@ -94,9 +94,9 @@ def misdirected(error: HTTPException, scope: Scope) -> Response:
     headers = dict(error.headers or {})
     if error.status_code < 400:  # A guard sends its client to a login, for instance.
         return Response(status_code=error.status_code, headers=headers)
-    detail = f"there is nothing at {scope['path']!r}"
+    detail = f"there is nothing at {abbreviated(scope['path'])}"
     if allowed := headers.get("Allow"):
-        detail = f"{scope['method']} is not allowed here; use {allowed}"
+        detail = f"{shortened(scope['method'])} is not allowed here; use {allowed}"
     return problem(StreamError(detail, status=error.status_code), headers)
 
 

@@ -28,6 +28,7 @@ from streams.errors import (
     StreamError,
     Unavailable,
     UnknownRun,
+    abbreviated,
 )
 from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId, Payload
 from streams.job import Job
@@ -122,8 +123,8 @@ class Runs:
                 self._produce(log, job.open, policy, context, job.preface)
         elif job.arguments_hash not in (None, log.info.arguments_hash):
             raise InvalidParameters(
-                f"the run with the key {job.key!r} has other parameters; send the same ones, or "
-                "another key"
+                f"the run with the key {abbreviated(job.key)} has other parameters; send the same "
+                "ones, or another key"
             )
         try:
             await self._opened(log)
@@ -258,8 +259,8 @@ class Runs:
             raise RunGone(f"run {last.run} is not a run of source {source}; start a new one")
         if key not in (None, info.key):
             raise RunGone(
-                f"run {last.run} does not have the key {key!r}; without a Last-Event-ID, the key "
-                "attaches to its run"
+                f"run {last.run} does not have the key {abbreviated(key)}; without a Last-Event-ID, "
+                "the key attaches to its run"
             )
         return log
 
@@ -282,7 +283,9 @@ class Runs:
             log = await self._log.find_by_key(unique_key(owner, each, route, key))
             if log is not None:
                 return log
-        raise UnknownRun(f"there is no run with the key {key!r}, or it is no longer retained")
+        raise UnknownRun(
+            f"there is no run with the key {abbreviated(key)}, or it is no longer retained"
+        )
 
     async def select(self, selection: Selection) -> Sequence[RunLog]:
         return await self._log.select(selection)

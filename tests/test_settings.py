@@ -35,6 +35,7 @@ def test_every_option_can_be_set_by_a_variable() -> None:
             "STREAMS_MAX_BYTES": "100000",
             "STREAMS_MAX_THREADS": "20",
             "STREAMS_MAX_BODY": "500",
+            "STREAMS_BODY_TIMEOUT": "20",
             "STREAMS_ORIGINS": "https://a.example, https://b.example",
             "STREAMS_PAGE": "false",
             "STREAMS_LOG": "redis://127.0.0.1",

@@ -7,6 +7,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from streams import StreamError
+from streams.errors import abbreviated
 
 SUFFIXES = {".css", ".html", ".js", ".svg"}
 FILES = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in SUFFIXES}
@@ -27,7 +28,7 @@ async def _asset(request: Request) -> Response:
 
 def _file(name: str) -> Response:
     if name not in FILES:
-        raise StreamError(f"the page has no file {name!r}", status=404)
+        raise StreamError(f"the page has no file {abbreviated(name)}", status=404)
     return FileResponse(
         FILES[name], headers={"Cache-Control": "no-cache", "Content-Security-Policy": CSP}
     )
