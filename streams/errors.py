@@ -232,9 +232,15 @@ def as_stream_error(error: BaseException) -> StreamError:
     return StreamError(f"the source failed with {type(error).__name__}; see the server's log")
 
 
+NOT_A_PAGE = MappingProxyType(
+    {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+)
+"""Headers of an answer that no browser should take for something else, if somebody opens it."""
+
+
 def problem(error: StreamError, headers: Mapping[str, str] | None = None) -> Response:
     """An error as application/problem+json (RFC 9457)."""
-    headers = {"Cache-Control": "no-store", **error.headers, **(headers or {})}
+    headers = {"Cache-Control": "no-store", **NOT_A_PAGE, **error.headers, **(headers or {})}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     body = {

@@ -72,6 +72,10 @@ MAX_EVENTS = 2**53
 """Lua and JavaScript represent larger whole numbers only approximately."""
 
 
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{22}")
+_EVENT_ID = re.compile(rf"({_RUN_ID.pattern})\.(0|[1-9][0-9]{{0,15}})")
+
+
 class EventId(NamedTuple):
     """An event's id on the wire, `<run>.<number>`: 22 characters of base64url and a decimal."""
 
@@ -81,13 +85,18 @@ class EventId(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "EventId":
         """Raises InvalidEventId for a text that this server cannot have sent as an id."""
-        match = re.fullmatch(r"([A-Za-z0-9_-]{22})\.(0|[1-9][0-9]{0,15})", text)
+        match = _EVENT_ID.fullmatch(text)
         if match is None or int(match[2]) >= MAX_EVENTS:
             raise InvalidEventId(
                 f"Last-Event-ID {abbreviated(text)} is not an id that this server sends; "
                 "send the id of the last event you received, or none"
             )
         return cls(match[1], int(match[2]))
+
+    @staticmethod
+    def names_run(text: str) -> bool:
+        """Whether a text can be the id of a run."""
+        return _RUN_ID.fullmatch(text) is not None
 
     def __str__(self) -> str:
         return f"{self.run}.{self.number}"

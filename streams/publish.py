@@ -57,10 +57,11 @@ class Publisher:
     async def _publish(self, job: Job, data: Any) -> str:
         await self._lifetime.publish()
         event = self.runs.encoder.first_payload(data, job.source)
-        if (size := len(event[1])) > self.bodies.max_body:
+        limit = self.bodies.max_body
+        if (size := len(event[1])) > limit:
             raise BodyTooLarge(
-                f"the event has {size} bytes, and max_body of Streams is {self.bodies.max_body}; publish "
-                "less, such as the URL of it"
+                f"the event has {size} bytes, and max_body of Streams is {limit}; publish less, such "
+                "as the URL of it"
             )
         await asyncio.sleep(0)  # A task that publishes all the time lets others have their turns.
         try:

@@ -24,7 +24,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from streams.errors import LostHistory, StreamError, Unavailable, abbreviated, problem, shortened
+from streams.errors import (
+    NOT_A_PAGE,
+    LostHistory,
+    StreamError,
+    Unavailable,
+    abbreviated,
+    problem,
+    shortened,
+)
 from streams.event import EventId, encode_json
 from streams.lifetime import Lifetime
 from streams.log import Reader
@@ -49,7 +57,7 @@ CANCELLABLE_PIECES = 16
 def json_response(
     value: Any, headers: Mapping[str, str] | None = None, status: int = 200
 ) -> Response:
-    headers = {"Cache-Control": "no-store", **(headers or {})}
+    headers = {"Cache-Control": "no-store", **NOT_A_PAGE, **(headers or {})}
     return Response(encode_json(value), status, headers, "application/json")
 
 

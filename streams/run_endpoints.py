@@ -8,11 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streams.access import Access
-from streams.body import JSON, Bodies
+from streams.body import Bodies
 from streams.errors import StreamError
 from streams.log import RunInfo, RunLog
 from streams.request import (
     EVENT_STREAM,
+    JSON,
     JSON_LINES,
     negotiated,
     root_path,

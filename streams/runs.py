@@ -29,6 +29,7 @@ from streams.errors import (
     Unavailable,
     UnknownRun,
     abbreviated,
+    for_log,
 )
 from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId, Payload
 from streams.job import Job
@@ -194,7 +195,8 @@ class Runs:
                 raise info.lost("the worker that produced this run died")
             arguments = source.from_json(info.arguments.encode())
         except StreamError as error:
-            logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)
+            lost = (for_log(info.run), for_log(info.source), for_log(repr(error)))
+            logger.warning("run %s of source %s is lost: %s", *lost)
             if log.producing and log.opening:
                 log.refuse(Unavailable("the worker that opened this run died; try again"))
             elif log.producing:
@@ -259,13 +261,15 @@ class Runs:
             raise RunGone(f"run {last.run} is not a run of source {source}; start a new one")
         if key not in (None, info.key):
             raise RunGone(
-                f"run {last.run} does not have the key {abbreviated(key)}; without a Last-Event-ID, "
-                "the key attaches to its run"
+                f"run {last.run} does not have the key {abbreviated(key)}; without a "
+                "Last-Event-ID, the key attaches to its run"
             )
         return log
 
     async def find(self, run: str, owner: str | UnsetType | None = UNSET) -> RunLog:
         """The log of a run. Raises UnknownRun, also if it belongs to somebody else than `owner`."""
+        if not EventId.names_run(run):  # No log is asked for what cannot be an id.
+            raise UnknownRun.of(run)
         log = await self._log.find(run)
         if owner is not UNSET and log.info.owner not in (None, owner):
             raise UnknownRun.of(run)

@@ -41,6 +41,7 @@ CORE = [
     "log.run_table",
     "log.backing",
     "log.opening",
+    "log.worker",
     "log.buffer",
     "log",
     "topic",

@@ -40,14 +40,6 @@ def notifications(user: str) -> None:
 ANN = "/streams/notifications?user=ann"
 
 
-@pytest.fixture(params=["memory", "redis", "sqlite"])
-def log_url(request: pytest.FixtureRequest) -> str | None:
-    """The log of the workers: None is the memory of the only one."""
-    if request.param == "memory":
-        return None
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
 @asynccontextmanager
 async def two_workers(
     log_url: str | None, *sources: Any, **options: Any

@@ -10,8 +10,6 @@ Invariants:
 """
 
 import asyncio
-import os
-import secrets
 from collections.abc import Callable
 from heapq import nlargest
 from typing import Self
@@ -24,6 +22,7 @@ from streams.log.buffer import FrameBuffer
 from streams.log.opening import OpeningRun
 from streams.log.run_table import RunTable
 from streams.log.topics import LocalTopics
+from streams.log.worker import WorkerName
 
 # The most bytes of one write, unless one event has more. A client that stops reading costs this
 # much in addition to the server's own write buffer, which has the same size.
@@ -43,7 +42,7 @@ class MemoryLog(LocalTopics["MemoryRun"]):
     shared = False
 
     def __init__(self, *, max_runs: int = 10_000, max_bytes: int = 256 * 2**20) -> None:
-        self.worker = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._name = WorkerName()
         self.events = 0
         self.bytes = 0
         self.readers = 0
@@ -51,6 +50,10 @@ class MemoryLog(LocalTopics["MemoryRun"]):
         self._max_runs = max_runs
         self.runs: RunTable[MemoryRun] = RunTable(self.forget, self.account)
         self.paused: set[MemoryRun] = set()  # their producers wait for room
+
+    @property
+    def worker(self) -> str:
+        return str(self._name)
 
     def __len__(self) -> int:
         return len(self.runs)

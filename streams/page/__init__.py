@@ -12,7 +12,14 @@ from streams.errors import abbreviated
 SUFFIXES = {".css", ".html", ".js", ".svg"}
 FILES = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in SUFFIXES}
 
-CSP = "default-src 'self'; base-uri 'none'; frame-ancestors 'self'; form-action 'self'"
+HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; frame-ancestors 'self'; form-action 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+}
 
 
 async def _index(request: Request) -> Response:
@@ -29,9 +36,7 @@ async def _asset(request: Request) -> Response:
 def _file(name: str) -> Response:
     if name not in FILES:
         raise StreamError(f"the page has no file {abbreviated(name)}", status=404)
-    return FileResponse(
-        FILES[name], headers={"Cache-Control": "no-cache", "Content-Security-Policy": CSP}
-    )
+    return FileResponse(FILES[name], headers=HEADERS)
 
 
 routes = [Route("/", _index), Route("/page/{file}", _asset)]

@@ -23,7 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from streams.errors import StoreDown
+from streams.errors import StoreDown, for_log
 from streams.log.redis.scripts import SCRIPTS, Script
 
 logger = logging.getLogger("streams")
@@ -116,7 +116,7 @@ class RedisLink:
         """What to raise for an error of Redis. Logs the first error, until Redis works again."""
         if self._works:
             self._works = False
-            what = f"{type(error).__name__}: {error}"
+            what = for_log(f"{type(error).__name__}: {error}")
             logger.warning("Redis at %s cannot be used now: %s", self.address, what)
         return StoreDown(f"Redis cannot be used now; try again in {StoreDown.retry_after} s")
 

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from streams.errors import Unavailable, UnknownRun
+from streams.errors import Unavailable, UnknownRun, for_log
 from streams.log import Adopter, Limits, RunInfo, RunLog, Selection
 from streams.log.memory import MemoryLog
 from streams.log.shared.repeat import Backoff, repeat, until_answered
@@ -383,7 +383,8 @@ class SharedLog(SharedTopics):
             try:
                 return await self._take_over_runs(worker)
             except Exception:
-                logger.exception("unexpected error while the runs of %s are taken over", worker)
+                name = for_log(worker)
+                logger.exception("unexpected error while the runs of %s are taken over", name)
                 await backoff.wait()
 
     async def _take_over_runs(self, worker: str) -> None:

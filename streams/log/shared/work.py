@@ -1,8 +1,6 @@
 """Work: what all runs of one worker share."""
 
 import asyncio
-import os
-import secrets
 from typing import TYPE_CHECKING
 
 from streams.log.memory import MemoryLog
@@ -28,12 +26,10 @@ class Work:
         self.queued = asyncio.Event()
         self.done = asyncio.Event()
         self.done.set()
-        self._token = secrets.token_hex(4)
 
     @property
     def worker(self) -> str:
-        """The name of this process. Each fork of it has another one."""
-        return f"{os.getpid()}-{self._token}"
+        return self.local.worker
 
     def queue_append(self, run: "SharedRun") -> None:
         """Has the uncommitted frames of a run sent to the store."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from streams.errors import for_log
 from streams.log.sqlite.rows import (
     FIRST,
     LAST,
@@ -97,7 +98,7 @@ class Produced:
         try:
             self._evict(db, run, append.evict)
         except sqlite3.Error as error:  # The events are committed. The next append tries again.
-            logger.debug("events of run %s were not evicted: %s", append.run, error)
+            logger.debug("events of run %s were not evicted: %s", append.run, for_log(error))
         return Committed(run.last, run.first)
 
     def _evict(self, db: sqlite3.Connection, run: ProducedRun, up_to: int) -> None:
