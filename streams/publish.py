@@ -60,8 +60,8 @@ class Publisher:
         limit = self.bodies.max_body
         if (size := len(event[1])) > limit:
             raise BodyTooLarge(
-                f"the event has {size} bytes, and max_body of Streams is {limit}; publish less, such "
-                "as the URL of it"
+                f"the event has {size} bytes, and max_body of Streams is {limit}; publish less, "
+                "such as the URL of it"
             )
         await asyncio.sleep(0)  # A task that publishes all the time lets others have their turns.
         try:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import QueryParams
 
 from streams import Streams, source, topic
-from streams.arguments import MAX_DEPTH, MAX_PARAMETERS
+from streams.arguments import MAX_PARAMETERS
 from streams.encoding import MAX_FAULTS
 from streams.errors import InvalidBody, InvalidParameters
 from streams.sources import counter, tokens
@@ -27,11 +27,6 @@ async def anything(
 ) -> AsyncIterator[Any]:
     """Takes what comes."""
     yield value
-
-
-def nested(depth: int) -> bytes:
-    """JSON of `depth` arrays and objects: an object, and arrays in it."""
-    return b'{"value":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
 
 
 def test_a_query_has_at_most_100_parameters() -> None:
@@ -65,25 +60,6 @@ def test_the_first_20_faults_are_reported_and_the_rest_is_counted() -> None:
         assert len(raised.value.members["errors"]) == MAX_FAULTS
         more = count - MAX_FAULTS
         assert str(raised.value).endswith(f"; and {more} more") == bool(more)
-
-
-def test_json_is_nested_at_most_64_deep() -> None:
-    assert anything.from_json(nested(MAX_DEPTH))
-    for depth in (MAX_DEPTH + 1, 500, *range(900, 1100), 100_000):
-        with pytest.raises(InvalidBody, match="the body is nested deeper than 64"):
-            anything.from_json(nested(depth))
-
-
-def test_brackets_inside_a_text_are_no_nesting() -> None:
-    text = "[" * 1000
-    assert anything.from_json(json.dumps({"value": text}).encode()) == {"value": text}
-
-
-@pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, *range(960, 1010, 7), 100_000])
-async def test_json_of_any_depth_gets_a_stream_or_a_422(depth: int) -> None:
-    async with client_of(Streams([anything])) as client:
-        answer = await client.post("/streams/anything", content=nested(depth), headers=JSON)
-    assert answer.status_code == (200 if depth <= MAX_DEPTH else 422)
 
 
 @pytest.mark.parametrize("number", ["nan", "NaN", "inf", "-inf", "Infinity", "1e400", "9" * 5000])

@@ -11,13 +11,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.requests import Request
 
 from streams import Streams, source, topic
-from streams.body import Bodies
-from streams.errors import BodyTooSlow
+from streams.body import MAX_CONTAINERS, MAX_DEPTH, Bodies, check_structure
+from streams.errors import BodyTooSlow, InvalidBody
 from streams.sources import tokens
-from tests.support.servers import Connection, connection, serving, until
+from tests.support.servers import Connection, client_of, connection, serving, until
 
 opened: list[str] = []
 
@@ -58,6 +60,68 @@ async def posting(url: str, path: str, sent: int | None) -> AsyncIterator[Connec
     async with connection(url, path, method="POST", headers=headers) as stream:
         stream.writer.write(body[:sent])
         yield stream
+
+
+def nested(depth: int) -> bytes:
+    """JSON of `depth` arrays and objects, one in the other."""
+    return b'{"a":[' * (depth // 2) + b"[]" * (depth % 2) + b"]}" * (depth // 2)
+
+
+def refusal(content: bytes) -> str:
+    """Why JSON is refused; an empty text if it is not."""
+    try:
+        check_structure(content)
+    except InvalidBody as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("depth", [1, MAX_DEPTH - 1, MAX_DEPTH, MAX_DEPTH + 1, 1000, 10_000])
+def test_json_is_nested_at_most_64_deep(depth: int) -> None:
+    for content in (nested(depth), b"[" * depth + b"]" * depth):
+        assert ("nested deeper than 64" in refusal(content)) == (depth > MAX_DEPTH)
+
+
+def test_json_has_at_most_10_000_arrays_and_objects() -> None:
+    for pair in (b"[],", b"{},", b"[{}],"):
+        count = MAX_CONTAINERS // (pair.count(b"[") + pair.count(b"{"))
+        for more in (0, 1):
+            pairs = pair * (count + more)
+            assert ("10000 is the limit" in refusal(pairs)) == bool(more)
+
+
+@given(
+    st.recursive(
+        st.text() | st.none(),
+        lambda json: st.lists(json) | st.dictionaries(st.text(), json),
+        max_leaves=300,
+    )
+)
+def test_the_structure_of_any_json_is_found(value: Any) -> None:
+    def depth(value: Any) -> int:
+        parts = value.values() if isinstance(value, dict) else value
+        return 1 + max(map(depth, parts), default=0) if isinstance(value, dict | list) else 0
+
+    text = json.dumps(["[" * 70, value]).encode()
+    wrapped = b"[" * 60 + text + b"]" * 60
+    assert ("nested deeper" in refusal(wrapped)) == (61 + depth(value) > MAX_DEPTH)
+
+
+def test_brackets_inside_a_text_are_no_structure() -> None:
+    for text in ("[" * 20_000, '\\"[' * 20_000, "\\" + "{" * 20_000):
+        assert refusal(json.dumps({"value": text}).encode()) == ""
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, *range(960, 1010, 9), 100_000])
+async def test_json_of_any_depth_is_a_refusal(path: str, depth: int) -> None:
+    content = nested(depth)
+    async with client_of(app()) as client:
+        headers = {"Content-Type": "application/json"}
+        answer = await client.post(path, content=content, headers=headers)
+    assert answer.status_code == (400 if path.startswith("/v1") else 422)
+    expected = "nested deeper than 64" if depth <= MAX_CONTAINERS else "10000 is the limit"
+    assert expected in answer.text
 
 
 @pytest.mark.parametrize("path", BODIES)
