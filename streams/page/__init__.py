@@ -1,9 +1,10 @@
 """The playground, and the client event-stream.js, as two routes."""
 
+from mimetypes import guess_type
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from streams import StreamError
@@ -36,7 +37,8 @@ async def _asset(request: Request) -> Response:
 def _file(name: str) -> Response:
     if name not in FILES:
         raise StreamError(f"the page has no file {abbreviated(name)}", status=404)
-    return FileResponse(FILES[name], headers=HEADERS)
+    # Not a FileResponse, which answers to Range as well: these files have a few kilobytes.
+    return Response(FILES[name].read_bytes(), headers=HEADERS, media_type=guess_type(name)[0])
 
 
 routes = [Route("/", _index), Route("/page/{file}", _asset)]
