@@ -37,7 +37,9 @@ class Steps:
             inner(handle)
             seconds, thread = time.thread_time() - begin, threading.get_ident()
             if seconds > self.longest.get(thread, (0, ""))[0]:
-                self.longest[thread] = seconds, repr(handle)
+                # Of a task's step, the handle shows only a wrapper of the task.
+                task = getattr(handle._callback, "__self__", None)
+                self.longest[thread] = seconds, repr(task or handle)
 
         setattr(events.Handle, "_run", run)  # noqa: B010
 
