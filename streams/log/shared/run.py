@@ -23,15 +23,12 @@ from streams.log.memory import CHUNK, MemoryReader, MemoryRun
 from streams.log.shared import refusal
 from streams.log.shared.repeat import until_answered
 from streams.log.shared.topics import watched_seconds
-from streams.log.shared.work import Work
-from streams.log.store import Append, Cursor, Entry, State
+from streams.log.shared.work import CLOCK_SECONDS, Work
+from streams.log.store import Append, Cursor, Entry, State, is_sound, sound
 
 APPEND_BYTES = 256 * 1024
 APPEND_EVENTS = 512
 """One operation appends about this many bytes and events of a run at most."""
-
-CLOCK_SECONDS = 0.1
-"""This worker keeps a finished run for this much longer than the store: their clocks differ."""
 
 
 class SharedRun:
@@ -158,8 +155,7 @@ class SharedRun:
             await self.close_in_store(end)
 
     async def close_in_store(self, end: End) -> None:
-        frees_key = self.info.frees_key(end)
-        await self._work.store.close(self.info.run, end, frees_key=frees_key)
+        await self._work.store.close(self.info.run, end, frees_key=self.info.frees_key(end))
 
     def uncommitted(self) -> Append:
         """What to send to the store next."""
@@ -208,8 +204,7 @@ class SharedRun:
 
     @property
     def lost(self) -> End:
-        """How the run ends when the store has lost events of it."""
-        return End.failed(self.info.lost("the log has lost events of this run"))
+        return lost(self.info)
 
     def on_lost(self) -> None:
         """The store has lost events that readers here may have had: for them, the run ends."""
@@ -297,6 +292,9 @@ class SharedRun:
         for entry in entries:
             if entry.number <= memory.last or memory.closed:
                 continue
+            if not is_sound(self._id, entry):
+                self._on_damaged(entry.number)
+                return
             if entry.number > memory.last + 1:  # the store has evicted those between
                 memory.reset(entry.number - 1)
             if entry.status == "refused":
@@ -313,6 +311,14 @@ class SharedRun:
         self.backlogged = memory.is_full()
         if memory.closed:
             self._unfollow()
+
+    def _on_damaged(self, number: int) -> tuple[bytes, int]:
+        """Ends the run for everybody: what the store has as event `number` is none of its own."""
+        self._work.end_damaged(self, number)
+        if self.is_producer:  # The store will take the run from it.
+            raise LostHistory(self.memory.first - number, self.memory.first)
+        self.on_lost()
+        return frame(self._id, self.memory.last, b"end", self.lost.encode()), self.memory.last
 
     def _unfollow(self) -> None:
         # Another object may stand for the run by now, after this one was forgotten.
@@ -387,6 +393,8 @@ class SharedRun:
         if entries[0].number > after + 1:
             self.first = entries[0].number
             raise LostHistory(self.first - 1 - after, self.first)
+        if not (entries := sound(self._id, entries)):
+            return self._on_damaged(after + 1)
         frames = b"".join([entry.frame for entry in entries])
         self._piece_events = max(1, min(1000, len(entries) * CHUNK // len(frames)))
         return frames, entries[-1].number

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from streams.errors import StoreDown, StoreFull, Unavailable, for_log
+from streams.errors import StoreDown, StoreFull, Unavailable
 from streams.log.sqlite.database import BUSY_PAUSE, Database, errorname, is_busy, patiently
 from streams.log.sqlite.keeper import Keeper
 
@@ -123,7 +123,7 @@ class Link:
         now = time.monotonic()
         if text != self._report[0] or now > self._report[1] + REPORT_SECONDS:
             self._report = (text, now)
-            logger.error("%s", for_log(text))
+            logger.error("%s", text)
         if errorname(error) == "SQLITE_FULL":
             return StoreFull(f"the log's disk is full; try again in {StoreFull.retry_after} s")
         return StoreDown(
