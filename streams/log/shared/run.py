@@ -204,7 +204,7 @@ class SharedRun:
 
     @property
     def lost(self) -> End:
-        return lost(self.info)
+        return End.failed(self.info.lost("the log has lost events of this run"))
 
     def on_lost(self) -> None:
         """The store has lost events that readers here may have had: for them, the run ends."""
