@@ -26,7 +26,13 @@ from streams.encoding import (
     find_unencodable,
     hook,
 )
-from streams.errors import InvalidEventId, UnencodableValue, abbreviated, public_description
+from streams.errors import (
+    InvalidEventId,
+    UnencodableValue,
+    UnknownRun,
+    abbreviated,
+    public_description,
+)
 
 __all__ = [
     "COMPLETED",
@@ -42,6 +48,7 @@ __all__ = [
     "frame",
     "parse_frames",
     "payload",
+    "run_id",
 ]
 
 logger = logging.getLogger("streams")
@@ -93,13 +100,15 @@ class EventId(NamedTuple):
             )
         return cls(match[1], int(match[2]))
 
-    @staticmethod
-    def names_run(text: str) -> bool:
-        """Whether a text can be the id of a run."""
-        return _RUN_ID.fullmatch(text) is not None
-
     def __str__(self) -> str:
         return f"{self.run}.{self.number}"
+
+
+def run_id(text: str) -> str:
+    """A text that can be the id of a run, so that a log can be asked for it. Raises UnknownRun."""
+    if _RUN_ID.fullmatch(text) is None:
+        raise UnknownRun.of(text)
+    return text
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -28,10 +28,8 @@ from streams.errors import (
     StreamError,
     Unavailable,
     UnknownRun,
-    abbreviated,
-    for_log,
 )
-from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId, Payload
+from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId, Payload, run_id
 from streams.job import Job
 from streams.log import EventLog, RunLog, Selection, Status, unique_key
 from streams.policy import Policy
@@ -124,8 +122,8 @@ class Runs:
                 self._produce(log, job.open, policy, context, job.preface)
         elif job.arguments_hash not in (None, log.info.arguments_hash):
             raise InvalidParameters(
-                f"the run with the key {abbreviated(job.key)} has other parameters; send the same "
-                "ones, or another key"
+                f"the run with the key {job.key!r:.80} has other parameters; send the same ones, or "
+                "another key"
             )
         try:
             await self._opened(log)
@@ -195,8 +193,7 @@ class Runs:
                 raise info.lost("the worker that produced this run died")
             arguments = source.from_json(info.arguments.encode())
         except StreamError as error:
-            lost = (for_log(info.run), for_log(info.source), for_log(repr(error)))
-            logger.warning("run %s of source %s is lost: %s", *lost)
+            logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)
             if log.producing and log.opening:
                 log.refuse(Unavailable("the worker that opened this run died; try again"))
             elif log.producing:
@@ -261,16 +258,14 @@ class Runs:
             raise RunGone(f"run {last.run} is not a run of source {source}; start a new one")
         if key not in (None, info.key):
             raise RunGone(
-                f"run {last.run} does not have the key {abbreviated(key)}; without a "
-                "Last-Event-ID, the key attaches to its run"
+                f"run {last.run} does not have the key {key!r:.80}; without a Last-Event-ID, the key "
+                "attaches to its run"
             )
         return log
 
     async def find(self, run: str, owner: str | UnsetType | None = UNSET) -> RunLog:
         """The log of a run. Raises UnknownRun, also if it belongs to somebody else than `owner`."""
-        if not EventId.names_run(run):  # No log is asked for what cannot be an id.
-            raise UnknownRun.of(run)
-        log = await self._log.find(run)
+        log = await self._log.find(run_id(run))
         if owner is not UNSET and log.info.owner not in (None, owner):
             raise UnknownRun.of(run)
         return log
@@ -287,9 +282,7 @@ class Runs:
             log = await self._log.find_by_key(unique_key(owner, each, route, key))
             if log is not None:
                 return log
-        raise UnknownRun(
-            f"there is no run with the key {abbreviated(key)}, or it is no longer retained"
-        )
+        raise UnknownRun(f"there is no run with the key {key!r:.80}, or it is no longer retained")
 
     async def select(self, selection: Selection) -> Sequence[RunLog]:
         return await self._log.select(selection)

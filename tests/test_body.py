@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from streams import Streams, source, topic
-from streams.body import MAX_CONTAINERS, MAX_DEPTH, Bodies, check_structure
+from streams.body import MAX_CONTAINERS, MAX_DEPTH, Bodies, Body, check_structure
 from streams.errors import BodyTooSlow, InvalidBody
 from streams.sources import tokens
 from tests.support.servers import Connection, client_of, connection, serving, until
@@ -198,7 +198,7 @@ def test_the_timer_of_a_body_does_not_keep_the_context_of_its_request() -> None:
         content = Content()
         variable.set(content)
         scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
-        assert await bodies.read_json(Request(scope, received)) == b"1"
+        assert await Request(scope, Body(bodies, scope, received)).body() == b"1"
         return weakref.ref(content)
 
     async def main() -> None:
@@ -219,5 +219,5 @@ async def test_a_408_has_no_connection_header_in_http_2() -> None:
 
     scope = {"type": "http", "http_version": "2", "headers": []}
     with pytest.raises(BodyTooSlow) as raised:
-        await Bodies(100, 100, 0.01).read_json(Request(scope, silent))
+        await Request(scope, Body(Bodies(100, 100, 0.01), scope, silent)).body()
     assert raised.value.headers == {}

@@ -68,6 +68,8 @@ UNUSED: dict[str, Any] = {
     "top_logprobs": 0,
 }
 
+MODEL_NAME = 200
+
 LISTED_MODELS = 10
 """The error for an unknown model names so many others."""
 
@@ -83,10 +85,12 @@ class Models:
         self._sources = sources
 
     def find(self, name: str) -> Source[..., Any]:
-        """The source for a model. If there is one only, it has any name. Raises StreamError."""
+        """The source for a model. If there is one only, it has any name of at most MODEL_NAME
+        characters: every chunk repeats it. Raises StreamError.
+        """
         if name in self._sources:
             return self._sources[name]
-        if len(self._sources) == 1:
+        if len(self._sources) == 1 and len(name) <= MODEL_NAME:
             return next(iter(self._sources.values()))
         known = ", ".join(abbreviated(each) for each in [*self._sources][:LISTED_MODELS])
         if (more := len(self._sources) - LISTED_MODELS) > 0:

@@ -543,3 +543,12 @@ async def test_a_page_of_another_site_is_refused_before_its_body_is_read() -> No
         headers = {"Sec-Fetch-Site": "cross-site"}
         response = await client.post(PATH, content=b"no JSON", headers=headers)
         assert response.status_code == 403
+
+
+@pytest.mark.parametrize(("length", "status"), [(200, 200), (201, 404)])
+async def test_the_only_model_has_any_name_of_200_characters(length: int, status: int) -> None:
+    async with client_of(mock()) as client:
+        name = "m" * length
+        answer = await client.post(PATH, json={**HELLO, **QUICK, "model": name})
+        assert answer.status_code == status
+        assert (await client.get(f"/v1/models/{name}")).status_code == status
