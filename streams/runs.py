@@ -122,8 +122,8 @@ class Runs:
                 self._produce(log, job.open, policy, context, job.preface)
         elif job.arguments_hash not in (None, log.info.arguments_hash):
             raise InvalidParameters(
-                f"the run with the key {job.key!r:.80} has other parameters; send the same ones, or "
-                "another key"
+                f"the run with the key {job.key!r:.80} has other parameters; send the same ones, "
+                "or another key"
             )
         try:
             await self._opened(log)
@@ -258,8 +258,8 @@ class Runs:
             raise RunGone(f"run {last.run} is not a run of source {source}; start a new one")
         if key not in (None, info.key):
             raise RunGone(
-                f"run {last.run} does not have the key {key!r:.80}; without a Last-Event-ID, the key "
-                "attaches to its run"
+                f"run {last.run} does not have the key {key!r:.80}; without a Last-Event-ID, the "
+                "key attaches to its run"
             )
         return log
 

@@ -68,7 +68,8 @@ UNUSED: dict[str, Any] = {
     "top_logprobs": 0,
 }
 
-MODEL_NAME = 200
+MODEL_NAME = 256
+"""Characters of a model's name at most: every chunk repeats it."""
 
 LISTED_MODELS = 10
 """The error for an unknown model names so many others."""
@@ -85,9 +86,7 @@ class Models:
         self._sources = sources
 
     def find(self, name: str) -> Source[..., Any]:
-        """The source for a model. If there is one only, it has any name of at most MODEL_NAME
-        characters: every chunk repeats it. Raises StreamError.
-        """
+        """The source for a model. If there is one only, it has any name. Raises StreamError."""
         if name in self._sources:
             return self._sources[name]
         if len(self._sources) == 1 and len(name) <= MODEL_NAME:
