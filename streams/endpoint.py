@@ -15,12 +15,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from streams.access import Access, check_owner
 from streams.admission import leave
+from streams.body import Bodies, Body
 from streams.declaration import name_of
-from streams.errors import BodyTooLarge
 from streams.job import Job
 from streams.policy import Policy
 from streams.request import idempotency_key, in_middleware, last_event_id
@@ -157,35 +157,23 @@ class Endpoint:
     Starlette's own wrapper, which is there for exception handlers, would keep three more
     coroutines, and 1 KiB, for as long as a stream is open.
 
-    Nobody can read more than `max_body` bytes of the request's body: a guard may read it, too.
+    The limits of Body hold for whoever reads the request's body: a guard may do that, too.
     """
 
-    def __init__(self, answer: Answer, max_body: int) -> None:
+    def __init__(self, answer: Answer, bodies: Bodies) -> None:
         self._answer = answer
-        self._max_body = max_body
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limited = limited_body(receive, self._max_body)
+        body = Body(self._bodies, scope, receive)
         try:
-            response = await self._answer(Request(scope, limited, send))
+            try:
+                response = await self._answer(Request(scope, body, send))
+            finally:
+                body.end()
             await in_middleware(response, scope)(scope, receive, send)
         finally:
             leave(scope)
-
-
-def limited_body(receive: Receive, max_body: int) -> Receive:
-    """`receive`, which raises BodyTooLarge when the body has more than `max_body` bytes."""
-    received = 0
-
-    async def receive_limited() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > max_body:
-            raise BodyTooLarge(f"the body has more than {max_body} bytes, which is the limit")
-        return message
-
-    return receive_limited
 
 
 class EndpointResponse(Response):

@@ -10,6 +10,8 @@ StreamError                500  raise it in a source: clients see its message an
 ├── InvalidKey             422  an idempotency key that is malformed, or too short for its client
 ├── UnsupportedMediaType   415  the body's Content-Type is not JSON
 ├── BodyTooLarge           413  the body, or a published event, is longer than `max_body`
+├── BodyTooSlow            408  the body has not arrived within `body_timeout`
+├── BodyIncomplete         400  the client has left before its body was complete
 ├── RunGone                410  the run cannot be resumed: it is not retained, or another one's
 ├── NotAcceptable          406  the Accept header excludes every answer
 ├── UnknownSource          404  lists the sources, or topics, that exist
@@ -32,8 +34,10 @@ StreamError                500  raise it in a source: clients see its message an
 """
 
 import random
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -98,6 +102,14 @@ class BodyTooLarge(StreamError):
     status = 413
 
 
+class BodyTooSlow(StreamError):
+    status = 408
+
+
+class BodyIncomplete(StreamError):
+    status = 400
+
+
 class RunGone(StreamError):
     status = 410
 
@@ -119,7 +131,7 @@ class UnknownRun(StreamError):
 
     @classmethod
     def of(cls, run: str) -> Self:
-        return cls(f"there is no run {run!r}, or it is no longer retained")
+        return cls(f"there is no run {abbreviated(run)}, or it is no longer retained")
 
 
 class CrossSite(StreamError):
@@ -231,6 +243,12 @@ def as_stream_error(error: BaseException) -> StreamError:
     return StreamError(f"the source failed with {type(error).__name__}; see the server's log")
 
 
+NOT_A_PAGE = MappingProxyType(
+    {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+)
+"""Headers of an answer that no browser should take for something else, if somebody opens it."""
+
+
 def retry_after(error: StreamError) -> Any:
     """Seconds after which a client may try again, or None.
 
@@ -243,7 +261,7 @@ def retry_after(error: StreamError) -> Any:
 
 def problem(error: StreamError, headers: Mapping[str, str] | None = None) -> Response:
     """An error as application/problem+json (RFC 9457)."""
-    headers = {"Cache-Control": "no-store", **error.headers, **(headers or {})}
+    headers = {"Cache-Control": "no-store", **NOT_A_PAGE, **error.headers, **(headers or {})}
     if (seconds := retry_after(error)) is not None:
         headers["Retry-After"] = str(seconds)
     body = {
@@ -290,7 +308,65 @@ def as_json_value(value: Any, depth: int = 8) -> Any:
     return value
 
 
+MAX_ECHO = 80
+"""An answer repeats no more characters than this of one text from outside."""
+
+MAX_MESSAGE = 300
+"""An answer has no more characters than this of a library's message."""
+
+MAX_LOGGED = 200
+"""A line of the log has no more characters than this of one text from outside."""
+
+_LONG_QUOTE = re.compile(rf"(['\"`])((?:(?!\1).){{{MAX_ECHO + 1},}})\1", re.DOTALL)
+
+
 def abbreviated(value: Any) -> str:
-    """A value from outside, quoted, and short enough for an error message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+    """A value from outside, quoted, and short enough for an error message.
+
+    What is not shown costs nothing, however long or deep it is.
+    """
+    length = f" ({len(value)} characters)" if isinstance(value, str) else ""
+    shown = _beginning_of(value)
+    return shown if len(shown) <= MAX_ECHO else f"{shown[:60]}…{length}"
+
+
+def shortened(text: str) -> str:
+    """A text from outside, not quoted, and short enough for an error message."""
+    shown = _escaped(text[: MAX_ECHO + 1])
+    return shown if len(shown) <= MAX_ECHO else f"{shown[:60]}… ({len(text)} characters)"
+
+
+def without_long_quotes(message: str) -> str:
+    """The message of a library, in which quotations from outside are cut."""
+    cut = _LONG_QUOTE.sub(lambda quote: f"{quote[1]}{quote[2][:60]}…{quote[1]}", message)
+    return cut if len(cut) <= MAX_MESSAGE else f"{cut[:MAX_MESSAGE]}…"
+
+
+def for_log(text: Any) -> str:
+    """A text that may come from outside, for the message of a log record.
+
+    It can neither begin a line of its own nor send commands to a terminal.
+    """
+    text = str(text)
+    shown = _escaped(text[: MAX_LOGGED + 1])
+    return shown if len(shown) <= MAX_LOGGED else f"{shown[: MAX_LOGGED - 1]}…"
+
+
+def _escaped(text: str) -> str:
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _beginning_of(value: Any, depth: int = 3) -> str:
+    """The beginning of `repr(value)`, which is never made whole."""
+    if isinstance(value, str):
+        return repr(value[: MAX_ECHO + 1])
+    if not isinstance(value, dict | list | tuple):
+        return repr(value)[: MAX_ECHO + 1]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    if depth == 0:
+        return f"{opening}…{closing}"
+    parts = [_beginning_of(part, depth - 1) for part in islice(value, 10)]
+    if isinstance(value, dict):
+        members = islice(value.values(), 10)
+        parts = [f"{k}: {_beginning_of(v, depth - 1)}" for k, v in zip(parts, members, strict=True)]
+    return f"{opening}{', '.join(parts)}{', …' if len(value) > 10 else ''}{closing}"

@@ -26,7 +26,13 @@ from streams.encoding import (
     find_unencodable,
     hook,
 )
-from streams.errors import InvalidEventId, UnencodableValue, abbreviated, public_description
+from streams.errors import (
+    InvalidEventId,
+    UnencodableValue,
+    UnknownRun,
+    abbreviated,
+    public_description,
+)
 
 __all__ = [
     "COMPLETED",
@@ -42,6 +48,7 @@ __all__ = [
     "frame",
     "parse_frames",
     "payload",
+    "run_id",
 ]
 
 logger = logging.getLogger("streams")
@@ -72,6 +79,10 @@ MAX_EVENTS = 2**53
 """Lua and JavaScript represent larger whole numbers only approximately."""
 
 
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{22}")
+_EVENT_ID = re.compile(rf"({_RUN_ID.pattern})\.(0|[1-9][0-9]{{0,15}})")
+
+
 class EventId(NamedTuple):
     """An event's id on the wire, `<run>.<number>`: 22 characters of base64url and a decimal."""
 
@@ -81,7 +92,7 @@ class EventId(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "EventId":
         """Raises InvalidEventId for a text that this server cannot have sent as an id."""
-        match = re.fullmatch(r"([A-Za-z0-9_-]{22})\.(0|[1-9][0-9]{0,15})", text)
+        match = _EVENT_ID.fullmatch(text)
         if match is None or int(match[2]) >= MAX_EVENTS:
             raise InvalidEventId(
                 f"Last-Event-ID {abbreviated(text)} is not an id that this server sends; "
@@ -91,6 +102,13 @@ class EventId(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.run}.{self.number}"
+
+
+def run_id(text: str) -> str:
+    """A text that can be the id of a run, so that a log can be asked for it. Raises UnknownRun."""
+    if _RUN_ID.fullmatch(text) is None:
+        raise UnknownRun.of(text)
+    return text
 
 
 class Event(msgspec.Struct, frozen=True):

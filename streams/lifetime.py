@@ -9,6 +9,7 @@ Invariants:
 import asyncio
 import logging
 import math
+import os
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import wait
 from contextvars import Context
@@ -225,6 +226,8 @@ class Lifetime:
             self._responses.clear()
             await self.runs.abandon()
         self._loop = loop
+        # Clients see the name, but not the number.
+        logger.info("process %d is the worker %s", os.getpid(), self._log.worker)
         self._expect_server()
         return loop
 

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from streams.access import Access
+from streams.arguments import decode_json
+from streams.body import Bodies
 from streams.errors import (
     BodyTooLarge,
     InvalidBody,
@@ -16,6 +17,7 @@ from streams.errors import (
     TopicEnded,
     UnencodableValue,
     UnknownSource,
+    abbreviated,
 )
 from streams.event import COMPLETED
 from streams.job import Job
@@ -39,7 +41,7 @@ class Publisher:
     _policies: dict[Source[..., Any], Policy]
     _lifetime: Lifetime
     _access: Access
-    _max_body: int
+    bodies: Bodies
     _origins: frozenset[str]
 
     async def publish(self, topic: str, data: Any, /, **parameters: Any) -> str:
@@ -55,10 +57,11 @@ class Publisher:
     async def _publish(self, job: Job, data: Any) -> str:
         await self._lifetime.publish()
         event = self.runs.encoder.first_payload(data, job.source)
-        if (size := len(event[1])) > self._max_body:
+        limit = self.bodies.max_body
+        if (size := len(event[1])) > limit:
             raise BodyTooLarge(
-                f"the event has {size} bytes, and max_body of Streams is {self._max_body}; publish "
-                "less, such as the URL of it"
+                f"the event has {size} bytes, and max_body of Streams is {limit}; publish less, "
+                "such as the URL of it"
             )
         await asyncio.sleep(0)  # A task that publishes all the time lets others have their turns.
         try:
@@ -98,11 +101,11 @@ class Publisher:
         arguments = topic.from_query(request.query_params)
         if access.publish_takes_arguments:
             await access.admit_publisher(request, topic.complete(arguments))
-        body = await read_json(request)
+        data = decode_json(await read_json(request))
+        job = topic.job(arguments, None, policy=self._policies[topic])
         try:
-            job = topic.job(arguments, None, policy=self._policies[topic])
-            published = await self._publish(job, msgspec.json.decode(body))
-        except (msgspec.DecodeError, UnicodeError, RecursionError, UnencodableValue) as error:
+            published = await self._publish(job, data)
+        except UnencodableValue as error:
             raise InvalidBody(f"the body must be JSON: {error}") from None
         return json_response({"id": published})
 
@@ -118,4 +121,4 @@ class Publisher:
         if found is not None:
             raise UnknownSource(f"{name!r} is a source, and only its run has events for it")
         known = ", ".join(n for n, source in self.sources.items() if isinstance(source, Topic))
-        raise UnknownSource(f"there is no topic {name!r}; there are: {known or 'none'}")
+        raise UnknownSource(f"there is no topic {abbreviated(name)}; there are: {known or 'none'}")

@@ -14,6 +14,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Scope
 
+from streams.arguments import items_of
+from streams.body import check_structure
 from streams.errors import (
     CrossSite,
     Forbidden,
@@ -22,6 +24,7 @@ from streams.errors import (
     NotAcceptable,
     UnsupportedMediaType,
     abbreviated,
+    shortened,
 )
 from streams.event import EventId
 from streams.log import Selection, Status
@@ -77,7 +80,7 @@ def root_path(request: Request) -> str:
 
 def run_url(root: str, run: str) -> str:
     """The URL of a run, as a path, in an app mounted at `root`."""
-    return f"{quote(root)}/runs/{run}"
+    return f"{quote(root, errors='replace')}/runs/{run}"
 
 
 def preferred(request: Request, offered: Sequence[str]) -> str | None:
@@ -107,8 +110,8 @@ def negotiated(request: Request, offered: Sequence[str]) -> str:
     if (media_type := preferred(request, offered)) is not None:
         return media_type
     raise NotAcceptable(
-        f"Accept: {_accept(request)} excludes all that this URL answers ({', '.join(offered)}); "
-        f"send Accept: {offered[0]}"
+        f"Accept: {shortened(_accept(request))} excludes all that this URL answers "
+        f"({', '.join(offered)}); send Accept: {offered[0]}"
     )
 
 
@@ -191,7 +194,7 @@ def selection_of(request: Request, owner: str | None) -> Selection:
     Raises InvalidParameters and InvalidKey, and Forbidden for an anonymous client without a key
     that nobody can guess.
     """
-    query = dict(request.query_params)
+    query = dict(items_of(request.query_params))
     for name in query:
         if name not in LISTED_BY:
             raise InvalidParameters(
@@ -234,12 +237,18 @@ def is_event_source(request: Request) -> bool:
 
 
 async def read_json(request: Request) -> bytes:
-    """The body of a request with a JSON media type. Raises BodyTooLarge, UnsupportedMediaType."""
+    """The body of a request with a JSON media type.
+
+    Raises UnsupportedMediaType, InvalidBody for what is nested too deep, and what Body raises.
+    """
     body = await request.body()
     kind = request.headers.get("content-type", "nothing" if body else JSON)
     media_type = kind.partition(";")[0].strip().lower()
     if media_type != JSON and not media_type.endswith("+json"):
-        raise UnsupportedMediaType(f"the body's Content-Type is {kind}; send JSON, as {JSON}")
+        raise UnsupportedMediaType(
+            f"the body's Content-Type is {abbreviated(kind)}; send JSON, as {JSON}"
+        )
+    check_structure(body)
     return body
 
 

@@ -25,7 +25,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from streams.errors import LostHistory, StreamError, Unavailable, problem
+from streams.errors import (
+    NOT_A_PAGE,
+    LostHistory,
+    StreamError,
+    Unavailable,
+    abbreviated,
+    problem,
+    shortened,
+)
 from streams.event import EventId, encode_json
 from streams.lifetime import Lifetime
 from streams.log import Reader
@@ -50,7 +58,7 @@ CANCELLABLE_PIECES = 16
 def json_response(
     value: Any, headers: Mapping[str, str] | None = None, status: int = 200
 ) -> Response:
-    headers = {"Cache-Control": "no-store", **(headers or {})}
+    headers = {"Cache-Control": "no-store", **NOT_A_PAGE, **(headers or {})}
     return Response(encode_json(value), status, headers, "application/json")
 
 
@@ -96,9 +104,9 @@ def misdirected(error: HTTPException, scope: Scope) -> Response:
     headers = dict(error.headers or {})
     if error.status_code < 400:  # A guard sends its client to a login, for instance.
         return Response(status_code=error.status_code, headers=headers)
-    detail = f"there is nothing at {scope['path']!r}"
+    detail = f"there is nothing at {abbreviated(scope['path'])}"
     if allowed := headers.get("Allow"):
-        detail = f"{scope['method']} is not allowed here; use {allowed}"
+        detail = f"{shortened(scope['method'])} is not allowed here; use {allowed}"
     return problem(StreamError(detail, status=error.status_code), headers)
 
 

@@ -16,7 +16,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from streams.errors import RunGone, ShuttingDown, StreamError, as_stream_error, for_clients, leaves
+from streams.errors import (
+    RunGone,
+    ShuttingDown,
+    StreamError,
+    as_stream_error,
+    for_clients,
+    for_log,
+    leaves,
+)
 from streams.event import COMPLETED, NO_READER, SHUTDOWN, Encoder, End, Payload
 from streams.log import RunInfo, RunLog
 from streams.policy import Policy
@@ -186,7 +194,7 @@ class Run:
             "run %s of source %s failed: %s",
             self.log.info.run,
             self.log.info.source,
-            str(shown or error) or type(error).__name__,
+            for_log(shown or error) or type(error).__name__,
             exc_info=None if expected else error,
         )
 

@@ -30,7 +30,7 @@ from streams.errors import (
     Unavailable,
     UnknownRun,
 )
-from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId
+from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId, run_id
 from streams.job import Job
 from streams.log import EventLog, RunLog, Selection, Status, unique_key
 from streams.policy import Policy
@@ -128,8 +128,8 @@ class Runs:
                 log.refuse(error)
         elif job.arguments_hash not in (None, log.info.arguments_hash):
             raise InvalidParameters(
-                f"the run with the key {job.key!r} has other parameters; send the same ones, or "
-                "another key"
+                f"the run with the key {job.key!r:.80} has other parameters; send the same ones, "
+                "or another key"
             )
         try:
             await self._opened(log)
@@ -245,14 +245,14 @@ class Runs:
             raise RunGone(f"run {last.run} is not a run of source {source}; start a new one")
         if key not in (None, info.key):
             raise RunGone(
-                f"run {last.run} does not have the key {key!r}; without a Last-Event-ID, the key "
-                "attaches to its run"
+                f"run {last.run} does not have the key {key!r:.80}; without a Last-Event-ID, the "
+                "key attaches to its run"
             )
         return log
 
     async def find(self, run: str, owner: str | UnsetType | None = UNSET) -> RunLog:
         """The log of a run. Raises UnknownRun, also if it belongs to somebody else than `owner`."""
-        log = await self._log.find(run)
+        log = await self._log.find(run_id(run))
         if owner is not UNSET and log.info.owner not in (None, owner):
             raise UnknownRun.of(run)
         return log
@@ -269,7 +269,7 @@ class Runs:
             log = await self._log.find_by_key(unique_key(owner, each, route, key))
             if log is not None:
                 return log
-        raise UnknownRun(f"there is no run with the key {key!r}, or it is no longer retained")
+        raise UnknownRun(f"there is no run with the key {key!r:.80}, or it is no longer retained")
 
     async def select(self, selection: Selection) -> Sequence[RunLog]:
         return await self._log.select(selection)

@@ -43,6 +43,7 @@ OPTIONS: dict[str, Any] = {
     "max_per_client": Annotated[int, Meta(ge=1)] | None,
     "max_threads": Annotated[int, Meta(ge=1)],
     "max_body": Annotated[int, Meta(ge=0)],
+    "body_timeout": Annotated[float, Meta(gt=0)],
     "origins": list[str],
     "page": bool,
     "sources": list[str],

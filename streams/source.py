@@ -27,19 +27,13 @@ from typing import (
     overload,
 )
 
-import msgspec
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
+from streams.arguments import converted, decode_object, items_of
 from streams.declaration import inner_function, name_of, parameters_of, schema_of
-from streams.encoding import decode_model, encode_json, encode_sorted
-from streams.errors import (
-    InvalidBody,
-    InvalidParameters,
-    abbreviated,
-    as_stream_error,
-    for_clients,
-)
+from streams.encoding import encode_json, encode_sorted
+from streams.errors import InvalidParameters, as_stream_error, for_clients
 from streams.guard import Guard, takes_arguments
 from streams.job import Job
 from streams.policy import Policy, PolicyOptions
@@ -184,7 +178,7 @@ class Source(Generic[P, T]):
         A client that resumes a run may give none. Raises InvalidParameters with all faults.
         """
         values: dict[str, list[str]] = {}
-        for name, value in query.multi_items():
+        for name, value in items_of(query):
             if name not in RESERVED_PARAMETERS:
                 values.setdefault(name, []).append(value)
         given = {
@@ -199,17 +193,14 @@ class Source(Generic[P, T]):
         A client that resumes a run may give none. Raises InvalidBody if it is not an object,
         InvalidParameters with all faults.
         """
-        try:
-            given = msgspec.json.decode(body or b"{}", type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidBody(f"the body must be a JSON object: {error}") from None
+        given = decode_object(body)
         return {} if resumes and not given else self._arguments(given, strict=True)
 
     def check_query_of_post(self, query: QueryParams) -> None:
         """Raises InvalidParameters for a parameter in the query: a guard might take it for the one
         in the body.
         """
-        if given := [name for name in query if name in self._types]:
+        if given := [name for name, _ in items_of(query) if name in self._types]:
             errors = [{"name": n, "detail": "is in the query; give it in the body"} for n in given]
             raise InvalidParameters(
                 f"{', '.join(given)}: a POST has its parameters in the body, not in the query",
@@ -221,26 +212,7 @@ class Source(Generic[P, T]):
         return self._arguments(values, strict=True)
 
     def _arguments(self, given: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
-        arguments = {}
-        faults = {name: "is required" for name in self._required if name not in given}
-        for name, value in given.items():
-            if name not in self._types:
-                known = ", ".join(self._types) or "none"
-                faults[name] = f"is not a parameter of this source; its parameters: {known}"
-                continue
-            try:
-                arguments[name] = msgspec.convert(
-                    value, self._types[name], strict=strict, dec_hook=decode_model
-                )
-            except msgspec.ValidationError as error:
-                text = str(error) or "is invalid"
-                faults[name] = f"{text[:1].lower()}{text[1:]}, given {abbreviated(value)}"
-        if faults:
-            raise InvalidParameters(
-                "; ".join(f"{_unquoted(name)}: {fault}" for name, fault in faults.items()),
-                errors=[{"name": name, "detail": fault} for name, fault in faults.items()],
-            )
-        return arguments
+        return converted(given, self._types, self._required, strict=strict)
 
     def job(
         self,
@@ -310,10 +282,6 @@ class Source(Generic[P, T]):
         if inspect.iscoroutine(produced):
             produced = await produced
         return produced
-
-
-def _unquoted(name: str) -> str:
-    return abbreviated(name).strip("'")
 
 
 def _is_list(type_: Any) -> bool:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from streams.access import Access
+from streams.body import Bodies
 from streams.endpoint import Answer, Endpoint
 from streams.event import Event
 from streams.job import Job
@@ -29,12 +30,12 @@ class WireHost:
     _policies: dict[Source[..., Any], Policy]
     _lifetime: Lifetime
     _access: Access
-    _max_body: int
+    bodies: Bodies
     _origins: frozenset[str]
 
     def endpoint(self, answer: Answer) -> ASGIApp:
         """A route's function as an ASGI app."""
-        return Endpoint(answer, self._max_body)
+        return Endpoint(answer, self.bodies)
 
     async def read_json(self, request: Request) -> bytes:
         """The JSON body of a request. Raises StreamError if that is refused."""

@@ -53,3 +53,11 @@ def sqlite_url(tmp_path: Path) -> str:
 def store_url(request: pytest.FixtureRequest) -> str:
     """The URL of a store that no other test uses; the test runs on each kind of store."""
     return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture(params=["memory", "redis", "sqlite"])
+def log_url(request: pytest.FixtureRequest) -> str | None:
+    """The URL of a log of its own; None is memory. The test runs on each kind of log."""
+    if request.param == "memory":
+        return None
+    return str(request.getfixturevalue(f"{request.param}_url"))

@@ -211,7 +211,7 @@ async def logged(
     caplog.set_level(logging.INFO, "streams")
     await refusal_of(error)
     await failure_of(error)
-    first, second = [record for record in caplog.records if record.name == "streams"]
+    first, second = [record for record in caplog.records if " failed: " in record.getMessage()]
     assert first.levelno == second.levelno
     assert "of source failing failed" in second.getMessage()
     return second

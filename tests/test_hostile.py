@@ -1,198 +1,297 @@
-"""Clients that read nothing, leave at once or ask for too much: the others are served."""
+"""Clients and upstreams that send odd things: ids, paths, and texts for the log."""
 
 import asyncio
+import logging
+import os
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from threading import Thread
+from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import httpx
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import Message
 
-from streams import Streams, source, topic
-from streams.settings import from_environ
-from tests.support.servers import connection, every_event, serving, until
+from streams import StreamError, Streams, source
+from streams.errors import UnknownRun, for_log
+from streams.log.memory import MemoryLog
+from streams.log.redis import RedisStore
+from streams.log.shared import SharedLog
+from streams.sources import clock, counter, tokens
+from tests.support.servers import client_of, connection, every_event, serving
+from tests.test_asgi import problem
+from tests.test_topics import notifications
 
-EVENTS = 800
-TEXT = "x" * 10_000
+UNUSED = "A" * 22
 
-
-@source(shared=True)
-async def feed() -> AsyncIterator[Any]:
-    """Yields as fast as its viewers allow: 8 MB, more than all buffers hold."""
-    for number in range(EVENTS):
-        yield {"number": number, "text": TEXT}
-
-
-@source
-async def big() -> AsyncIterator[Any]:
-    """10 MB at once, far more than `window` and all buffers hold for who reads nothing."""
-    for number in range(1000):
-        yield {"number": number, "text": TEXT}
-
-
-@source
-async def small() -> AsyncIterator[int]:
-    for number in range(20):
-        yield number
-
-
-@source(shared=True)
-async def forever(topic: int) -> AsyncIterator[int]:
-    yield topic
-    await asyncio.Event().wait()
+NUMBERS = [
+    "9007199254740991",  # 2^53 - 1
+    "9007199254740992",
+    "9007199254740993",
+    str(2**63),
+    str(2**64),
+    "9" * 16,
+    "9" * 5000,
+    "-1",
+    "00",
+    "1e3",
+    "٣",
+    "",
+]
 
 
-class FromAnAddress:
-    """An app whose clients have the address in their header X-Address."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            address = dict(scope["headers"]).get(b"x-address", b"127.0.0.1").decode()
-            scope = {**scope, "client": (address, 1)}
-        await self.app(scope, receive, send)
-
-
-def app_py(**settings: str) -> Streams:
-    """What app.py serves, with its defaults, but the sources of this file and a log in memory."""
-    names = ("big", "small", "forever")
-    sources = ",".join(f"tests.test_hostile:{name}" for name in names)
-    given = {f"STREAMS_{name.upper()}": value for name, value in settings.items()}
-    return from_environ({"STREAMS_SOURCES": sources, "STREAMS_LOG": "memory", **given})
-
-
-async def an_honest_client_is_served(url: str) -> None:
-    """It has another address."""
-    headers = {"X-Address": "9.9.9.9"}
-    async with httpx.AsyncClient(base_url=url, headers=headers) as client:
-        events = await every_event(client, "/streams/small")
-    assert [event.event for event in events] == ["start", *["message"] * 20, "end"]
-
-
-def numbers(body: bytes) -> list[int]:
-    return [int(number) for number in re.findall(rb'"number":(\d+)', body)]
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-def log(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
-    return None if request.param == "memory" else f"sqlite:{tmp_path}/runs.db"
-
-
-async def test_viewers_of_a_shared_run_that_read_nothing_hold_up_nobody(log: str | None) -> None:
-    app = Streams([feed], log=log, window=2**16)
-    async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(serving(app))
-        stalled = [
-            await stack.enter_async_context(connection(url, "/streams/feed", receive_buffer=4096))
-            for _ in range(5)
-        ]
-        await until(lambda: app.log.readers == 5, "the stalled viewers are attached")
-        quick = await stack.enter_async_context(connection(url, "/streams/feed"))
-        await quick.until(lambda quick: quick.terminated, "the other viewer has the end", 20)
-        body = quick.body
-        ids = [int(number) for number in re.findall(rb"id: [\w-]+\.(\d+)\n", body)]
-        assert ids == [0, *range(ids[1], EVENTS + 2)], "after `start`, it misses nothing"
-        assert b"event: gap" not in body
-        assert b"event: end" in body
-        for viewer in stalled:
-            await viewer.until(lambda viewer: viewer.terminated, "a stalled viewer goes on", 20)
-            got = numbers(viewer.body)
-            missed = re.findall(rb'event: gap\ndata: {"missed":(\d+)}', viewer.body)
-            assert missed
-            assert len(got) + sum(map(int, missed)) == EVENTS - got[0]
-            assert got == sorted(set(got))
-            assert got[-1] == EVENTS - 1
-            assert b"event: end" in viewer.body
-
-
-ADDRESSES: dict[str, Callable[[int], str]] = {
-    "an IPv4 address": lambda number: "8.8.8.8",
-    "an IPv6 network": lambda number: f"2a00:1450:4001:81b::{number:x}",
-}
-
-
-@pytest.mark.parametrize("kind", ADDRESSES)
-async def test_256_connections_of_one_client_that_read_nothing_shut_nobody_out(kind: str) -> None:
-    app = app_py()
-    async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(serving(FromAnAddress(app)))
-        stalled = []
-        for number in range(256):
-            headers = f"X-Address: {ADDRESSES[kind](number)}\r\n"
-            connecting = connection(url, "/streams/big", headers=headers, receive_buffer=4096)
-            stalled.append(await stack.enter_async_context(connecting))
-        await an_honest_client_is_served(url)
-        assert app.log.readers == 100, "those who read nothing have as many as one client may"
-        for stream in stalled:
-            await stream.until(lambda stream: b"\r\n\r\n" in stream.received, "it is answered")
-        refused = [stream for stream in stalled if stream.head.startswith("http/1.1 429 ")]
-        assert len(refused) == 156
-        assert all(re.search("retry-after: (1[0-9]|20)\r", stream.head) for stream in refused)
-
-
-async def test_streams_of_clients_that_left_at_once_make_room_for_others() -> None:
-    """Even if they have many addresses, and each of their runs holds as much as it may."""
-    app = app_py(max_bytes=str(4 * 2**20), max_runs="50")
-    async with serving(FromAnAddress(app)) as url:
-        for number in range(264):
-            headers = f"X-Address: 8.8.{number % 256}.8\r\n"
-            async with connection(url, "/streams/big", headers=headers):
-                pass
-        await until(lambda: not app.log.readers, "all have left")
-        await an_honest_client_is_served(url)
-        assert len(app.log) <= 50
-        assert app.log.bytes <= 6 * 2**20
-
-
-async def test_a_thousand_parameters_of_a_shared_source_shut_nobody_out() -> None:
-    app = app_py()
-    async with serving(FromAnAddress(app)) as url:
-        async with AsyncExitStack() as stack:
-            statuses = []
-            for topic in range(150):  # These stay.
-                headers = f"X-Address: 8.8.{topic % 4}.8\r\n"
-                connecting = connection(url, f"/streams/forever?topic={topic}", headers=headers)
-                stream = await stack.enter_async_context(connecting)
-                await stream.until(lambda stream: b"\r\n\r\n" in stream.received, "an answer")
-                statuses.append(int(stream.head.split()[1]))
-            assert statuses == [200] * 100 + [503] * 50
-            await an_honest_client_is_served(url)
-            async with connection(url, "/streams/forever?topic=0") as viewer:
-                await viewer.until(lambda viewer: b"data: 0\n" in viewer.body, "it joins a run")
-        for topic in range(1000):
-            async with connection(url, f"/streams/forever?topic={topic}"):
-                pass  # These leave at once.
-        await until(lambda: not app.log.readers, "all have left")
-        assert app.runs.health()["running"] <= 101
-        await an_honest_client_is_served(url)
-
-
-@topic
-def news(user: str) -> None:
-    """What a user should hear of."""
-
-
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
-async def test_a_stranger_stops_neither_a_shared_run_nor_a_topic(
-    kind: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize("number", NUMBERS)
+async def test_an_event_number_out_of_range_is_refused_and_keeps_no_slot(
+    number: str, log_url: str | None
 ) -> None:
-    log = None if kind == "memory" else request.getfixturevalue(f"{kind}_url")
-    app = Streams([forever, news], log=log, identity=lambda request: request.headers.get("x-user"))
-    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
-        for path in ("/streams/forever?topic=7", "/streams/news?user=ann"):
-            user = "X-User: ann\r\n"
-            async with connection(url, path, headers=user) as viewer:
-                await viewer.until(lambda viewer: b"event: start\n" in viewer.body, "it has begun")
-                for headers in ({}, {"X-User": "ann"}, {"X-User": "eve"}):
-                    stopped = await client.delete(f"/runs/{viewer.run}", headers=headers)
-                    assert stopped.status_code == 403
-                    assert "none of them can stop it" in stopped.json()["detail"]
-                state = await client.get(
-                    f"/runs/{viewer.run}", headers={"Accept": "application/json"}
-                )
-                assert state.json()["status"] == "running"
+    streams = Streams([counter, notifications], max_runs=3, log=log_url)
+    async with client_of(streams) as client:
+        (start, *_) = await every_event(client, "/streams/counter?count=1&interval=0.01")
+        run = start.id.partition(".")[0]
+        for asked in (run, UNUSED):
+            for path in ("/streams/counter", "/streams/notifications?user=ann", f"/runs/{run}"):
+                for _ in range(2):
+                    last = f"{asked}.{number}".encode()
+                    async with client.stream("GET", path, headers={b"Last-Event-ID": last}) as got:
+                        assert got.status_code in (200, 410, 422), got.status_code
+                        if got.status_code == 200:  # The topic's own run, after a gap.
+                            assert (asked, path) != (run, f"/runs/{run}")
+        for _ in range(6):  # More than `max_runs`: no slot is taken for good.
+            assert await every_event(client, "/streams/counter?count=1&interval=0.01")
+        assert (await client.get("/health")).json()["running"] == 0
+
+
+class Untouched(MemoryLog):
+    """A log that is asked for no run."""
+
+    async def find(self, run: str) -> NoReturn:
+        raise AssertionError(f"the log is asked for {run!r}")
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "%ED%A0%80",
+        "%ED%A0%80" * 22,
+        "%00" * 22,
+        "a",
+        "a" * 21,
+        "a" * 23,
+        "a" * 21 + "%0A",
+        "a" * 22 + "%0A",
+        "a" * 21 + ":",
+        "*" * 22,
+        "%2E%2E",
+        "%C3%A9" * 22,
+        "%D9%A3" * 22,
+    ],
+)
+async def test_the_log_is_not_asked_for_what_cannot_be_a_runs_id(run: str) -> None:
+    streams = Streams([counter], log=Untouched())
+    async with client_of(streams) as client:
+        for method in ("GET", "HEAD", "DELETE"):
+            answer = await client.request(method, f"/runs/{run}")
+            assert answer.status_code == 404
+    with pytest.raises(UnknownRun):
+        await streams.runs.find(unquote(run))
+
+
+async def test_a_host_that_decodes_paths_with_surrogates_gets_a_404() -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    for path in ("/runs/\ud800", "/\ud800", "/streams/\ud800", "/page/\ud800"):
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "query_string": b"",
+            "headers": [],
+        }
+        await Streams([counter])({**scope, "root_path": "/\udfff"}, receive, send)
+        assert sent.pop(0)["status"] == 404
+        sent.clear()
+
+
+ODD_PATHS = [
+    "%0D%0AX-Injected:%201",
+    "%0d%0a%0d%0a<script>",
+    '"quoted"',
+    "%22%27%3C%3E%5C",
+    "caf%C3%A9 %E2%98%83".replace(" ", "%20"),
+    "%E2%80%AE%1B%5B31m",
+    "%ED%A0%80",
+    "%00",
+    "..%2F..",
+    "%2F%2Fevil.example",
+    "a%3Fb%23c",
+]
+
+
+@pytest.mark.parametrize("tenant", ODD_PATHS)
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+async def test_an_odd_mount_path_is_quoted_in_every_header_and_url(tenant: str, http: str) -> None:
+    app = Starlette(routes=[Mount("/{tenant}", Streams([counter]))])
+    async with serving(app, http=http) as url:
+        path = f"/{tenant}/streams/counter?count=0"
+        async with connection(url, path, headers="Connection: close\r\n") as stream:
+            await stream.to_the_end()
+            head = stream.received.partition(b"\r\n\r\n")[0].decode("ascii")
+            if "%2F" in tenant.upper():  # The parameter of the mount ends at a slash.
+                assert head.startswith("HTTP/1.1 404")
+                return
+            assert head.startswith("HTTP/1.1 200"), head
+            assert "x-injected" not in [line.partition(":")[0].lower() for line in head.split("\n")]
+            (location,) = re.findall(r"(?i)^content-location: (\S+)\r?$", head, re.MULTILINE)
+            assert f'"url":"{location}"'.encode() in stream.body
+        if "%ED" not in tenant:  # It cannot be told from U+FFFD any more.
+            async with httpx.AsyncClient() as client:
+                assert (await client.get(f"{url}{location}")).status_code == 200
+
+
+@pytest.mark.parametrize("tenant", ODD_PATHS)
+async def test_the_redirect_to_the_page_stays_on_the_server(tenant: str) -> None:
+    app = Starlette(routes=[Mount("/app/{tenant}", Streams([counter]))])
+    async with serving(app) as url:
+        async with connection(url, f"/app/{tenant}", headers="Connection: close\r\n") as stream:
+            await stream.to_the_end()
+        head = stream.received.partition(b"\r\n\r\n")[0].decode("ascii")
+        assert "\nx-injected" not in head.lower()
+        for location in re.findall(r"(?i)^location: (.*?)\r?$", head, re.MULTILINE):
+            assert httpx.URL(f"{url}/app/x").join(location).host == "127.0.0.1"
+
+
+NASTY = "first\r\nERROR forged\x1b[2J\x85\u2028\u202e" + "y" * 300
+
+
+def check_lines(caplog: pytest.LogCaptureFixture) -> str:
+    """Checks each message: one line of printable characters. Returns all of them."""
+    messages = [record.getMessage() for record in caplog.records if record.name == "streams"]
+    assert messages
+    for message in messages:
+        assert message.isprintable(), message
+        assert len(message) < 400, message
+    return "\n".join(messages)
+
+
+@pytest.mark.parametrize(
+    "error", [StreamError(NASTY), StreamError(NASTY, status=404), RuntimeError(NASTY)]
+)
+@pytest.mark.parametrize("first", [True, False])
+async def test_the_text_of_an_error_is_one_short_line_of_the_log(
+    error: Exception, first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    @source
+    async def failing() -> AsyncIterator[int]:
+        if not first:
+            yield 1
+            await asyncio.sleep(0.01)
+        raise error
+        yield 2
+
+    with caplog.at_level(logging.INFO, "streams"):
+        async with client_of(Streams([failing])) as client:
+            await client.get("/streams/failing")
+    assert r"failed: first\r\nERROR forged\x1b[2J\x85\u2028\u202eyyy" in check_lines(caplog)
+
+
+async def test_a_parameter_that_a_source_puts_into_its_error_is_escaped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "streams"):
+        async with client_of(Streams([tokens])) as client:
+            await client.post("/streams/tokens", json={"prompt": NASTY, "fail_after": 0})
+            await client.post("/streams/tokens", json={"prompt": "!fail\r\n\x1b", "fail_after": 1})
+    check_lines(caplog)
+
+
+def test_a_text_for_the_log_has_200_characters_at_most() -> None:
+    assert for_log("x" * 200) == "x" * 200
+    assert for_log("x" * 201) == "x" * 199 + "…"
+    assert for_log("\n" * 101) == r"\n" * 99 + "\\…"
+    assert for_log("a\ud800b") == r"a\ud800b"
+    assert for_log("it's “fine”") == "it's “fine”"
+
+
+class Talkative(StreamRequestHandler):
+    """A Redis that answers everything with an error in its own words."""
+
+    def handle(self) -> None:
+        while self.rfile.readline():
+            self.wfile.write(b"-ERR secret words of \x1b[2J redis\r\n")
+
+
+@contextmanager
+def talkative_redis() -> Iterator[str]:
+    with ThreadingTCPServer(("127.0.0.1", 0), Talkative) as server:
+        server.daemon_threads = True
+        Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield f"redis://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+async def test_the_words_of_redis_reach_the_log_and_no_client(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with talkative_redis() as url:
+        streams = Streams([counter, clock], log=SharedLog(RedisStore(url)))
+        async with client_of(streams, lifespan="off") as client:
+            for method, path in (
+                ("GET", "/streams/counter"),
+                ("GET", "/streams/clock"),
+                ("GET", f"/runs/{UNUSED}"),
+                ("DELETE", f"/runs/{UNUSED}"),
+                ("GET", "/runs?key=" + "k" * 16),
+            ):
+                answer = await client.request(method, path)
+                assert "try again in" in problem(answer, 503)
+                assert "secret" not in answer.text
+        await streams.log.aclose()
+    assert r"secret words of \x1b[2J redis" in check_lines(caplog)
+
+
+async def test_a_worker_has_a_random_name_which_the_log_connects_to_its_process(
+    log_url: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "streams"):
+        async with client_of(Streams([clock], log=log_url)) as client:
+            health = (await client.get("/health")).json()
+            async with connection(str(client.base_url).rstrip("/"), "/streams/clock") as stream:
+                await stream.until(lambda s: b"event: start" in s.body, "the start event")
+                headers = {"Accept": "application/json"}
+                state = (await client.get(f"/runs/{stream.run}", headers=headers)).json()
+    assert re.fullmatch(r"[0-9a-f]{16}", health["worker"])
+    assert state["producer"] == health["worker"]
+    assert f"process {os.getpid()} is the worker {health['worker']}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "policy"),
+    [
+        ("/", "same-origin"),
+        ("/page/event-stream.js", "same-origin"),
+        ("/streams", "no-referrer"),
+        ("/health", "no-referrer"),
+        ("/nothing", "no-referrer"),
+        ("/streams/counter?x=1", "no-referrer"),
+        ("/runs/x", "no-referrer"),
+        ("/v1/models", "no-referrer"),
+        ("/v1/models/none", "no-referrer"),
+    ],
+)
+async def test_no_browser_takes_an_answer_for_something_else(path: str, policy: str) -> None:
+    async with client_of(Streams([counter], models={"mock": tokens})) as client:
+        answer = await client.get(path)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == policy
+    assert ("content-security-policy" in answer.headers) == (policy == "same-origin")

@@ -95,7 +95,7 @@ async def test_an_anonymous_client_sees_only_the_run_whose_whole_key_it_gives() 
         ({"limit": "101"}, "limit='101' is not a number from 1 to 100"),
         ({"limit": "1e1"}, "limit='1e1' is not a number from 1 to 100"),
         ({"after": "r"}, "after='r' is not from the member `next` of a list; leave it out"),
-        ({"after": "1." + "x" * 99}, "… (103 characters) is not from the member `next`"),
+        ({"after": "1." + "x" * 99}, "… (101 characters) is not from the member `next`"),
         (
             {"keyprefix": "chat-7/"},
             "'keyprefix' is not a parameter of this URL; parameters: key, k",

@@ -37,6 +37,7 @@ def test_every_option_can_be_set_by_a_variable() -> None:
             "STREAMS_MAX_PER_CLIENT": "30",
             "STREAMS_MAX_SHARED": "40",
             "STREAMS_MAX_BODY": "500",
+            "STREAMS_BODY_TIMEOUT": "20",
             "STREAMS_ORIGINS": "https://a.example, https://b.example",
             "STREAMS_PAGE": "false",
             "STREAMS_LOG": "redis://127.0.0.1",

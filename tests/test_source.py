@@ -152,12 +152,12 @@ def test_an_error_without_a_message_in_a_type_of_the_user_is_a_fault() -> None:
 
 
 def test_the_error_message_shortens_a_long_name() -> None:
-    with pytest.raises(InvalidParameters, match=r"x… \(102 characters\): is not a parameter"):
+    with pytest.raises(InvalidParameters, match=r"x… \(100 characters\): is not a parameter"):
         everything.from_query(QueryParams({"count": "1", "x" * 100: "1"}))
 
 
 def test_the_error_message_shortens_a_long_value() -> None:
-    with pytest.raises(InvalidParameters, match=r"… \(10002 characters\)$"):
+    with pytest.raises(InvalidParameters, match=r"… \(10000 characters\)$"):
         everything.from_query(QueryParams({"count": "x" * 10_000}))
 
 

@@ -40,14 +40,6 @@ def notifications(user: str) -> None:
 ANN = "/streams/notifications?user=ann"
 
 
-@pytest.fixture(params=["memory", "redis", "sqlite"])
-def log_url(request: pytest.FixtureRequest) -> str | None:
-    """The log of the workers: None is the memory of the only one."""
-    if request.param == "memory":
-        return None
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
 @asynccontextmanager
 async def two_workers(
     log_url: str | None, *sources: Any, **options: Any
@@ -610,7 +602,7 @@ async def test_a_post_publishes_with_its_parameters_in_the_query(log_url: str | 
         (POSTED, b"NaN", 422, "the body must be JSON"),
         (POSTED, b'"\xff"', 422, "the body must be JSON"),
         (POSTED, b'"\\ud800"', 422, "the body must be JSON"),
-        (POSTED, b"[" * 10_000 + b"]" * 10_000, 422, "the body must be JSON"),
+        (POSTED, b"[" * 10_000 + b"]" * 10_000, 422, "nested deeper than 64"),
         (POSTED, b'"' + b"x" * 99 + b'"', 413, "the body has more than 100 bytes"),
         (POSTED, b'"' + b"x" * 98 + b'"', 200, ""),
         (POSTED, b"123456789012345678901234567890", 200, ""),

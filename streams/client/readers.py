@@ -49,21 +49,13 @@ class _Stream(Generic[T]):
     def _prepared(
         self, client: httpx.Client | httpx.AsyncClient, request: Request
     ) -> httpx.Request:
-        method, url, headers, content, is_foreign = request
-        if not is_foreign:
-            options: Any = {"headers": headers, "content": content, "timeout": self._timeout}
-            return client.build_request(method, url, **options)
-        # This request has none of the client's headers and cookies.
-        return httpx.Request(
-            method, url, headers=headers, extensions={"timeout": self._timeout.as_dict()}
-        )
+        method, url, headers, content = request
+        options: Any = {"headers": headers, "content": content, "timeout": self._timeout}
+        return client.build_request(method, url, **options)
 
 
 def _sending(request: Request) -> dict[str, Any]:
-    options: dict[str, Any] = {"stream": request.method != "DELETE", "follow_redirects": True}
-    if request.is_foreign:  # httpx adds the client's cookies when it follows a redirect.
-        options |= {"auth": None, "follow_redirects": False}
-    return options
+    return {"stream": request.method != "DELETE", "follow_redirects": True}
 
 
 class AsyncStream(_Stream[T]):

@@ -7,7 +7,7 @@ has one table of cases for both.
 2. A response that ends without an `end` event is a lost connection: the run is then resumed.
 3. A request that can start a run is sent again only if the server refused it and said when to try
    again, or if its answer was lost and the server is known to honour its key.
-4. A run's URL of another origin gets no headers, cookies or other credentials of the caller.
+4. A run's URL of another origin is ignored: it would get what the caller sends.
 """
 
 import logging
@@ -121,8 +121,6 @@ class Request(NamedTuple):
     url: httpx.URL
     headers: httpx.Headers
     content: bytes | None
-    is_foreign: bool
-    """Whether it goes to another origin than the caller's URL."""
 
 
 class _Error(msgspec.Struct):
@@ -204,12 +202,11 @@ class Rules(Generic[T]):
 
     def _request(self, method: str, target: httpx.URL | str) -> Request:
         url = httpx.URL(target)
-        is_foreign = _origin(url) != _origin(self._url)
-        headers = httpx.Headers(None if is_foreign else self._headers)
+        headers = httpx.Headers(self._headers)
         headers["Accept"] = "text/event-stream, application/problem+json"
         if self.last_event_id:
             headers["Last-Event-ID"] = self.last_event_id
-        return Request(method, url, headers, None, is_foreign)
+        return Request(method, url, headers, None)
 
     def opened(self, response: httpx.Response) -> bool:
         """Whether the response has events to read. Raises NoEventStream."""
@@ -225,13 +222,28 @@ class Rules(Generic[T]):
         return True
 
     def _locate(self, response: httpx.Response, location: str | None) -> None:
-        if location:
-            self.run = str(response.url.join(location))
+        if location and (url := self._of_own_origin(response, location)):
+            self.run = url
             _honouring[self._endpoint] = None
             if len(_honouring) > MAX_HONOURING:
                 _honouring.popitem(last=False)
         if self.run:
             self.is_located = True
+
+    def _of_own_origin(self, response: httpx.Response, location: str) -> str | None:
+        try:
+            url = response.url.join(location)
+        except httpx.InvalidURL:
+            url = None
+        if url is not None and _origin(url) == _origin(self._url):
+            return str(url)
+        logger.warning(
+            "%s: ignored the run's URL %.80r, because it is not of the same origin. The stream can "
+            "be neither stopped nor resumed there",
+            self._endpoint,
+            location,
+        )
+        return None
 
     def received(self, sse: ServerSentEvent, response: httpx.Response) -> StreamEvent[T] | None:
         """The event to give to the caller, if any. Raises InvalidData."""

@@ -7,8 +7,6 @@ Invariants:
    finished ones, topics, running ones of one client; those with a key come last. No other run is.
 """
 
-import os
-import secrets
 from heapq import nlargest
 
 from streams.errors import StoreFull, UnknownRun
@@ -16,6 +14,7 @@ from streams.log import Adopter, Limits, RunInfo, RunLog, Selection
 from streams.log.memory_run import MemoryRun
 from streams.log.run_table import RunTable
 from streams.log.topics import LocalTopics
+from streams.log.worker import WorkerName
 
 
 class MemoryLog(LocalTopics[MemoryRun]):
@@ -29,7 +28,7 @@ class MemoryLog(LocalTopics[MemoryRun]):
     shared = False
 
     def __init__(self, *, max_runs: int = 10_000, max_bytes: int = 256 * 2**20) -> None:
-        self.worker = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._name = WorkerName()
         self.events = 0
         self.bytes = 0
         self.readers = 0
@@ -37,6 +36,10 @@ class MemoryLog(LocalTopics[MemoryRun]):
         self._max_runs = max_runs
         self.runs: RunTable[MemoryRun] = RunTable(self.forget, self.account)
         self.paused: set[MemoryRun] = set()  # their producers wait for room
+
+    @property
+    def worker(self) -> str:
+        return str(self._name)
 
     def __len__(self) -> int:
         return len(self.runs)

@@ -29,13 +29,15 @@ NO_PIECE = (-1, -1, b"")
 class Holder(Protocol):
     """The log that holds a MemoryRun, with what it counts of all its runs."""
 
-    worker: str
     events: int
     bytes: int
     readers: int
     max_bytes: int
     runs: "RunTable[MemoryRun]"
     paused: "set[MemoryRun]"
+
+    @property
+    def worker(self) -> str: ...
 
     def account(self, delta: int) -> None:
         """Counts bytes that a run has begun to hold, or (negative) has dropped."""

@@ -9,20 +9,29 @@ Invariants of every store:
    closes the run. A topic has none: any worker publishes to it, and the store numbers the events.
 3. The `end` event and the status that it announces are stored together; nothing follows them.
 4. What an operation has stored survives the death of any worker.
+5. What no worker has written, such as a truncated row, ends the run that it is in, and no other.
 """
 
+import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import takewhile
+from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
-from streams.errors import Unavailable
-from streams.event import End, Payload
+from streams.errors import Unavailable, for_log
+from streams.event import MAX_EVENTS, End, Payload
 from streams.log import Limits, RunInfo, Selection, Status
+
+STATUSES = frozenset(get_args(Status))
 
 REFUSAL_SECONDS = 10
 """For this long, the workers whose clients wait for the opening of a run learn of its refusal."""
+
+
+logger = logging.getLogger("streams")
 
 
 class State(msgspec.Struct, frozen=True):
@@ -40,12 +49,54 @@ class State(msgspec.Struct, frozen=True):
     """For each worker with readers: its cursor, as in Cursor, and the number of its readers."""
 
 
+class Damaged(Exception):
+    """What the store has of a run cannot be read: no worker has written it so."""
+
+
+def state_of(info: Any, **columns: Any) -> State:
+    """A state whose info is JSON still, and whose columns may have any types. Raises Damaged."""
+    try:
+        decoded = msgspec.json.decode(info, type=RunInfo)
+        state = msgspec.convert({"info": decoded, **columns}, State)
+    except (TypeError, ValueError) as error:
+        raise Damaged(str(error)) from None
+    if not -1 <= state.last < MAX_EVENTS or not 0 <= state.first <= state.last + 1:
+        raise Damaged(f"it has the events {state.first} to {state.last}")
+    return state
+
+
+def report_damage(run: str, what: object) -> None:
+    """Tells the operator which run is damaged: one that is left out, or that ends now."""
+    logger.error("run %s is damaged in the log: %s", for_log(run), for_log(what))
+
+
 class Entry(msgspec.Struct, frozen=True):
     """One event as the store has it. The `end` event has a status."""
 
     number: int
     frame: bytes
     status: Status | None = None
+
+
+def unsound(number: int) -> Entry:
+    """What stands for an event that cannot be read."""
+    return Entry(number, b"")
+
+
+def is_sound(run: bytes, entry: Entry) -> bool:
+    """Whether an entry is an event of a run: a whole frame with its id."""
+    frame = entry.frame
+    return (
+        isinstance(frame, bytes)
+        and frame.startswith(b"id: %b.%d\n" % (run, entry.number))
+        and frame.endswith(b"\n\n")
+        and (entry.status is None or entry.status in STATUSES)
+    )
+
+
+def sound(run: bytes, entries: Iterable[Entry]) -> list[Entry]:
+    """The entries up to the first one that is not sound."""
+    return list(takewhile(partial(is_sound, run), entries))
 
 
 class Append(msgspec.Struct, frozen=True):
@@ -203,7 +254,7 @@ class Store(Protocol):
         more."""
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
-        """The state of each run; None if there is no such run."""
+        """The state of each run; None if there is no such run, or its state cannot be read."""
 
     async def append(self, appends: Sequence[Append]) -> list[Outcome | Unavailable]:
         """Appends to several runs in one operation. Skips frames that a run has already.
@@ -224,7 +275,10 @@ class Store(Protocol):
         """
 
     async def read(self, run: str, after: int, count: int) -> list[Entry]:
-        """At most `count` events after `after`; none if there is no such run."""
+        """At most `count` events after `after`; none if there is no such run.
+
+        One that cannot be read is `unsound`, and the last one.
+        """
 
     async def follow(self, after: Mapping[str, int]) -> News:
         """Waits for events of runs after the ones given, or notices.
@@ -247,7 +301,8 @@ class Store(Protocol):
     async def claim(self, run: str, worker: str) -> State | None:
         """Makes the caller the producer of a run whose producer, `worker`, is dead or has left.
 
-        Returns None if the caller may not have it. The claim can be repeated.
+        Returns None if the caller may not have it. The claim can be repeated. Raises Damaged if
+        the caller may have it, but its state cannot be read.
         """
 
     async def remove_worker(self, worker: str) -> None:

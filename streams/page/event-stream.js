@@ -98,20 +98,17 @@ export class EventStream extends EventTarget {
     return isHonoured && this.#hasKey && !this.#hasEvents && this.#failures + 1 < MAX_TRIES;
   }
 
-  /** Throws a TypeError for an invalid URL, header or body, which no retry can mend. Another origin
-   *  than the stream's gets no cookies and no headers of the caller. */
+  /** Throws a TypeError for an invalid URL, header or body, which no retry can mend. */
   async #send(/** @type {string | URL} */ url, method = "GET") {
-    const [target, own] = [url, this.url].map((each) => new URL(new Request(each).url));
-    const isForeign = target.origin !== own.origin;
-    const headers = new Headers(isForeign ? undefined : this.options.headers);
+    const target = new URL(new Request(url).url);
+    const headers = new Headers(this.options.headers);
     headers.set("Accept", "text/event-stream, application/problem+json");
     if (this.lastEventId) headers.set("Last-Event-ID", this.lastEventId);
     if (url === this.url) this.#addKey(target, headers);
     const body = url === this.url ? JSON.stringify(this.options.body) : undefined;
     if (body) headers.set("Content-Type", "application/json");
-    const credentials = isForeign ? "omit" : this.options.credentials;
     const signal = method === "GET" ? this.#signal : null;
-    const init = { method: body ? "POST" : method, body, headers, credentials, signal };
+    const init = { method: body ? "POST" : method, body, headers, signal };
     const request = new Request(target, { cache: "no-store", ...this.options, ...init });
     return fetch(request).catch((error) => {
       const isLost = error instanceof TypeError && signal?.aborted === false;
@@ -162,7 +159,10 @@ export class EventStream extends EventTarget {
   }
 
   #locate(/** @type {string} */ location, /** @type {Response} */ response) {
-    this.run = new URL(location, response.url).href;
+    const url = URL.canParse(location, response.url) ? new URL(location, response.url) : undefined;
+    if (url?.origin !== new URL(new Request(this.url).url).origin) // it would get the caller's headers
+      return console.warn(`${this.url}: ignored a run's URL of another origin, ${location.slice(0, 80)}`);
+    this.run = url.href;
     honouring.add(withoutQuery(this.url));
     if (honouring.size > MAX_HONOURING) honouring.delete(honouring.values().next().value);
   }

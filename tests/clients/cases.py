@@ -384,6 +384,36 @@ STOPPED: dict[str, Case] = {
         stopped="stopped",
         requests=[*["GET /streams/s"] * 2, "DELETE /runs/r after r.1", "GET /runs/r after r.1"],
     ),
+    **{
+        f"a run's URL of another origin is ignored ({url})": Case(
+            answers=[
+                stream(START, frame(1), **{"Content-Location": url}),
+                (200, PLAIN, frame(2) + end(3)),
+            ],
+            stop_at="r.1",
+            data=[1, 2],
+            stopped="NoRunURL",
+            requests=["GET /streams/s", "GET /streams/s after r.1"],
+        )
+        for url in (
+            "http://other.example/runs/r",
+            "//other.example/runs/r",
+            "http://127.0.0.1/runs/r",
+            "https://127.0.0.1/runs/r",
+            "javascript:alert(1)",
+            "http://[",
+        )
+    },
+    "a URL of another origin in the start event is ignored": Case(
+        answers=[
+            (200, PLAIN, START_WITH_URL.replace("/live", "//other.example/live") + frame(1)),
+            (200, PLAIN, frame(2) + end(3)),
+        ],
+        stop_at="r.1",
+        data=[1, 2],
+        stopped="NoRunURL",
+        requests=["GET /streams/s", "GET /streams/s after r.1"],
+    ),
     "stop while the client waits to start a run ends the loop": Case(
         answers=[busy(503, "3600")],
         stop_at="waiting",

@@ -7,7 +7,7 @@ import pytest
 
 from tests.clients.cases import CASES, OWN, Case, busy
 from tests.clients.readers import CLIENTS, Read
-from tests.support.script import NO_CONTENT, START, Script, end, frame, script, stream
+from tests.support.script import NO_CONTENT, PLAIN, START, Script, end, frame, script, stream
 
 
 @pytest.fixture(scope="module", params=CLIENTS)
@@ -80,17 +80,18 @@ def test_a_run_url_of_the_same_origin_gets_the_callers_headers(read: Read) -> No
     assert all(PRIVATE.items() <= headers.items() for headers in server.headers)
 
 
-def test_a_run_url_of_another_origin_gets_nothing_of_the_caller(read: Read) -> None:
-    with script(stream(frame(2)), NO_CONTENT, stream(end(3))) as other:
-        first = stream(START, frame(1), **{"Content-Location": other.url})
-        with script(first) as server:
-            outcome = read(server.url, {"headers": PRIVATE, "body": {}, "key": "k" * 32}, "r.2")
+@pytest.mark.parametrize("given_in", ["Content-Location", "start"])
+def test_a_run_url_of_another_origin_is_never_asked(read: Read, given_in: str) -> None:
+    with script() as other:
+        url = other.url.replace("/streams/s", "/runs/r")
+        start = frame(0, json.dumps({"run": "r", "source": "s", "url": url}), "start")
+        first = stream(start, frame(1), **{"Content-Location": url})
+        if given_in == "start":
+            first = (200, PLAIN, start + frame(1))
+        with script(first, (200, PLAIN, frame(2) + end(3))) as server:
+            outcome = read(server.url, {"headers": PRIVATE, "body": {}, "key": "k" * 32}, "r.1")
     assert [data for _, _, data in outcome.events] == [1, 2]
-    assert PRIVATE.items() <= server.headers[0].items()
-    assert [request[::2] for request in other.requests] == [
-        ("GET", "r.1"),
-        ("DELETE", "r.2"),
-        ("GET", "r.2"),
-    ]
-    private = {*PRIVATE, "idempotency-key"}
-    assert not any(private & headers.keys() for headers in other.headers)
+    assert outcome.stopped == "NoRunURL"
+    assert outcome.run == ""
+    assert [request[::2] for request in server.requests] == [("POST", None), ("POST", "r.1")]
+    assert other.requests == []

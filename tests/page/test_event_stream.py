@@ -319,22 +319,6 @@ def test_a_run_url_of_the_same_origin_gets_the_callers_headers_and_cookies(read:
     assert output.of("credentials") == ["same-origin"] * 4
 
 
-def test_a_run_url_of_another_origin_gets_no_headers_and_no_cookies_of_the_caller(
-    read: Read,
-) -> None:
-    with script(stream(frame(2)), NO_CONTENT, stream(end(3))) as other:
-        location = {"Content-Location": other.url}
-        with script(stream(START, frame(1), **location)) as server:
-            options = {"headers": PRIVATE, "credentials": "include"}
-            output = read(server.url, stopAt="r.2", options=options)
-    assert output.data == [1, 2]
-    assert PRIVATE.items() <= server.headers[0].items()
-    assert [method for method, *_ in other.requests] == ["GET", "DELETE", "GET"]
-    assert not any(PRIVATE.keys() & headers.keys() for headers in other.headers)
-    assert [headers.get("last-event-id") for headers in other.headers] == ["r.1", "r.2", "r.2"]
-    assert output.of("credentials") == ["include", "omit", "omit", "omit"]
-
-
 def test_stop_takes_the_url_of_the_run_from_the_start_event(read: Read) -> None:
     body = START_WITH_URL + frame(1) + DELETED + end(2, "cancelled")
     with script((200, PLAIN, body), NO_CONTENT) as server:

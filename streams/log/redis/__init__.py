@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
+from redis.exceptions import ResponseError
 
 from streams.errors import Unavailable
 from streams.event import End, Payload, encode_json, frame
 from streams.log import Limits, RunInfo, Selection
 from streams.log.redis.batch import Batch
-from streams.log.redis.connection import RedisLink
+from streams.log.redis.connection import RedisLink, is_damage
 from streams.log.redis.scripts import (
     APPEND,
     CLAIM,
@@ -38,6 +39,7 @@ from streams.log.store import (
     Append,
     Committed,
     Cursor,
+    Damaged,
     Entry,
     Fenced,
     Forgotten,
@@ -50,6 +52,9 @@ from streams.log.store import (
     State,
     Workers,
     parse_lease,
+    report_damage,
+    state_of,
+    unsound,
 )
 
 DEFAULT_LEASE = "2.5"
@@ -117,7 +122,8 @@ class RedisStore:
         by_index = (selection.key, selection.key_prefix) != (UNSET, UNSET)
         if by_index or isinstance(selection.owner, str):
             replies = await self._call(SELECT, encode_json(selection))
-            return [state for reply in replies if (state := _state(reply)) is not None]
+            states = [_find_state("that was selected", reply) for reply in replies]
+            return [state for state in states if state is not None]
         names = await self._link.names("run:")
         found = [state for state in await self.load(names) if state is not None]
         selected = [state for state in found if selection.includes(state.info, state.status)]
@@ -125,7 +131,13 @@ class RedisStore:
         return selected[: selection.limit]
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
-        return [_state(reply) for reply in await self._call_all(LOAD_STATE, [(r,) for r in runs])]
+        calls = [(LOAD_STATE, (self._worker, run)) for run in runs]
+        replies = []
+        for reply in await self._link.call_all(calls):
+            if isinstance(reply, Exception) and not is_damage(reply):
+                raise self._link.failure(reply)
+            replies.append(reply)
+        return [_find_state(run, reply) for run, reply in zip(runs, replies, strict=True)]
 
     async def append(self, appends: Sequence[Append]) -> list[Outcome | Unavailable]:
         calls = []
@@ -134,7 +146,12 @@ class RedisStore:
             head = (self._worker, append.run, append.number, evict)
             ending = (append.status or "", int(append.frees_key), int(append.evicts_unread))
             calls.append((APPEND, (*head, *ending, *append.frames)))
-        return [self._outcome(reply) for reply in await self._link.call_all(calls)]
+        replies = await self._link.call_all(calls)
+        for append, reply in zip(appends, replies, strict=True):
+            if is_damage(reply):
+                report_damage(append.run, reply)
+                await self.discard(append.run)
+        return [self._outcome(reply) for reply in replies]
 
     def _outcome(self, reply: Any) -> Outcome | Unavailable:
         match reply:
@@ -145,6 +162,8 @@ class RedisStore:
             case [b"fenced"]:
                 return Fenced()
             case [b"forgotten"]:
+                return Forgotten()
+            case _ if is_damage(reply):  # It was discarded.
                 return Forgotten()
             case _:
                 return self._link.failure(reply)
@@ -165,10 +184,22 @@ class RedisStore:
     async def close(self, run: str, end: End, *, frees_key: bool) -> bool:
         # Only Redis knows the number of the event: the script puts it between head and tail.
         head, tail = b"id: %b." % run.encode(), _tail(run, (b"end", end.encode()))
-        return bool(await self._call(CLOSE, run, end.status, int(frees_key), head, tail))
+        call = (CLOSE, (self._worker, run, end.status, int(frees_key), head, tail))
+        (reply,) = await self._link.call_all([call])
+        if is_damage(reply):  # There is nothing that an end could be appended to.
+            report_damage(run, reply)
+            await self.discard(run)
+        elif isinstance(reply, Exception):
+            raise self._link.failure(reply)
+        return bool(reply == 1)
 
     async def read(self, run: str, after: int, count: int) -> list[Entry]:
-        return [_entry(entry) for entry in await self._call(LOAD_EVENTS, run, after, count)]
+        (reply,) = await self._link.call_all([(LOAD_EVENTS, (self._worker, run, after, count))])
+        if is_damage(reply):
+            return [unsound(after + 1)]
+        if isinstance(reply, Exception):
+            raise self._link.failure(reply)
+        return [_entry(entry) for entry in reply]
 
     async def follow(self, after: Mapping[str, int]) -> News:
         streams = {self._inbox: self._last_notification}
@@ -176,13 +207,26 @@ class RedisStore:
             streams[self._logs + run] = f"{number + 1}-0"
         entries: dict[str, list[Entry]] = {}
         notices: list[Notice] = []
-        for key, found in await self._link.read(streams):
+        try:
+            read = await self._link.read(streams)
+        except ResponseError:
+            return await self._without_stream(after)
+        for key, found in read:
             if (name := key.decode()) != self._inbox:
                 entries[name.removeprefix(self._logs)] = [_entry(entry) for entry in found]
             else:
                 self._last_notification = found[-1][0].decode()
-                notices = [_notice(fields) for _, fields in found if fields[1] != b"wake"]
+                sent = [_notice(fields) for _, fields in found if fields[1] != b"wake"]
+                notices = [notice for notice in sent if notice is not None]
         return News(entries, notices)
+
+    async def _without_stream(self, after: Mapping[str, int]) -> News:
+        """Reports the followed runs whose key is not a stream, and makes room for an inbox."""
+        keys = await self._link.without_stream([self._inbox, *(self._logs + run for run in after)])
+        if self._inbox in keys:
+            await self._link.delete(self._inbox)
+        damaged = [run for run in after if self._logs + run in keys]
+        return News({run: [unsound(after[run] + 1)] for run in damaged}, [])
 
     async def set_cursors(self, cursors: Sequence[Cursor]) -> list[bool]:
         calls = [
@@ -195,7 +239,14 @@ class RedisStore:
             )
             for cursor in cursors
         ]
-        return [reply != b"forgotten" for reply in await self._call_all(SET_CURSOR, calls)]
+        replies = await self._link.call_all([(SET_CURSOR, (self._worker, *c)) for c in calls])
+        for cursor, reply in zip(cursors, replies, strict=True):
+            if is_damage(reply):
+                report_damage(cursor.run, reply)
+                await self.discard(cursor.run)
+            elif isinstance(reply, Exception):
+                raise self._link.failure(reply)
+        return [reply != b"forgotten" and not is_damage(reply) for reply in replies]
 
     async def renew(self, runs: Collection[str]) -> Workers:
         had_lease, *names = await self._call(RENEW, self._lease)
@@ -216,7 +267,12 @@ class RedisStore:
         await self._call(REMOVE_WORKER, worker)
 
     async def discard(self, run: str) -> None:
-        await self._call(DISCARD, run)
+        (reply,) = await self._link.call_all([(DISCARD, (self._worker, run))])
+        if is_damage(reply):  # Nobody can be notified.
+            kinds = ("run", "log", "cursors")
+            await self._link.delete(*(f"{self._link.prefix}:{kind}:{run}" for kind in kinds))
+        elif isinstance(reply, Exception):
+            raise self._link.failure(reply)
 
     async def leave(self) -> None:
         await self._call(LEAVE)
@@ -239,42 +295,62 @@ def _tail(run: str, event: Payload) -> bytes:
 
 
 def _state(reply: list[Any]) -> State | None:
-    """Decodes what state() in common.lua returns."""
+    """Decodes what state() in common.lua returns. Raises Damaged."""
     if reply[0] is None:
         return None
-    encoded, status, producer, *numbers = reply[:8]
-    last, first, window, retain, drops_oldest = map(int, numbers)
+    info, status, producer, *numbers = reply[:8]
     arguments, found = reply[8:]
     cursors = {}
-    for worker, cursor in zip(found[::2], found[1::2], strict=True):
-        had, readers = cursor.split()
-        cursors[worker.decode()] = (int(had), int(readers))
-    info = msgspec.json.decode(encoded, type=RunInfo)
-    if arguments is not None:
-        info = msgspec.structs.replace(info, arguments=arguments.decode())
-    return State(
-        info,
-        status.decode(),
-        producer.decode(),
-        last,
-        first,
-        Limits(window, retain / 1000, bool(drops_oldest)),
-        cursors,
-    )
+    try:
+        last, first, window, retain, drops_oldest = map(int, numbers)
+        for worker, cursor in zip(found[::2], found[1::2], strict=True):
+            had, readers = cursor.split()
+            cursors[worker.decode()] = (int(had), int(readers))
+        state = state_of(
+            info,
+            status=status.decode(),
+            producer=producer.decode(),
+            last=last,
+            first=first,
+            limits=Limits(window, retain / 1000, bool(drops_oldest)),
+            cursors=cursors,
+        )
+        if arguments is None:
+            return state
+        replace = msgspec.structs.replace
+        return replace(state, info=replace(state.info, arguments=arguments.decode()))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Damaged(str(error)) from None
 
 
 def _entry(reply: Any) -> Entry:
     """Decodes an entry of a run's stream."""
     entry_id, fields = reply
-    status = fields[3].decode() if len(fields) > 2 and fields[2] == b"s" else None
+    status: Any = None
+    if len(fields) > 2 and fields[2] == b"s":
+        status = fields[3].decode(errors="replace")
     return Entry(int(entry_id.partition(b"-")[0]) - 1, fields[1], status)
 
 
-def _notice(fields: list[bytes]) -> Notice:
-    """Decodes an entry of an inbox."""
-    texts = [field.decode() for field in fields]
-    members: dict[str, Any] = dict(zip(texts[::2], texts[1::2], strict=True))
-    if members["kind"] == "cursor":
-        members["after"] = int(members["after"]) if members["after"] else None
-        members["readers"] = int(members["readers"])
-    return Notice(**members)
+def _notice(fields: list[bytes]) -> Notice | None:
+    """Decodes an entry of an inbox; None for one that no worker has sent."""
+    try:
+        texts = [field.decode() for field in fields]
+        members: dict[str, Any] = dict(zip(texts[::2], texts[1::2], strict=True))
+        if members.get("kind") == "cursor":
+            members["after"] = int(members["after"]) if members["after"] else None
+            members["readers"] = int(members["readers"])
+        return msgspec.convert(members, Notice)
+    except (KeyError, ValueError):
+        return None
+
+
+def _find_state(run: str, reply: Any) -> State | None:
+    """Decodes a state; None, and a line in the log, for one that cannot be read."""
+    try:
+        if isinstance(reply, Exception):
+            raise Damaged(str(reply))
+        return _state(reply)
+    except Damaged as damaged:
+        report_damage(run, damaged)
+        return None

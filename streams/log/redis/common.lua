@@ -28,8 +28,11 @@ end
 -- Adds a notification, given as names and values, to a worker's inbox. A topic has no worker.
 local function notify(worker, ...)
   if worker == '' then return end
-  redis.call('XADD', key('inbox', worker), 'MAXLEN', '~', 10000, '*', ...)
-  redis.call('EXPIRE', key('inbox', worker), INBOX_SECONDS)
+  local inbox = key('inbox', worker)
+  -- What is no stream was put there by hand. It must not count as damage of the run.
+  if redis.call('TYPE', inbox).ok == 'string' then redis.call('DEL', inbox) end
+  redis.call('XADD', inbox, 'MAXLEN', '~', 10000, '*', ...)
+  redis.call('EXPIRE', inbox, INBOX_SECONDS)
 end
 
 -- The run that has a unique key, given as its hash or ''.

@@ -21,9 +21,9 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from streams.errors import StoreDown
+from streams.errors import StoreDown, for_log
 from streams.log.redis.scripts import SCRIPTS, Script
 
 logger = logging.getLogger("streams")
@@ -36,8 +36,15 @@ CALL_SECONDS = 5.0
 CONNECTIONS = 4
 """Connections for calls. One more waits for new stream entries."""
 
+_DAMAGE = re.compile(r"WRONGTYPE|attempt to|bad argument|ID specified in XADD")
+
 BLOCK_SECONDS = 10.0
 """An XREAD waits at most this long. A connection that stays silent for longer is broken."""
+
+
+def is_damage(reply: Any) -> bool:
+    """Whether a reply says that a script met what no script has written, such as another type."""
+    return type(reply) is ResponseError and _DAMAGE.search(str(reply)) is not None
 
 
 class RedisLink:
@@ -116,7 +123,7 @@ class RedisLink:
         """What to raise for an error of Redis. Logs the first error, until Redis works again."""
         if self._works:
             self._works = False
-            what = f"{type(error).__name__}: {error}"
+            what = for_log(f"{type(error).__name__}: {error}")
             logger.warning("Redis at %s cannot be used now: %s", self.address, what)
         return StoreDown(f"Redis cannot be used now; try again in {StoreDown.retry_after} s")
 
@@ -168,11 +175,29 @@ class RedisLink:
             raise self.failure(error) from error
         return [key.decode().removeprefix(prefix) for key in set(keys)]
 
+    async def delete(self, *keys: str) -> None:
+        """Deletes keys. Raises StoreDown."""
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._client.delete(*keys)
+        except FAILURES as error:
+            raise self.failure(error) from error
+
+    async def without_stream(self, keys: Sequence[str]) -> list[str]:
+        """Those of some keys that are there, but are not streams. Raises StoreDown."""
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                types = [await self._client.type(key) for key in keys]
+        except FAILURES as error:
+            raise self.failure(error) from error
+        return [k for k, kind in zip(keys, types, strict=True) if kind not in (b"stream", b"none")]
+
     async def read(self, cursors: Mapping[str, str]) -> list[Any]:
         """Waits for entries after the given ids, and returns them as XREAD does.
 
         `cursors` maps each stream to the id of its last entry that the caller has. Returns an empty
-        list after BLOCK_SECONDS without an entry. Raises StoreDown.
+        list after BLOCK_SECONDS without an entry. Raises StoreDown, and ResponseError if one of
+        the keys is not a stream.
         """
         try:
             async with asyncio.timeout(BLOCK_SECONDS + CALL_SECONDS):
@@ -191,6 +216,8 @@ class RedisLink:
                 return await self._reading.read_response() or []
         except FAILURES as error:
             await self._stop_reading()
+            if is_damage(error):
+                raise
             raise self.failure(error) from error
         except asyncio.CancelledError:
             await self._stop_reading()

@@ -20,20 +20,19 @@ end
 local selected = {}
 for _, member in ipairs(members) do
   local run = run_of(member)
-  local info, status, started =
-    unpack(redis.call('HMGET', key('run', run), 'info', 'status', 'started'))
-  if not info then
+  local fields = redis.pcall('HMGET', key('run', run), 'info', 'status', 'started')
+  if fields.err or not fields[1] then
     redis.call('ZREM', index, member)
   else
-    info = cjson.decode(info)
-    local place = {tonumber(started), run}
-    if status ~= 'refused'
+    local status, place = fields[2], {tonumber(fields[3]) or 0, run}
+    local is_json, info = pcall(cjson.decode, fields[1])
+    if is_json and type(info) == 'table' and status ~= 'refused'
       and (not selection.after or is_before(selection.after, place))
       and (not selection.status or selection.status == status)
       and (not owner or owner == info.owner)
       and (not selection.source or selection.source == info.source)
       and (not exact or exact == info.key)
-      and (not prefix or (info.key ~= cjson.null and info.key:sub(1, #prefix) == prefix))
+      and (not prefix or (type(info.key) == 'string' and info.key:sub(1, #prefix) == prefix))
     then
       selected[#selected + 1] = place
     end

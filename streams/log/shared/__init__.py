@@ -13,21 +13,20 @@ that are dead.
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from streams.errors import Unavailable, UnknownRun
+from streams.errors import Unavailable, UnknownRun, for_log
 from streams.log import Adopter, Limits, RunInfo, RunLog, Selection
 from streams.log.memory import MemoryLog
 from streams.log.shared.repeat import Backoff, repeat, until_answered
-from streams.log.shared.run import APPEND_EVENTS, SharedRun
+from streams.log.shared.run import SharedRun
 from streams.log.shared.topics import RENEWALS_PER_REFRESH, SharedTopics
-from streams.log.shared.work import Work
+from streams.log.shared.work import APPEND_EVENTS, Work
 from streams.log.store import Committed, Cursor, Fenced, Missing, Notice, Outcome, State, Store
 
 logger = logging.getLogger("streams")
@@ -67,7 +66,6 @@ class SharedLog(SharedTopics):
         self._opening, self._opening_store = asyncio.Lock(), asyncio.Lock()
         self._registered = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._background: set[asyncio.Task[None]] = set()
         self._next_append = 0.0
         self._renewals = 0
 
@@ -110,8 +108,9 @@ class SharedLog(SharedTopics):
             try:
                 run = await self.store.create(info, limits)
             except (Unavailable, asyncio.CancelledError):
-                # The store may have the run although it did not answer. Nobody would end it.
-                self._in_background(until_answered(partial(self.store.discard, info.run)))
+                # The store may have created the run although it did not answer. Nobody would
+                # end it.
+                self._work.in_background(until_answered(partial(self.store.discard, info.run)))
                 raise
             if run == info.run:
                 break
@@ -183,7 +182,7 @@ class SharedLog(SharedTopics):
             try:
                 await self.store.discard(run)
             except (Unavailable, asyncio.CancelledError) as error:
-                self._in_background(until_answered(partial(self.store.discard, run)))
+                self._work.in_background(until_answered(partial(self.store.discard, run)))
                 if isinstance(error, asyncio.CancelledError):
                     raise
 
@@ -206,7 +205,7 @@ class SharedLog(SharedTopics):
         if self._tasks:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.written(), LAST_WRITE_SECONDS)
-            tasks = [*self._tasks, *self._background]
+            tasks = [*self._tasks, *self._work.background]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -216,11 +215,6 @@ class SharedLog(SharedTopics):
             with suppress(Unavailable):
                 await self.store.leave()
         await self.store.aclose()
-
-    def _in_background(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     # Sends what the runs here have appended, and the cursors of the readers here.
 
@@ -287,7 +281,7 @@ class SharedLog(SharedTopics):
                 if not run.on_missing(last):
                     self._release(run)
                     run.on_lost()
-                    self._in_background(until_answered(partial(run.close_in_store, run.lost)))
+                    self._work.in_background(until_answered(partial(run.close_in_store, run.lost)))
             case Fenced():
                 self._on_fenced(run)
             case _:
@@ -325,7 +319,7 @@ class SharedLog(SharedTopics):
     def _on_notice(self, notice: Notice) -> None:
         known = self._runs.get(notice.run)
         if notice.kind == "left":
-            self._in_background(self._take_over(notice.worker))
+            self._work.in_background(self._take_over(notice.worker))
         elif known is None:
             return
         elif notice.kind == "cursor":
@@ -357,7 +351,7 @@ class SharedLog(SharedTopics):
             dead = (workers.dead & suspects) | workers.certain
             for worker in dead - handled - {self.worker}:
                 handled.add(worker)
-                self._in_background(self._take_over(worker))
+                self._work.in_background(self._take_over(worker))
             handled &= workers.dead
             suspects = workers.dead
             await self._remove_cursors([c for c in cursors if c[1] not in workers.all])
@@ -383,7 +377,8 @@ class SharedLog(SharedTopics):
             try:
                 return await self._take_over_runs(worker)
             except Exception:
-                logger.exception("unexpected error while the runs of %s are taken over", worker)
+                name = for_log(worker)
+                logger.exception("unexpected error while the runs of %s are taken over", name)
                 await backoff.wait()
 
     async def _take_over_runs(self, worker: str) -> None:
@@ -392,9 +387,9 @@ class SharedLog(SharedTopics):
         runs = await until_answered(partial(self.store.runs_of, worker))
         random.shuffle(runs)  # several workers claim at once: each gets a share
         for run in runs:
-            state = await until_answered(partial(self.store.claim, run, worker))
+            state = await self._work.claim(run, worker)
             if state is not None and not (known := self._run_of(state)).is_producer:
                 known.on_claimed(state)
                 self._keep(known)
-                self._in_background(self._adopter.adopt(known))
+                self._work.in_background(self._adopter.adopt(known))
         await until_answered(partial(self.store.remove_worker, worker))

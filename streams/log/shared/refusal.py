@@ -35,9 +35,12 @@ def encode(error: StreamError) -> bytes:
 
 def decode(frame: bytes) -> StreamError:
     """The error in the frame of a refusal."""
-    (end,) = parse_frames(frame)
-    refusal = msgspec.json.decode(end.data, type=Refusal)
-    kind = Unavailable if refusal.passes else StreamError
-    error = kind(refusal.detail, status=refusal.status, retry_after=refusal.retry_after)
+    try:
+        (end,) = parse_frames(frame)
+        refusal = msgspec.json.decode(end.data, type=Refusal)
+        kind = Unavailable if refusal.passes else StreamError
+        error = kind(refusal.detail, status=refusal.status, retry_after=refusal.retry_after)
+    except ValueError:  # No worker has written it so.
+        return StreamError("the log has lost the reason why the source refused this run")
     error.headers, error.members = refusal.headers, refusal.members
     return error

@@ -23,15 +23,8 @@ from streams.log.memory_run import CHUNK, MemoryReader, MemoryRun
 from streams.log.shared import refusal
 from streams.log.shared.repeat import until_answered
 from streams.log.shared.topics import watched_seconds
-from streams.log.shared.work import Work
-from streams.log.store import Append, Cursor, Entry, State
-
-APPEND_BYTES = 256 * 1024
-APPEND_EVENTS = 512
-"""One operation appends about this many bytes and events of a run at most."""
-
-CLOCK_SECONDS = 0.1
-"""This worker keeps a finished run for this much longer than the store: their clocks differ."""
+from streams.log.shared.work import APPEND_BYTES, APPEND_EVENTS, CLOCK_SECONDS, Work
+from streams.log.store import Append, Cursor, Entry, State, is_sound, sound
 
 
 class SharedRun:
@@ -69,7 +62,7 @@ class SharedRun:
         self._set_remote_readers(state)
         if is_producer:
             self.memory.hold_arguments(state.info)
-            self._set_remote_cursors(state)
+            self.remote_cursors = {worker: after for worker, (after, _) in state.cursors.items()}
 
     @property
     def info(self) -> RunInfo:
@@ -107,10 +100,7 @@ class SharedRun:
 
     def _set_remote_readers(self, state: State) -> None:
         me = self._work.worker
-        self._remote_readers = {w: readers for w, (_, readers) in state.cursors.items() if w != me}
-
-    def _set_remote_cursors(self, state: State) -> None:
-        self.remote_cursors = {worker: after for worker, (after, _) in state.cursors.items()}
+        self._remote_readers = {w: count for w, (_, count) in state.cursors.items() if w != me}
 
     # The producer's side
 
@@ -163,8 +153,7 @@ class SharedRun:
             await self.close_in_store(end)
 
     async def close_in_store(self, end: End) -> None:
-        frees_key = self.info.frees_key(end)
-        await self._work.store.close(self.info.run, end, frees_key=frees_key)
+        await self._work.store.close(self.info.run, end, frees_key=self.info.frees_key(end))
 
     def uncommitted(self) -> Append:
         """What to send to the store next."""
@@ -176,14 +165,13 @@ class SharedRun:
         ends = memory.closed and self.committed + len(frames) == memory.last
         status = memory.status if ends else None
         frees_key = ends and self._frees_key
-        number, unread = self.committed + 1, self.info.shared
-        return Append(self.info.run, number, frames, evict, status, frees_key, unread)
+        info, number = self.info, self.committed + 1
+        return Append(info.run, number, frames, evict, status, frees_key, info.shared)
 
     def cursor(self) -> Cursor:
         """The cursor that paces the run, of the readers here."""
-        memory, work = self.memory, self._work
+        memory, work, keep = self.memory, self._work, None
         after = memory.pacing_cursor if memory.readers and not self.is_producer else None
-        keep = None
         if self.info.topic:
             keep = memory.limits.retain + (0 if after is None else watched_seconds(work.store))
         return Cursor(self.info.run, work.worker, after, memory.readers, keep)
@@ -214,7 +202,6 @@ class SharedRun:
 
     @property
     def lost(self) -> End:
-        """How the run ends when the store has lost events of it."""
         return End.failed(self.info.lost("the log has lost events of this run"))
 
     def on_lost(self) -> None:
@@ -264,7 +251,7 @@ class SharedRun:
             self.memory.reset(state.last)
         self._begin = self.memory.first
         self._set_remote_readers(state)
-        self._set_remote_cursors(state)
+        self.remote_cursors = {worker: after for worker, (after, _) in state.cursors.items()}
 
     def on_forgotten(self) -> None:
         """The store does not have the run any more. The streams of its readers break off."""
@@ -305,6 +292,9 @@ class SharedRun:
         for entry in entries:
             if entry.number <= memory.last or memory.closed:
                 continue
+            if not is_sound(self._id, entry):
+                self._on_damaged(entry.number)
+                return
             if entry.number > memory.last + 1:  # the store has evicted those between
                 memory.reset(entry.number - 1)
             if entry.status == "refused":
@@ -321,6 +311,14 @@ class SharedRun:
         self.backlogged = memory.is_full()
         if memory.closed:
             self._unfollow()
+
+    def _on_damaged(self, number: int) -> tuple[bytes, int]:
+        """Ends the run for everybody: what the store has as event `number` is none of its own."""
+        self._work.end_damaged(self, number)
+        if self.is_producer:  # The store will take the run from it.
+            raise LostHistory(self.memory.first - number, self.memory.first)
+        self.on_lost()
+        return frame(self._id, self.memory.last, b"end", self.lost.encode()), self.memory.last
 
     def _unfollow(self) -> None:
         # Another object may stand for the run by now, after this one was forgotten.
@@ -395,6 +393,8 @@ class SharedRun:
         if entries[0].number > after + 1:
             self.first = entries[0].number
             raise LostHistory(self.first - 1 - after, self.first)
+        if not (entries := sound(self._id, entries)):
+            return self._on_damaged(after + 1)
         frames = b"".join([entry.frame for entry in entries])
         self._piece_events = max(1, min(1000, len(entries) * CHUNK // len(frames)))
         return frames, entries[-1].number

@@ -1,15 +1,27 @@
 """Work: what all runs of one worker share."""
 
 import asyncio
-import os
-import secrets
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from streams.errors import ProducerLost
+from streams.event import End
 from streams.log.memory import MemoryLog
-from streams.log.store import Store
+from streams.log.shared.repeat import until_answered
+from streams.log.store import Damaged, State, Store, report_damage
 
 if TYPE_CHECKING:
     from streams.log.shared.run import SharedRun
+
+APPEND_BYTES = 256 * 1024
+APPEND_EVENTS = 512
+"""One operation appends about this many bytes and events of a run at most."""
+
+CLOCK_SECONDS = 0.1
+"""This worker keeps a finished run for this much longer than the store: their clocks differ."""
+
+LOST = End.failed(ProducerLost("the log has lost events of this run; start a new run"))
 
 
 class Work:
@@ -25,15 +37,33 @@ class Work:
         self.appending: dict[SharedRun, None] = {}
         self.moved: dict[SharedRun, None] = {}
         self.followed: dict[str, SharedRun] = {}
+        self.background: set[asyncio.Task[None]] = set()
         self.queued = asyncio.Event()
         self.done = asyncio.Event()
         self.done.set()
-        self._token = secrets.token_hex(4)
 
     @property
     def worker(self) -> str:
-        """The name of this process. Each fork of it has another one."""
-        return f"{os.getpid()}-{self._token}"
+        return self.local.worker
+
+    async def claim(self, run: str, worker: str) -> State | None:
+        """Claims a run of a dead worker, as Store.claim does. Ends one that cannot be read."""
+        try:
+            return await until_answered(partial(self.store.claim, run, worker))
+        except Damaged as damaged:
+            report_damage(run, damaged)
+            await until_answered(partial(self.store.close, run, LOST, frees_key=True))
+            return None
+
+    def end_damaged(self, run: "SharedRun", number: int) -> None:
+        """Has the store end a run: what it has as event `number` is none of the run's own."""
+        report_damage(run.info.run, f"event {number} is none of its own")
+        self.in_background(until_answered(partial(run.close_in_store, run.lost)))
+
+    def in_background(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(coroutine)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
 
     def queue_append(self, run: "SharedRun") -> None:
         """Has the uncommitted frames of a run sent to the store."""

@@ -28,6 +28,7 @@ from streams.log.sqlite.rows import (
     LAST,
     find_by_key,
     find_run,
+    find_state,
     insert_batches,
     insert_run,
     load_state,
@@ -138,14 +139,14 @@ class SQLiteStore:
         def select(db: sqlite3.Connection) -> list[State]:
             db.execute("BEGIN")  # The runs are those of one moment.
             states = [
-                load_state(db, self._app, run) for run in select_runs(db, self._app, selection)
+                find_state(db, self._app, run) for run in select_runs(db, self._app, selection)
             ]
             return [state for state in states if state is not None]
 
         return await self._link.do(select)
 
     async def load(self, runs: Sequence[str]) -> list[State | None]:
-        return await self._link.do(lambda db: [load_state(db, self._app, run) for run in runs])
+        return await self._link.do(lambda db: [find_state(db, self._app, run) for run in runs])
 
     async def read(self, run: str, after: int, count: int) -> list[Entry]:
         def read(db: sqlite3.Connection) -> list[Entry]:

@@ -98,7 +98,11 @@ class Follower:
         )
         newest = _newest(db, "cursor")
         rows = db.execute(query, (self._cursor, self._worker)).fetchall()
-        return newest, [Notice("cursor", *columns) for _, *columns in rows]
+        return newest, [
+            Notice("cursor", name, worker, after, readers)
+            for _, name, worker, after, readers in rows
+            if isinstance(after, int | None) and isinstance(readers, int)
+        ]
 
 
 def _newest(db: sqlite3.Connection, table: str) -> int:

@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import closing
 
+from streams.errors import for_log
 from streams.log.sqlite.database import Database, patiently
 from streams.log.sqlite.rows import raise_generation
 
@@ -62,7 +63,7 @@ class Keeper(threading.Thread):
                     locks.release("keeper")
             except (sqlite3.Error, OSError) as error:
                 # The workers meet the same error, and report it.
-                logger.debug("the keeper of %s: %s", self._database.path, error)
+                logger.debug("the keeper of %s: %s", self._database.path, for_log(error))
                 self._stopping.wait(1)
 
     def _keep(self, connection: sqlite3.Connection) -> None:

@@ -11,16 +11,26 @@ from collections.abc import Sequence
 
 import msgspec
 
+from streams.errors import for_log
 from streams.log.sqlite.rows import (
     FIRST,
     LAST,
     find_run,
+    find_state,
     insert_batches,
-    load_state,
     packed,
     read_generation,
 )
-from streams.log.store import Append, Committed, Fenced, Forgotten, Missing, Notice, Outcome
+from streams.log.store import (
+    Append,
+    Committed,
+    Fenced,
+    Forgotten,
+    Missing,
+    Notice,
+    Outcome,
+    report_damage,
+)
 
 logger = logging.getLogger("streams")
 
@@ -67,7 +77,13 @@ class Produced:
                 else:  # The database may have something else than this worker remembers.
                     break
             else:
-                if self._commit(db, batches):
+                try:
+                    committed = self._commit(db, batches)
+                except sqlite3.IntegrityError as error:  # A row that no worker has written.
+                    if has_looked:
+                        return self._append_one_by_one(db, appends, error)
+                    committed = False
+                if committed:
                     return [
                         self._after_commit(db, append, outcome)
                         if isinstance(outcome, Committed)
@@ -75,6 +91,18 @@ class Produced:
                         for append, outcome in zip(appends, outcomes, strict=True)
                     ]
             self._generation = -1
+
+    def _append_one_by_one(
+        self, db: sqlite3.Connection, appends: Sequence[Append], error: sqlite3.IntegrityError
+    ) -> list[Outcome]:
+        """Forgets the run to which nothing can be appended, and appends to the others."""
+        if len(appends) > 1:
+            return [outcome for append in appends for outcome in self.append(db, [append])]
+        name = appends[0].run
+        report_damage(name, error)
+        forget = "UPDATE run SET name = NULL, expires = 0, status = 'cancelled' WHERE id = ?"
+        db.execute(forget, (self.runs.pop(name).id,))
+        return [Forgotten()]
 
     def _commit(self, db: sqlite3.Connection, batches: list[object]) -> bool:
         """Returns False, and stores nothing, if the generation is not the one of the last look."""
@@ -97,7 +125,7 @@ class Produced:
         try:
             self._evict(db, run, append.evict, append.evicts_unread)
         except sqlite3.Error as error:  # The events are committed. The next append tries again.
-            logger.debug("events of run %s were not evicted: %s", append.run, error)
+            logger.debug("events of run %s were not evicted: %s", append.run, for_log(error))
         return Committed(run.last, run.first)
 
     def _evict(self, db: sqlite3.Connection, run: ProducedRun, up_to: int, unread: bool) -> None:
@@ -127,7 +155,7 @@ class Produced:
         ).fetchall()
         runs = {name: ProducedRun(*columns) for name, *columns in rows}
         for run in self.runs.keys() - runs.keys():
-            state = load_state(db, self._app, run)
+            state = find_state(db, self._app, run)
             if state is None:
                 self.notices.append(Notice("forgotten", run))
             else:

@@ -11,12 +11,11 @@ from functools import cache
 from itertools import accumulate, pairwise
 from struct import Struct
 
-import msgspec
 from msgspec import UNSET
 
 from streams.event import encode_json
 from streams.log import Limits, RunInfo, Selection, Status
-from streams.log.store import Entry, State
+from streams.log.store import Damaged, Entry, State, report_damage, state_of, unsound
 
 BATCHES_PER_QUERY = 16
 
@@ -70,7 +69,7 @@ def select_runs(db: sqlite3.Connection, app: str, selection: Selection) -> list[
 
 
 def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
-    """The state of a run; None if there is no such run, or it has expired."""
+    """The state of a run; None if there is no such run, or it has expired. Raises Damaged."""
     if (number := find_run(db, app, run)) is None:
         return None
     info, status, producer, last, first, window, retain, drops_oldest = db.execute(
@@ -81,15 +80,24 @@ def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
     cursors = db.execute(
         "SELECT worker, after, readers FROM cursor WHERE run = ? AND after IS NOT NULL", (number,)
     )
-    return State(
-        msgspec.json.decode(info, type=RunInfo),
-        status,
-        producer,
-        last,
-        first,
-        Limits(window, retain, bool(drops_oldest)),
-        {worker: (had, readers) for worker, had, readers in cursors.fetchall()},
+    return state_of(
+        info,
+        status=status,
+        producer=producer,
+        last=last,
+        first=first,
+        limits={"window": window, "retain": retain, "drops_oldest": bool(drops_oldest)},
+        cursors={worker: (had, readers) for worker, had, readers in cursors.fetchall()},
     )
+
+
+def find_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
+    """Like `load_state`; None also for a state that cannot be read, which is logged."""
+    try:
+        return load_state(db, app, run)
+    except Damaged as damaged:
+        report_damage(run, damaged)
+        return None
 
 
 def read_entries(db: sqlite3.Connection, run: int, after: int, count: int) -> list[Entry]:
@@ -113,9 +121,20 @@ def read_entries(db: sqlite3.Connection, run: int, after: int, count: int) -> li
 def unpacked(
     last: int, status: Status | None, ends: bytes, frames: bytes, *, after: int
 ) -> list[Entry]:
-    """The events after `after` of a batch with these columns."""
+    """The events after `after` of a batch with these columns. They can have any types."""
+    try:
+        return _unpacked(last, status, ends, frames, after)
+    except (TypeError, ValueError):
+        return [unsound(after + 1)]
+
+
+def _unpacked(
+    last: int, status: Status | None, ends: bytes, frames: bytes, after: int
+) -> list[Entry]:
     if len(ends) == _END.size:
         return [Entry(last, frames, status)] if last > after else []
+    if not ends:
+        raise ValueError("a batch without events")
     bounds = [0, *array("I", ends)]
     number = last - len(bounds) + 1
     entries = [

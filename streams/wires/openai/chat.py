@@ -18,7 +18,7 @@ from streams.event import EventId, LoggedEvent, payload
 from streams.log import RunInfo
 from streams.wires import Wire
 from streams.wires.answer import NOTHING, Answer, Piece, ToolCall
-from streams.wires.openai.common import arguments_for, error_object, estimated_tokens
+from streams.wires.openai.common import MODEL_NAME, arguments_for, error_object, estimated_tokens
 from streams.wires.openai.stop import StopSequences
 
 StopSequence = Annotated[str, Meta(max_length=1000)]
@@ -31,7 +31,7 @@ class StreamOptions(msgspec.Struct):
 class ChatRequest(msgspec.Struct, kw_only=True):
     """The fields of a request with which the wire deals itself."""
 
-    model: Annotated[str, Meta(max_length=256)]
+    model: Annotated[str, Meta(max_length=MODEL_NAME)]
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
     n: Literal[1] | None = 1
     stream: bool | None = False

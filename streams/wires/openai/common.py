@@ -68,6 +68,9 @@ UNUSED: dict[str, Any] = {
     "top_logprobs": 0,
 }
 
+MODEL_NAME = 256
+"""Characters of a model's name at most: every chunk repeats it."""
+
 LISTED_MODELS = 10
 """The error for an unknown model names so many others."""
 
@@ -86,7 +89,7 @@ class Models:
         """The source for a model. If there is one only, it has any name. Raises StreamError."""
         if name in self._sources:
             return self._sources[name]
-        if len(self._sources) == 1:
+        if len(self._sources) == 1 and len(name) <= MODEL_NAME:
             return next(iter(self._sources.values()))
         known = ", ".join(abbreviated(each) for each in [*self._sources][:LISTED_MODELS])
         if (more := len(self._sources) - LISTED_MODELS) > 0:

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from streams import StreamError
 from streams.errors import abbreviated
+from streams.wires.openai.common import MODEL_NAME
 
 Items = Sequence[dict[str, Any]]
 
@@ -63,7 +64,7 @@ class Text(msgspec.Struct):
 class ResponsesRequest(msgspec.Struct, kw_only=True):
     """The fields of a request that mean something here. All others go to the source as they are."""
 
-    model: Annotated[str, Meta(max_length=256)]
+    model: Annotated[str, Meta(max_length=MODEL_NAME)]
     input: str | list[dict[str, Any]] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None

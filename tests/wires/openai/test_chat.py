@@ -543,3 +543,11 @@ async def test_a_page_of_another_site_is_refused_before_its_body_is_read() -> No
         headers = {"Sec-Fetch-Site": "cross-site"}
         response = await client.post(PATH, content=b"no JSON", headers=headers)
         assert response.status_code == 403
+
+
+@pytest.mark.parametrize(("length", "status"), [(256, 200), (257, 404)])
+async def test_the_only_model_is_described_by_any_name_of_256_characters(
+    length: int, status: int
+) -> None:
+    async with client_of(mock()) as client:
+        assert (await client.get(f"/v1/models/{'m' * length}")).status_code == status

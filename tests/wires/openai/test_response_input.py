@@ -122,7 +122,7 @@ def test_instructions_come_first_and_then_the_earlier_conversation() -> None:
         ),
         ({"type": "function_call", "name": "f"}, "input[1]", "this function_call has no"),
         ({"type": "function_call_output", "call_id": "c"}, "input[1]", "has no output"),
-        (said("user", [{"type": "x" * 500}]), "input[1].content[0]", "(502 characters)"),
+        (said("user", [{"type": "x" * 500}]), "input[1].content[0]", "(500 characters)"),
     ],
 )
 def test_an_item_that_is_no_message_is_named(item: Any, place: str, detail: str) -> None:

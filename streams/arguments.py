@@ -1,0 +1,93 @@
+"""Arguments: what a client gives for the parameters of a source, checked against their types.
+
+Invariants:
+
+1. All faults are reported at once, at most MAX_FAULTS of them one by one.
+2. Whatever a client sends, it is checked in one pass, and the answer is short.
+"""
+
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from typing import Any
+
+import msgspec
+from starlette.datastructures import QueryParams
+
+from streams.encoding import MAX_FAULTS, decode_model
+from streams.errors import (
+    InvalidBody,
+    InvalidParameters,
+    abbreviated,
+    shortened,
+    without_long_quotes,
+)
+
+MAX_PARAMETERS = 100
+"""A query has at most this many parameters, and the JSON object of a POST this many members."""
+
+
+def items_of(query: QueryParams) -> list[tuple[str, str]]:
+    """The names and values in a query. Raises InvalidParameters if there are too many."""
+    items = query.multi_items()
+    if len(items) > MAX_PARAMETERS:
+        raise InvalidParameters(
+            f"the query has {len(items)} parameters; give at most {MAX_PARAMETERS}"
+        )
+    return items
+
+
+def decode_json(body: bytes, type_: Any = Any) -> Any:
+    """The value that a client sent as JSON. Raises InvalidBody."""
+    kind = "JSON" if type_ is Any else "a JSON object"
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidBody(f"the body must be {kind}: {without_long_quotes(str(error))}") from None
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a client sent; an empty body is an empty one. Raises InvalidBody."""
+    given: dict[str, Any] = decode_json(body or b"{}", dict[str, Any])
+    if len(given) > MAX_PARAMETERS:
+        raise InvalidBody(f"the body has {len(given)} members; give at most {MAX_PARAMETERS}")
+    return given
+
+
+def converted(
+    given: Mapping[str, Any], types: Mapping[str, Any], required: Iterable[str], *, strict: bool
+) -> dict[str, Any]:
+    """The given values as the declared types. Raises InvalidParameters with all faults."""
+    arguments = {}
+    faults = {name: "is required" for name in required if name not in given}
+    for name, value in given.items():
+        if name not in types:
+            known = ", ".join(types) or "none"
+            faults[name] = f"is not a parameter of this source; its parameters: {known}"
+            continue
+        try:
+            argument = msgspec.convert(value, types[name], strict=strict, dec_hook=decode_model)
+        except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
+            text = without_long_quotes(str(error)) or "is invalid"
+            faults[name] = f"{text[:1].lower()}{text[1:]}, given {abbreviated(value)}"
+        else:
+            arguments[name] = argument
+            if not strict and not _is_finite(argument):
+                faults[name] = f"is not a finite number, given {abbreviated(value)}"
+    if faults:
+        raise _invalid(faults)
+    return arguments
+
+
+def _is_finite(argument: Any) -> bool:
+    """Whether a value from a query is not NaN or an infinity, which JSON does not have either."""
+    if isinstance(argument, list | tuple | set | frozenset):
+        return all(map(_is_finite, argument))
+    return not isinstance(argument, float) or isfinite(argument)
+
+
+def _invalid(faults: Mapping[str, str]) -> InvalidParameters:
+    errors = [{"name": shortened(name), "detail": faults[name]} for name in [*faults][:MAX_FAULTS]]
+    details = [f"{error['name']}: {error['detail']}" for error in errors]
+    if more := len(faults) - len(errors):
+        details.append(f"and {more} more")
+    return InvalidParameters("; ".join(details), errors=errors)

@@ -1,0 +1,1 @@
+"""A fuzzer: odd requests over a real socket, which must harm nobody. `make fuzz` runs it."""

@@ -1,0 +1,172 @@
+"""arguments.py: how much a client can give, and how little of it an answer repeats."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+from starlette.datastructures import QueryParams
+
+from streams import Streams, source, topic
+from streams.arguments import MAX_PARAMETERS
+from streams.encoding import MAX_FAULTS
+from streams.errors import InvalidBody, InvalidParameters
+from streams.sources import counter, tokens
+from tests.support.servers import client_of
+from tests.test_asgi import problem
+
+LONG = "x" * 5000
+JSON = {"Content-Type": "application/json"}
+
+
+@source
+async def anything(
+    value: Any = None, numbers: Sequence[float] = (), number: float = 0
+) -> AsyncIterator[Any]:
+    """Takes what comes."""
+    yield value
+
+
+def test_a_query_has_at_most_100_parameters() -> None:
+    def query(count: int) -> QueryParams:
+        return QueryParams([("value", "1")] * count)
+
+    assert len(anything.from_query(query(MAX_PARAMETERS))["value"]) == MAX_PARAMETERS
+    with pytest.raises(InvalidParameters, match="the query has 101 parameters; give at most 100"):
+        anything.from_query(query(MAX_PARAMETERS + 1))
+    with pytest.raises(InvalidParameters, match="the query has 101 parameters; give at most 100"):
+        anything.check_query_of_post(query(MAX_PARAMETERS + 1))
+
+
+def test_a_body_has_at_most_100_members() -> None:
+    def body(count: int) -> bytes:
+        return json.dumps({f"name{n}": n for n in range(count)}).encode()
+
+    with pytest.raises(InvalidParameters, match="name0: is not a parameter"):
+        anything.from_json(body(MAX_PARAMETERS))
+    with pytest.raises(InvalidBody, match="the body has 101 members; give at most 100"):
+        anything.from_json(body(MAX_PARAMETERS + 1))
+
+
+def test_the_first_20_faults_are_reported_and_the_rest_is_counted() -> None:
+    def query(count: int) -> QueryParams:
+        return QueryParams([(f"name{n}", "1") for n in range(count)])
+
+    for count in (MAX_FAULTS, MAX_FAULTS + 1, MAX_PARAMETERS):
+        with pytest.raises(InvalidParameters) as raised:
+            anything.from_query(query(count))
+        assert len(raised.value.members["errors"]) == MAX_FAULTS
+        more = count - MAX_FAULTS
+        assert str(raised.value).endswith(f"; and {more} more") == bool(more)
+
+
+@pytest.mark.parametrize("number", ["nan", "NaN", "inf", "-inf", "Infinity", "1e400", "9" * 5000])
+def test_a_number_in_a_query_is_finite(number: str) -> None:
+    for name in ("number", "numbers"):
+        with pytest.raises(InvalidParameters, match=f"{name}: .*, given ") as raised:
+            anything.from_query(QueryParams([(name, number)]))
+        assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e400", b"9" * 5000, b'"nan"'])
+def test_a_number_in_json_is_finite(number: bytes) -> None:
+    with pytest.raises((InvalidBody, InvalidParameters)) as raised:
+        anything.from_json(b'{"number":%b}' % number)
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"value":"\\ud800"}', b'{"\\udfff":1}', b'{"value":"\xed\xa0\x80"}']
+)
+async def test_a_lone_surrogate_in_json_is_a_422(body: bytes) -> None:
+    async with client_of(Streams([anything])) as client:
+        answer = await client.post("/streams/anything", content=body, headers=JSON)
+    assert "the body must be a JSON object" in problem(answer, 422)
+
+
+async def test_of_a_member_that_is_given_twice_the_last_one_counts() -> None:
+    async with client_of(Streams([counter])) as client:
+        body = b'{"count":"x","interval":0.01,"count":0}'
+        answer = await client.post("/streams/counter", content=body, headers=JSON)
+    assert answer.status_code == 200
+
+
+@topic
+def room(name: str) -> None:
+    """A room."""
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "content"),
+    [
+        ("GET", f"/{LONG}", {}, None),
+        ("GET", f"/streams/{LONG}", {}, None),
+        ("GET", f"/streams/counter?{LONG}=1", {}, None),
+        ("GET", f"/streams/counter?count={LONG}", {}, None),
+        ("GET", f"/streams/tokens?every={LONG}&prompt={LONG}", {}, None),
+        ("GET", "/streams/counter", {"Accept": LONG}, None),
+        ("GET", "/streams/counter", {"Last-Event-ID": LONG}, None),
+        ("GET", "/streams/counter", {"Idempotency-Key": LONG}, None),
+        ("GET", "/streams/counter", {"Idempotency-Key": f'"{LONG}'}, None),
+        ("POST", "/streams/counter", {"Content-Type": LONG}, "1"),
+        ("POST", "/streams/counter", JSON, json.dumps({LONG: 1})),
+        ("POST", "/streams/counter", JSON, json.dumps({"count": LONG})),
+        ("POST", "/streams/counter", JSON, json.dumps({"count": [LONG] * 9})),
+        ("POST", "/streams/counter", JSON, json.dumps({"count": {LONG: {LONG: LONG}}})),
+        ("GET", f"/runs/{LONG}", {}, None),
+        ("DELETE", f"/runs/{LONG}", {}, None),
+        ("GET", f"/runs?{LONG}=1", {}, None),
+        ("GET", f"/runs?status={LONG}", {}, None),
+        ("GET", f"/runs?key={LONG}", {}, None),
+        ("GET", f"/runs?key_prefix={LONG}", {}, None),
+        ("POST", f"/topics/{LONG}", JSON, "1"),
+        ("POST", f"/topics/room?{LONG}=1", JSON, "1"),
+        ("GET", f"/page/{LONG}", {}, None),
+        ("GET", f"/v1/models/{LONG}", {}, None),
+        ("POST", "/v1/chat/completions", JSON, json.dumps({"model": LONG, "messages": [{}]})),
+        (LONG.upper(), "/streams", {}, None),
+    ],
+)
+async def test_nothing_that_a_client_sends_is_repeated_beyond_80_characters(
+    method: str, path: str, headers: dict[str, str], content: str | None
+) -> None:
+    streams = Streams(
+        [counter, tokens, room], models={"mock": tokens}, publish=lambda request: None
+    )
+    async with client_of(streams, http="h11") as client:
+        answer = await client.request(method, path, headers=headers, content=content)
+    assert 400 <= answer.status_code < 500, answer.text
+    assert "x" * 81 not in answer.text.lower()
+    assert all("x" * 81 not in value for value in answer.headers.values())
+
+
+async def test_unicode_in_names_and_values_is_a_422() -> None:
+    odd = quote("\r\n\x1b[31m\u202e☃" * 3)
+    async with client_of(Streams([counter])) as client:
+        for query in (f"{odd}=1", f"count={odd}", "%ED%A0%80=1", "count=%ED%A0%80", "count=%00"):
+            answer = await client.get(f"/streams/counter?{query}")
+            assert "\x1b" not in problem(answer, 422)
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    number: int
+
+
+@source
+async def modelled(value: Model) -> AsyncIterator[Any]:
+    """Takes a model of pydantic."""
+    yield value
+
+
+@pytest.mark.parametrize(
+    "value", [{LONG: 1}, {"number": LONG}, {f"n{n}": n for n in range(5000)}, {"number": [LONG]}]
+)
+async def test_the_faults_of_a_model_are_few_and_short(value: Any) -> None:
+    async with client_of(Streams([modelled])) as client:
+        answer = await client.post("/streams/modelled", json={"value": value})
+    assert problem(answer, 422)
+    assert len(answer.text) < 1500
+    assert "x" * 81 not in answer.text

@@ -1,0 +1,223 @@
+"""body.py: how long a body may be, how long it may take to arrive, and clients that leave."""
+
+import asyncio
+import contextvars
+import gc
+import json
+import logging
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import Request
+
+from streams import Streams, source, topic
+from streams.body import MAX_CONTAINERS, MAX_DEPTH, Bodies, Body, check_structure
+from streams.errors import BodyTooSlow, InvalidBody
+from streams.sources import tokens
+from tests.support.servers import Connection, client_of, connection, serving, until
+
+opened: list[str] = []
+
+
+@source
+async def counted() -> AsyncIterator[int]:
+    """Says when it is opened."""
+    opened.append("counted")
+    yield 1
+
+
+@topic
+def room() -> None:
+    """A room."""
+
+
+BODIES = {
+    "/streams/counted": b"{}    ",
+    "/topics/room": b"1     ",
+    "/v1/chat/completions": json.dumps(
+        {"model": "mock", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    ).encode(),
+}
+
+
+def app(**options: Any) -> Streams:
+    opened.clear()
+    return Streams(
+        [counted, room], models={"mock": tokens}, publish=lambda request: None, **options
+    )
+
+
+@asynccontextmanager
+async def posting(url: str, path: str, sent: int | None) -> AsyncIterator[Connection]:
+    """A POST of which only the first bytes of the body are sent."""
+    body = BODIES[path]
+    headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    async with connection(url, path, method="POST", headers=headers) as stream:
+        stream.writer.write(body[:sent])
+        yield stream
+
+
+def nested(depth: int) -> bytes:
+    """JSON of `depth` arrays and objects, one in the other."""
+    return b'{"a":[' * (depth // 2) + b"[]" * (depth % 2) + b"]}" * (depth // 2)
+
+
+def refusal(content: bytes) -> str:
+    """Why JSON is refused; an empty text if it is not."""
+    try:
+        check_structure(content)
+    except InvalidBody as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("depth", [1, MAX_DEPTH - 1, MAX_DEPTH, MAX_DEPTH + 1, 1000, 10_000])
+def test_json_is_nested_at_most_64_deep(depth: int) -> None:
+    for content in (nested(depth), b"[" * depth + b"]" * depth):
+        assert ("nested deeper than 64" in refusal(content)) == (depth > MAX_DEPTH)
+
+
+def test_json_has_at_most_10_000_arrays_and_objects() -> None:
+    for pair in (b"[],", b"{},", b"[{}],"):
+        count = MAX_CONTAINERS // (pair.count(b"[") + pair.count(b"{"))
+        for more in (0, 1):
+            pairs = pair * (count + more)
+            assert ("10000 is the limit" in refusal(pairs)) == bool(more)
+
+
+@given(
+    st.recursive(
+        st.text() | st.none(),
+        lambda json: st.lists(json) | st.dictionaries(st.text(), json),
+        max_leaves=300,
+    )
+)
+def test_the_structure_of_any_json_is_found(value: Any) -> None:
+    def depth(value: Any) -> int:
+        parts = value.values() if isinstance(value, dict) else value
+        return 1 + max(map(depth, parts), default=0) if isinstance(value, dict | list) else 0
+
+    text = json.dumps(["[" * 70, value]).encode()
+    wrapped = b"[" * 60 + text + b"]" * 60
+    assert ("nested deeper" in refusal(wrapped)) == (61 + depth(value) > MAX_DEPTH)
+
+
+def test_brackets_inside_a_text_are_no_structure() -> None:
+    for text in ("[" * 20_000, '\\"[' * 20_000, "\\" + "{" * 20_000):
+        assert refusal(json.dumps({"value": text}).encode()) == ""
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, *range(960, 1010, 9), 100_000])
+async def test_json_of_any_depth_is_a_refusal(path: str, depth: int) -> None:
+    content = nested(depth)
+    async with client_of(app()) as client:
+        headers = {"Content-Type": "application/json"}
+        answer = await client.post(path, content=content, headers=headers)
+    assert answer.status_code == (400 if path.startswith("/v1") else 422)
+    expected = "nested deeper than 64" if depth <= MAX_CONTAINERS else "10000 is the limit"
+    assert expected in answer.text
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_body_that_does_not_arrive_in_time_is_a_408(path: str) -> None:
+    async with serving(app(body_timeout=0.05)) as url, posting(url, path, 2) as stream:
+        await stream.until(lambda s: b"\r\n\r\n" in s.received, "the headers of the answer")
+        await stream.to_the_end()
+        assert stream.head.startswith("http/1.1 408 ")
+        assert "connection: close" in stream.head
+        answer = json.loads(stream.received.partition(b"\r\n\r\n")[2])
+        detail = answer["error"]["message"] if path.startswith("/v1") else answer["detail"]
+        assert detail == "the body has not arrived within 0.05 s; send all of it at once"
+        assert opened == []
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_body_that_arrives_in_pieces_and_in_time_is_taken(path: str) -> None:
+    streams = app(body_timeout=60)
+    async with serving(streams) as url, posting(url, path, 1) as stream:
+        await until(lambda: len(streams.bodies) == 1, "the server waits for the body")
+        stream.writer.write(BODIES[path][1:])
+        await stream.until(lambda s: s.received.startswith(b"HTTP/1.1 200 "), "the answer")
+        assert len(streams.bodies) == 0
+
+
+async def test_health_counts_the_bodies_that_are_arriving() -> None:
+    streams = app()
+    async with serving(streams) as url, posting(url, "/topics/room", 1):
+        await until(lambda: len(streams.bodies) == 1, "the server waits for the body")
+        async with connection(url, "/health", headers="Connection: close\r\n") as health:
+            await health.to_the_end()
+        assert b'"bodies":1' in health.received
+
+
+async def test_the_bodies_that_are_arriving_have_max_bytes_together() -> None:
+    streams = app(max_bytes=10)
+    async with serving(streams) as url:
+        async with posting(url, "/streams/counted", 5), posting(url, "/streams/counted", 5):
+            await until(lambda: streams.bodies.bytes == 10, "ten bytes have arrived")
+            async with posting(url, "/topics/room", 1) as third:
+                await third.until(lambda s: s.head.startswith("http/1.1 503 "), "the refusal")
+                assert "retry-after: 10" in third.head
+        await until(lambda: streams.bodies.bytes == 0, "the clients that left count no more")
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_client_that_leaves_amid_its_body_is_met_with_silence(
+    path: str, http: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    streams = app()
+    with caplog.at_level(logging.INFO):
+        async with serving(streams, http=http) as url:
+            async with posting(url, path, 2):
+                await until(lambda: len(streams.bodies) == 1, "the server waits for the body")
+            await until(lambda: len(streams.bodies) == 0, "the server has noticed")
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+    assert opened == []
+    assert len(streams.log) == 0
+
+
+variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable")
+
+
+class Content:
+    """What a request's context refers to."""
+
+
+def test_the_timer_of_a_body_does_not_keep_the_context_of_its_request() -> None:
+    async def received() -> Any:
+        return {"type": "http.request", "body": b"1", "more_body": False}
+
+    async def requesting(bodies: Bodies) -> "weakref.ref[Content]":
+        content = Content()
+        variable.set(content)
+        scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
+        assert await Request(scope, Body(bodies, scope, received)).body() == b"1"
+        return weakref.ref(content)
+
+    async def main() -> None:
+        # The event loop forgets a cancelled timer at once only if it would be the next one.
+        earlier = asyncio.get_running_loop().call_later(30, lambda: None)
+        content = await asyncio.create_task(requesting(Bodies(100, 100, 60)))
+        await asyncio.sleep(0)  # The event loop still has the last step of the task.
+        gc.collect()
+        earlier.cancel()
+        assert content() is None
+
+    asyncio.run(main())
+
+
+async def test_a_408_has_no_connection_header_in_http_2() -> None:
+    async def silent() -> Any:
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "http_version": "2", "headers": []}
+    with pytest.raises(BodyTooSlow) as raised:
+        await Request(scope, Body(Bodies(100, 100, 0.01), scope, silent)).body()
+    assert raised.value.headers == {}
