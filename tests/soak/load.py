@@ -63,10 +63,21 @@ class Reader(Viewer):
     def __init__(self, random: Random, addresses: Addresses, path: str) -> None:
         super().__init__(random, addresses[0], path)
         self._addresses = addresses
+        self.attempts: list[str] = []
+        """How its connections ended, for the report of a failure."""
 
     async def _connect(self, over: asyncio.Event) -> None:
         self._address = self._random.choice(self._addresses)
-        await super()._connect(over)
+        begun, events = anyio.current_time(), len(self.ids)
+        how = "left, or the response has ended"
+        try:
+            await super()._connect(over)
+        except Exception as error:
+            how = type(error).__name__
+            raise
+        finally:
+            seconds, read = anyio.current_time() - begun, len(self.ids) - events
+            self.attempts.append(f"{begun:.1f} {self._address[1]} {seconds:.1f} s: {read}, {how}")
 
 
 class Load:
@@ -167,6 +178,7 @@ class Load:
         assert not self.failures, self.failures[:5]
         for reader in self.readers:
             what = f"{reader.path} {reader.ids[-1:]} {reader.end} {reader.given_up} {reader.why}"
+            what += f" {reader.attempts[-20:]}"
             assert reader.numbers == list(range(reader.count)), f"{what} {reader.numbers}"
             assert not reader.gaps, what
             assert reader.end == json.loads('{"status":"completed"}'), what
