@@ -10,7 +10,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -107,7 +108,7 @@ def _run(given: argparse.Namespace) -> None:
     logging.disable(logging.CRITICAL if several else logging.NOTSET)
     streams = settings.configured(os.environ)
     logging.disable(logging.NOTSET)
-    sys.stderr.write(_welcome(streams, given.host, given.port))
+    sys.stderr.write(_welcome(streams, given.host, given.port) + _spending(os.environ, given.host))
     uvicorn.run(
         "streams.settings:app" if several else streams,
         factory=several,
@@ -157,6 +158,26 @@ def _welcome(streams: Streams, host: str, port: int) -> str:
         lines.append(f"  models:  {', '.join(streams.models)}, at {url}/v1")
     lines.append(f"  log:     {place(streams.log.shared)}")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _spending(environ: Mapping[str, str], host: str) -> str:
+    """A warning if strangers can spend the money of whoever has the key of the model."""
+    pays = environ.get("LLM_API_KEY") and environ.get("LLM_MODEL")
+    is_private = host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
+    if not pays or environ.get("STREAMS_API_KEYS") or is_private:
+        return ""
+    return (
+        f"  warning: everybody who reaches {host} can ask {environ['LLM_MODEL']}, and LLM_API_KEY "
+        "pays; set STREAMS_API_KEYS to keys of your clients, or --host 127.0.0.1\n"
+    )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def place(is_shared: bool) -> str:

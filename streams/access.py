@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from streams.admission import Clients
+from streams.credentials import Credentials
 from streams.errors import (
     Forbidden,
     InvalidParameters,
@@ -59,6 +60,7 @@ class Access:
         sources: Iterable[Source[..., Any]],
         threads: Threads,
         clients: Clients,
+        credentials: Credentials,
     ) -> None:
         if identity is not None and not callable(identity):
             raise TypeError(f"identity= of Streams is a function of the request, not {identity!r}")
@@ -69,13 +71,22 @@ class Access:
         self._publish = publish
         self._threads = threads
         self._clients = clients
+        self._credentials = credentials
         self._guarded: dict[str, list[Source[..., Any]]] = {}
         for source in sources:
             if source.guard is not None:
                 self._guarded.setdefault(source.name, []).append(source)
 
     async def owner(self, request: Request) -> str | None:
-        """The identity of the client; None if it is anonymous. Raises what the app raises."""
+        """The identity of the client; None if it is anonymous. Raises what the app raises.
+
+        A signed URL may name it. Otherwise the app says it, and else the client's API key does.
+        """
+        if (owner := self._credentials.owner_of(request.scope)) is None:
+            owner = await self._identified(request)
+        return self._credentials.identity_of(request.scope) if owner is None else owner
+
+    async def _identified(self, request: Request) -> str | None:
         if self._identity is None:
             return user_of(request.scope)
         owners: dict[Access, str | None] = request.scope.setdefault("streams.owners", {})

@@ -15,9 +15,10 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streams.access import Access, Identity
+from streams.access import Access, Identity, check_owner
 from streams.admission import AddressOf, Clients
 from streams.body import Bodies
+from streams.credentials import Credentials
 from streams.errors import StreamError, UnknownSource, abbreviated
 from streams.event import Encoder
 from streams.guard import Guard
@@ -33,13 +34,13 @@ from streams.request import (
     negotiated,
     root_path,
     run_url,
-    with_cors,
     with_whole_path,
 )
 from streams.responder import Responder
 from streams.response import head_response, json_response, misdirected, refusal
 from streams.run_endpoints import RunEndpoints
 from streams.runs import Runs
+from streams.site import Site
 from streams.source import Source, check_source
 from streams.topic import check_model
 from streams.wire_host import WireHost
@@ -52,19 +53,23 @@ class Streams(Responder, WireHost):
     /v1/responses.
     `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes (the default), for
     many workers "sqlite:runs.db" or the URL of Redis, or any EventLog. Plain generators run in at
-    most `max_threads` threads. Pages of `origins` ("*": all) may start runs from another site, with
-    CORS. `max_body` is the limit of a POST body, in bytes, and `body_timeout` the seconds in
-    which all of it has to arrive. `page` serves the playground at the
-    root. `identity(request)`, sync or async, says who the client is (default: the user in the
-    request's scope, if any); other clients cannot see that client's runs. With `publish(request)`,
-    sync or async, `POST /topics/{name}` publishes, unless it raises. A client has at most
-    `max_per_client` streams and runs at once on each worker: an identity has, and an address if
-    `address(request)` says which (`client_address`, for instance). `encode` converts a yielded
-    value of a type that msgspec does not know to one that it knows. Other keywords are the policy
-    for all sources: see Policy.
+    most `max_threads` threads. `max_body` is the limit of a POST body, in bytes, and `body_timeout`
+    the seconds in which all of it has to arrive. A client has at most `max_per_client` streams and
+    runs at once on each worker: an identity has, and an address if `address(request)` says which
+    (`client_address`, for instance). `page` serves the playground at the root.
 
-    Raises TypeError for an invalid source or policy, ValueError for an invalid URL of a log, and
-    StoreDown if the log's server or file cannot be used.
+    Pages of `origins` may use this from another site, with CORS; "*" admits all, without cookies
+    and keys. `hosts` are the names in the Host header that this answers to (None: all). Clients
+    need one of the `api_keys`, as a bearer token. `secret` signs URLs: see signed_url.
+    `identity(request)`, sync or async, says who the client is (default: the user in the request's
+    scope, else a hash of the API key, if any); other clients cannot see that client's runs. With
+    `publish(request)`, sync or async, `POST /topics/{name}` publishes, unless it raises.
+
+    `encode` converts a yielded value of a type that msgspec does not know to one that it knows.
+    Other keywords are the policy for all sources: see Policy.
+
+    Raises TypeError for an invalid source, policy, origin, host, key or secret, ValueError for an
+    invalid URL of a log, and StoreDown if the log's server or file cannot be used.
     """
 
     def __init__(
@@ -80,6 +85,9 @@ class Streams(Responder, WireHost):
         max_body: int = 2**20,
         body_timeout: float = 30,
         origins: Sequence[str] = (),
+        hosts: Sequence[str] | None = None,
+        api_keys: Sequence[str] = (),
+        secret: str | None = None,
         page: bool = True,
         identity: Identity | None = None,
         address: AddressOf | None = None,
@@ -111,9 +119,16 @@ class Streams(Responder, WireHost):
         clients = Clients(max_per_client, address)
         self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads, clients.runs)
         self._lifetime = Lifetime(self.log, self.runs, self._policies)
-        self._access = Access(identity, publish, self._policies, self.runs.threads, clients)
+        self._site, self._credentials = Site(origins, hosts), Credentials(api_keys, secret)
+        if self._site.allows_all and self._credentials.needs_key and secret is None:
+            raise TypeError(
+                'origins="*" starts runs only without a key, and api_keys= asks for one; give the '
+                "origins, or a secret= for signed URLs"
+            )
+        self._access = Access(
+            identity, publish, self._policies, self.runs.threads, clients, self._credentials
+        )
         self.bodies = Bodies(max_body, max_bytes, body_timeout)
-        self._origins = frozenset(origins)
         of_runs = RunEndpoints(self.runs, self.bodies, self._access, self._follow)
         routes = [
             Route("/streams", self._list),
@@ -130,8 +145,8 @@ class Streams(Responder, WireHost):
             routes += page_routes()
         self._router = Router(routes, redirect_slashes=False, lifespan=self.lifespan)
         self._app: ASGIApp = self._answer_http
-        if origins:
-            self._app = with_cors(self._app, origins)
+        if self._site.origins:
+            self._app = self._site.with_cors(self._app)
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
@@ -151,6 +166,17 @@ class Streams(Responder, WireHost):
     async def __aexit__(self, *error: object) -> None:
         await self._lifetime.__aexit__(*error)
 
+    def signed_url(self, path: str, *, seconds: float = 300, owner: str | None = None) -> str:
+        """A URL with which whoever has it can start or join one stream, as `owner`.
+
+        It is for an EventSource, which cannot send a key. `path` is that of a source, a topic or a
+        run, with its query, as the client requests it: with the path of a mount before it. The
+        signature replaces an API key and what `identity` says; a guard is asked all the same. After
+        `seconds` it starts nothing, but can still resume a run. Raises RuntimeError without a
+        `secret`, ValueError for another path or time, and TypeError for an invalid owner.
+        """
+        return self._credentials.signed_url(path, seconds, check_owner(owner, "owner="))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app if scope["type"] == "http" else self._router
         await app(scope, receive, send)
@@ -159,6 +185,9 @@ class Streams(Responder, WireHost):
         scope.setdefault("app", self)
         scope = with_whole_path(scope)
         try:
+            if scope["path"] != f"{scope.get('root_path', '')}/health":  # A probe has any name.
+                self._site.check_host(scope)
+            self._credentials.check(scope)
             await self._lifetime.serve()
             await self._router(scope, receive, send)
         except StreamError as error:
@@ -193,7 +222,9 @@ class Streams(Responder, WireHost):
         policy, owner = self._policies[source], await self._access.owner(request)
         key = idempotency_key(request, owner)
         job = source.job(arguments, request, policy=policy, owner=owner, key=key)
-        resumed = await self._resumed(request, job, last)
+        resumed = None if last is None else await self.runs.resumed(job, last)
+        if resumed is None:
+            self._credentials.check_start(request.scope)
         if source.guard_takes_arguments and resumed is not None:
             await self._access.admit_to(resumed.info, request)
         elif source.guard_takes_arguments:  # A request without arguments wanted to resume.

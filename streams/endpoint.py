@@ -26,6 +26,7 @@ from streams.policy import Policy
 from streams.request import idempotency_key, in_middleware, last_event_id
 from streams.response import RunResponse
 from streams.runs import Position, Runs
+from streams.site import Site
 from streams.source import hash_of
 from streams.thread import check_iterable, close_iterator
 
@@ -157,14 +158,17 @@ class Endpoint:
     Starlette's own wrapper, which is there for exception handlers, would keep three more
     coroutines, and 1 KiB, for as long as a stream is open.
 
-    The limits of Body hold for whoever reads the request's body: a guard may do that, too.
+    A page of another site gets no further. The limits of Body hold for whoever reads the request's
+    body: a guard may do that, too.
     """
 
-    def __init__(self, answer: Answer, bodies: Bodies) -> None:
+    def __init__(self, answer: Answer, bodies: Bodies, site: Site) -> None:
         self._answer = answer
         self._bodies = bodies
+        self._site = site
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._site.check_page(scope)
         body = Body(self._bodies, scope, receive)
         try:
             try:

@@ -17,8 +17,11 @@ StreamError                500  raise it in a source: clients see its message an
 ├── UnknownSource          404  lists the sources, or topics, that exist
 ├── UnknownRun             404  the run never existed, is no longer retained, or is somebody else's
 ├── TopicEnded             409  a publish to a topic that has ended, and is retained still
-├── CrossSite              403  a page of another site may not start runs
+├── CrossSite              403  a page of another site may not start, join or stop runs
 ├── Forbidden              403  a list of runs without a login or a key; or a guard returned False
+├── InvalidSignature       403  a signed URL that was changed, or whose time is over
+├── Unauthorized           401  a request without one of the `api_keys`
+├── UnknownHost            421  a name in the Host header that is not one of `hosts`
 ├── Unavailable            503  this passes; try again later
 │   ├── StoreFull          503  `max_runs` or `max_bytes` is reached, or the log's disk is full
 │   ├── TooManyRequests    429  a client has `max_per_client` streams open, or runs running
@@ -140,6 +143,18 @@ class CrossSite(StreamError):
 
 class Forbidden(StreamError):
     status = 403
+
+
+class InvalidSignature(StreamError):
+    status = 403
+
+
+class Unauthorized(StreamError):
+    status = 401
+
+
+class UnknownHost(StreamError):
+    status = 421
 
 
 class Unavailable(StreamError):

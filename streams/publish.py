@@ -24,7 +24,7 @@ from streams.job import Job
 from streams.lifetime import Lifetime
 from streams.log import EventLog
 from streams.policy import Policy
-from streams.request import check_site, read_json
+from streams.request import read_json
 from streams.response import json_response
 from streams.run_info import info_of, limits_of
 from streams.runs import Runs
@@ -42,7 +42,6 @@ class Publisher:
     _lifetime: Lifetime
     _access: Access
     bodies: Bodies
-    _origins: frozenset[str]
 
     async def publish(self, topic: str, data: Any, /, **parameters: Any) -> str:
         """Publishes an event to a topic. Returns the event's id once the log has it.
@@ -96,7 +95,6 @@ class Publisher:
         access = self._access
         if not access.publish_takes_arguments:  # It comes before anything else.
             await access.admit_publisher(request, {})
-        check_site(request, self._origins)
         topic = self.topic_named(request.path_params["topic"])
         arguments = topic.from_query(request.query_params)
         if access.publish_takes_arguments:

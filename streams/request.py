@@ -10,14 +10,12 @@ from typing import get_args
 from urllib.parse import quote, unquote
 
 import msgspec
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Scope
 
 from streams.arguments import items_of
 from streams.body import check_structure
 from streams.errors import (
-    CrossSite,
     Forbidden,
     InvalidKey,
     InvalidParameters,
@@ -252,34 +250,7 @@ async def read_json(request: Request) -> bytes:
     return body
 
 
-def check_site(request: Request, origins: frozenset[str]) -> None:
-    """Raises CrossSite for a page of another site whose origin is not in `origins`.
-
-    Starting a run costs something; such a page must not do it with its visitor's cookies.
-    """
-    if request.headers.get("sec-fetch-site") != "cross-site" or "*" in origins:
-        return
-    origin = request.headers.get("origin")
-    if origin not in origins:
-        raise CrossSite(
-            f"a page of {origin or 'another site'} may not start runs; "
-            "to allow it, add its origin to the option `origins`"
-        )
-
-
 def in_middleware(response: ASGIApp, scope: Scope) -> ASGIApp:
     """A response inside the middleware that its source has put into the request's scope, if any."""
     middleware: Callable[[ASGIApp], ASGIApp] | None = scope.get("streams.middleware")
     return response if middleware is None else middleware(response)
-
-
-def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """An app that pages of `origins` may use, with their cookies."""
-    return CORSMiddleware(
-        app,
-        allow_origins=list(origins),
-        allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["*"],  # Clients of OpenAI's API send a dozen of their own.
-        allow_credentials=True,
-        expose_headers=["Content-Location", "Retry-After"],
-    )

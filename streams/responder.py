@@ -18,7 +18,6 @@ from streams.endpoint import (
     starlette_request,
 )
 from streams.errors import StreamError, Unavailable
-from streams.event import EventId
 from streams.job import Job
 from streams.log import RunLog
 from streams.optional import MakeWire, wire_for, wire_named
@@ -27,7 +26,6 @@ from streams.publish import Publisher
 from streams.request import (
     EVENT_STREAM,
     STREAM_TYPES,
-    check_site,
     idempotency_key,
     last_event_id,
     preferred,
@@ -36,6 +34,7 @@ from streams.request import (
 from streams.response import RunResponse, head_response, refusal
 from streams.run_info import info_of
 from streams.runs import Position
+from streams.site import Site
 from streams.source import check_name
 
 
@@ -43,6 +42,7 @@ class Responder(Publisher):
     """The part of Streams that responds with runs."""
 
     policy: Policy
+    _site: Site
 
     def response(
         self,
@@ -115,7 +115,7 @@ class Responder(Publisher):
             name = source_name(events, request.scope)
         try:
             await self._lifetime.serve()
-            check_site(request, self._origins)
+            self._check_site(request)
             owner = check_owner(owner, "owner=") or await self._access.owner(request)
             return await attaches(self.runs, request, name, owner, key)
         except Unavailable:
@@ -139,6 +139,7 @@ class Responder(Publisher):
         """
         request, make = starlette_request(request), wire_named(wire)
         try:
+            self._check_site(request)
             await self._lifetime.serve()
             position = await newest_running(self.runs, self._access, request, owner, key_prefix)
             make = make or wire_for(preferred(request, STREAM_TYPES) or EVENT_STREAM, self.policy)
@@ -155,22 +156,23 @@ class Responder(Publisher):
         if request.method == "HEAD":
             return head_response(wire(info_of(job, self.log)))
         try:
+            self._check_site(request)
             await self._lifetime.serve()
             owner = job.owner or await self._access.owner(request)
             key = idempotency_key(request, owner, job.key)
             job = msgspec.structs.replace(job, owner=owner, key=key)
             last, root = last_event_id(request), mount_path(self, request.scope)
-            resumed = await self._resumed(request, job, last)
+            resumed = None if last is None else await self.runs.resumed(job, last)
             job = await self._entered(request, job)
             position = await self.runs.attach(job, last, resumed)
             return self._read(position, job.policy, root, wire)
         except StreamError as error:
             return refusal(error, request)
 
-    async def _resumed(self, request: Request, job: Job, last: EventId | None) -> RunLog | None:
-        """The run that a request resumes, if it does. Raises CrossSite and what `resumed` does."""
-        check_site(request, self._origins)
-        return None if last is None else await self.runs.resumed(job, last)
+    def _check_site(self, request: Request) -> None:
+        """Raises UnknownHost and CrossSite."""
+        self._site.check_host(request.scope)
+        self._site.check_page(request.scope)
 
     async def _entered(self, request: Request, job: Job) -> Job:
         """The job, of a client who is counted as one more reader. Raises TooManyRequests."""

@@ -14,6 +14,7 @@ variable that looks like a misspelt setting.
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -45,6 +46,9 @@ OPTIONS: dict[str, Any] = {
     "max_body": Annotated[int, Meta(ge=0)],
     "body_timeout": Annotated[float, Meta(gt=0)],
     "origins": list[str],
+    "hosts": list[str],
+    "api_keys": list[str],
+    "secret": str | None,
     "page": bool,
     "sources": list[str],
 }
@@ -118,6 +122,8 @@ def publisher(
 def _streams(given: dict[str, Any]) -> Streams:
     given = {"address": client_address, **given}
     try:
+        # Nobody but its user needs another name for a server on their own machine.
+        given = {"hosts": [], **given}
         if "log" in given:
             return Streams(**given)
         try:
@@ -129,7 +135,9 @@ def _streams(given: dict[str, Any]) -> Streams:
     except (ImportError, StreamError, ValueError) as error:
         raise InvalidSetting(f"STREAMS_LOG: {error}") from None  # The URL may contain a password.
     except TypeError as error:
-        raise InvalidSetting(f"STREAMS_SOURCES: {error}") from None
+        named = re.match("[a-z_]+", str(error))
+        setting = named[0] if named is not None and named[0] in OPTIONS else "sources"
+        raise InvalidSetting(f"STREAMS_{setting.upper()}: {error}") from None
 
 
 def _default_log(sources: Sequence[Source[..., Any]]) -> str:

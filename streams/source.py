@@ -46,7 +46,8 @@ T = TypeVar("T")
 # An EventSource cannot set a header on its first request, so these query parameters do it.
 EVENT_ID_PARAMETERS = ("last_event_id", "lastEventId")
 KEY_PARAMETER = "idempotency_key"
-RESERVED_PARAMETERS = (*EVENT_ID_PARAMETERS, KEY_PARAMETER)
+SIGNATURE_PARAMETER = "signature"
+RESERVED_PARAMETERS = (*EVENT_ID_PARAMETERS, KEY_PARAMETER, SIGNATURE_PARAMETER)
 
 Restartable = Callable[[Mapping[str, Any]], bool]
 

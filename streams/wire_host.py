@@ -16,9 +16,10 @@ from streams.job import Job
 from streams.lifetime import Lifetime
 from streams.log import RunLog
 from streams.policy import Policy, PolicyOptions
-from streams.request import check_site, idempotency_key, read_json, root_path, run_url
+from streams.request import idempotency_key, read_json, root_path, run_url
 from streams.response import RunResponse
 from streams.runs import Position, Runs
+from streams.site import Site
 from streams.source import Source, hash_of
 from streams.wires import Wire
 
@@ -31,15 +32,14 @@ class WireHost:
     _lifetime: Lifetime
     _access: Access
     bodies: Bodies
-    _origins: frozenset[str]
+    _site: Site
 
     def endpoint(self, answer: Answer) -> ASGIApp:
         """A route's function as an ASGI app."""
-        return Endpoint(answer, self.bodies)
+        return Endpoint(answer, self.bodies, self._site)
 
     async def read_json(self, request: Request) -> bytes:
         """The JSON body of a request. Raises StreamError if that is refused."""
-        check_site(request, self._origins)
         body = await read_json(request)
         await self._lifetime.serve()  # The server may have begun to shut down meanwhile.
         return body
@@ -62,7 +62,6 @@ class WireHost:
         """
         complete = source.complete(arguments)
         await self._access.admit(source, request, complete)
-        check_site(request, self._origins)
         owner = await self._access.owner(request)
         own, key = self._policies[source], idempotency_key(request, owner)
         changed = own.replace(policy, f"source {source.name!r}")
