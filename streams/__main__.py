@@ -108,7 +108,7 @@ def _run(given: argparse.Namespace) -> None:
     logging.disable(logging.CRITICAL if several else logging.NOTSET)
     streams = settings.configured(os.environ)
     logging.disable(logging.NOTSET)
-    sys.stderr.write(_welcome(streams, given.host, given.port) + _spending(os.environ, given.host))
+    sys.stderr.write(_welcome(streams, given.host, given.port) + warning(os.environ, given.host))
     uvicorn.run(
         "streams.settings:app" if several else streams,
         factory=several,
@@ -160,8 +160,8 @@ def _welcome(streams: Streams, host: str, port: int) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _spending(environ: Mapping[str, str], host: str) -> str:
-    """A warning if strangers can spend the money of whoever has the key of the model."""
+def warning(environ: Mapping[str, str], host: str) -> str:
+    """A line if strangers can ask a model that somebody pays for, else nothing."""
     pays = environ.get("LLM_API_KEY") and environ.get("LLM_MODEL")
     is_private = host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
     if not pays or environ.get("STREAMS_API_KEYS") or is_private:

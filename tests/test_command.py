@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from streams import Streams, __version__, settings
-from streams.__main__ import main, max_connections, place
+from streams.__main__ import main, max_connections, place, warning
 from tests.support.servers import ROOT, connection, process_group, serving, until
 from tests.test_topics import ANN, begun, ids, notifications, shows
 
@@ -234,6 +234,40 @@ def test_a_port_that_is_taken_is_one_line_and_status_2(capsys: pytest.CaptureFix
         f"streams run: cannot listen on 127.0.0.1 port {port}: Address already in use; give "
         "another --port or --host"
     )
+
+
+PAID = {"LLM_MODEL": "gpt", "LLM_BASE_URL": "https://llm.example/v1", "LLM_API_KEY": "sk-paid"}
+
+
+async def test_run_warns_once_that_strangers_can_spend_the_money_of_a_model(
+    free_tcp_port: int, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "streams", "run", "--host", "0.0.0.0", "--workers", "2"]
+    command += ["--port", str(free_tcp_port)]
+    with process_group(command, log, tmp_path, PYTHONPATH=str(ROOT), STREAMS_LOG=None, **PAID):
+        await until(lambda: log.read_text().count("startup complete") == 2, "both serve", 30)
+    (line,) = [line for line in log.read_text().splitlines() if "warning" in line]
+    assert line == (
+        "  warning: everybody who reaches 0.0.0.0 can ask gpt, and LLM_API_KEY pays; set "
+        "STREAMS_API_KEYS to keys of your clients, or --host 127.0.0.1"
+    )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "streams.example"])
+def test_it_warns_for_each_address_that_others_reach(host: str) -> None:
+    assert warning(PAID, host).count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_it_does_not_warn_where_only_this_machine_reaches_it(host: str) -> None:
+    assert warning(PAID, host) == ""
+
+
+def test_it_does_not_warn_with_keys_or_without_a_paid_model() -> None:
+    assert warning({**PAID, "STREAMS_API_KEYS": "k" * 16}, "0.0.0.0") == ""
+    assert warning({**PAID, "LLM_API_KEY": ""}, "0.0.0.0") == ""
+    assert warning({}, "0.0.0.0") == ""
 
 
 def test_without_uvicorn_run_says_what_to_install(

@@ -285,3 +285,53 @@ def test_variables_of_other_programs_are_ignored() -> None:
     others = ["STREAMS_PORT", "STREAMS_SERVICE_HOST", "STREAMS_PORT_8000_TCP", "LLM_PROVIDER"]
     given = {**dict.fromkeys(others, "x"), "STREAMS_RETAIN": "3", "STREAMS_RETAINED": "4"}
     assert settings.options(given)["retain"] == 3
+
+
+def test_keys_a_secret_and_names_of_the_host_are_settings() -> None:
+    given = settings.options(
+        {
+            "STREAMS_API_KEYS": f"{'a' * 16}, {'b' * 16}",
+            "STREAMS_SECRET": "s" * 32,
+            "STREAMS_HOSTS": "a.example,b.example",
+        }
+    )
+    assert given["api_keys"] == ["a" * 16, "b" * 16]
+    assert given["secret"] == "s" * 32
+    assert given["hosts"] == ["a.example", "b.example"]
+    assert settings.options({"STREAMS_SECRET": ""})["secret"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ORIGINS", "https://a.example/"),
+        ("HOSTS", "https://a.example"),
+        ("API_KEYS", "short"),
+        ("SECRET", "short"),
+    ],
+)
+def test_the_line_for_an_invalid_one_names_its_setting(
+    name: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        settings.from_environ({f"STREAMS_{name}": value, "STREAMS_LOG": "memory"})
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"STREAMS_{name}: ")
+    assert "short" not in line
+
+
+@pytest.mark.parametrize(
+    ("hosts", "statuses"), [({}, [421, 421]), ({"STREAMS_HOSTS": "a.example"}, [200, 421])]
+)
+async def test_the_app_answers_to_no_other_name_than_those_that_are_set(
+    hosts: dict[str, str], statuses: list[int]
+) -> None:
+    async with client_of(settings.from_environ({"STREAMS_LOG": "memory", **hosts})) as client:
+        for name, status in zip(["a.example", "b.example"], statuses, strict=True):
+            assert (await client.get("/streams", headers={"Host": name})).status_code == status
+        for name in ("localhost", "127.0.0.1"):
+            assert (await client.get("/streams", headers={"Host": name})).status_code == 200
+    everybody = settings.from_environ({"STREAMS_LOG": "memory", "STREAMS_HOSTS": "*"})
+    async with client_of(everybody) as client:
+        assert (await client.get("/streams", headers={"Host": "b.example"})).status_code == 200

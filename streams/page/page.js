@@ -10,6 +10,7 @@
 import { append, partsOf } from "./answer.js";
 import { drawChart } from "./chart.js";
 import { element, fill, showErrors, showFields, values } from "./form.js";
+import { fetchWithKey, hasKey } from "./key.js";
 import { Pace } from "./pace.js";
 import { samples } from "./samples.js";
 import { stopRun, viaEventSource, viaFetch } from "./transports.js";
@@ -290,7 +291,7 @@ function selectSource(name) {
 
 function showCode() {
   const url = new URL(`streams/${byId("source").value}`, document.baseURI);
-  const code = samples(url, values(byId("parameters")));
+  const code = samples(url, values(byId("parameters")), hasKey());
   const languages = byId("languages");
   if (languages.children.length === 1)
     languages.append(
@@ -345,8 +346,10 @@ onClick("reconnect", connect);
 addEventListener("hashchange", () => location.hash.slice(1) !== view.run && attach(location.hash.slice(1)));
 addEventListener("resize", schedulePaint);
 
-const response = await fetch("streams");
+const response = await fetchWithKey("streams");
 ({ sources } = await response.json());
+form.querySelector("[value=EventSource]").disabled = hasKey();
+byId("no-event-source").hidden = !hasKey();
 const timings = performance.getEntriesByType("resource");
 roundTrip = Math.min(...timings.map(({ requestStart, responseStart }) => responseStart - requestStart));
 byId("http").textContent = timings.at(-1).nextHopProtocol.replace(/^http\/|^h/, "");
@@ -355,7 +358,7 @@ const saved = history.state; // of the run that was shown before a reload
 if (sources.length) selectSource(sources.some(({ name }) => name === saved?.source) ? saved.source : sources[0].name);
 if (saved?.source === byId("source").value) {
   fill(byId("parameters"), saved.parameters);
-  form.elements.transport.value = saved.transport;
+  form.elements.transport.value = hasKey() ? "fetch" : saved.transport;
   showCode();
 }
 if (location.hash.length > 1) attach(location.hash.slice(1));

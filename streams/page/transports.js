@@ -11,13 +11,14 @@
  */
 
 import { eventStream } from "./event-stream.js";
+import { keyHeaders } from "./key.js";
 
 /** Sends the parameters in the body of a POST. Without parameters the request is a GET. */
 export function viaFetch(url, parameters, lastEventId, listener) {
   const controller = new AbortController();
   const { signal } = controller;
   const body = Object.keys(parameters).length ? parameters : undefined;
-  const stream = eventStream(url, { body, lastEventId, control: true, signal });
+  const stream = eventStream(url, { body, lastEventId, control: true, signal, headers: keyHeaders() });
   stream.addEventListener("statechange", () => stream.state !== "closed" && listener.state(stream.state, stream.reason));
   const read = async () => {
     for await (const event of stream) listener.event(event);
@@ -53,7 +54,7 @@ export function viaEventSource(url, parameters, lastEventId, listener) {
 
 /** Stops a run for all its viewers. Rejects with the server's error. */
 export async function stopRun(run) {
-  const response = await fetch(`runs/${run}`, { method: "DELETE" });
+  const response = await fetch(`runs/${run}`, { method: "DELETE", headers: keyHeaders() });
   if (!response.ok) throw await errorOf(response);
 }
 

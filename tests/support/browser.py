@@ -116,12 +116,12 @@ strict = CORSMiddleware(
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium(*arguments: str) -> Iterator[Browser]:
     """Runs the system's Chromium or Chrome, otherwise Playwright's. Raises if there is none."""
     names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
     installed = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=installed)
+        browser = playwright.chromium.launch(executable_path=installed, args=arguments)
         yield browser
         browser.close()
 
