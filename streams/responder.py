@@ -19,7 +19,6 @@ from streams.endpoint import (
 )
 from streams.errors import StreamError, Unavailable
 from streams.job import Job
-from streams.log import RunLog
 from streams.optional import MakeWire, wire_for, wire_named
 from streams.policy import Policy, PolicyOptions
 from streams.publish import Publisher

@@ -252,7 +252,16 @@ PAGES = [
     "README.md",
     *(
         f"docs/{page}.md"
-        for page in ("access", "client", "keys", "llm", "migration", "real-model", "responses")
+        for page in (
+            "access",
+            "client",
+            "keys",
+            "llm",
+            "migration",
+            "real-model",
+            "responses",
+            "security",
+        )
     ),
 ]
 

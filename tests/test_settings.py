@@ -10,6 +10,7 @@ import pytest
 import app
 from streams import Streams, settings
 from streams.log.sqlite import database
+from tests.support.servers import client_of
 
 
 def test_without_variables_the_built_in_sources_are_served() -> None:
@@ -39,6 +40,9 @@ def test_every_option_can_be_set_by_a_variable() -> None:
             "STREAMS_MAX_BODY": "500",
             "STREAMS_BODY_TIMEOUT": "20",
             "STREAMS_ORIGINS": "https://a.example, https://b.example",
+            "STREAMS_HOSTS": "c.example",
+            "STREAMS_API_KEYS": "k" * 16,
+            "STREAMS_SECRET": "s" * 32,
             "STREAMS_PAGE": "false",
             "STREAMS_LOG": "redis://127.0.0.1",
         }

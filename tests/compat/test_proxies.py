@@ -25,7 +25,7 @@ daemon off;
 user root;
 pid {folder}/pid;
 error_log stderr;
-events {{ worker_connections 64; }}
+events {{ worker_connections 1024; }}
 http {{
     access_log off;
     client_body_temp_path {folder}/body;
