@@ -24,6 +24,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.types import Scope
 
+from streams.arguments import items_of
 from streams.errors import InvalidSignature, Unauthorized
 from streams.request import last_event_id
 from streams.source import EVENT_ID_PARAMETERS, SIGNATURE_PARAMETER
@@ -122,9 +123,7 @@ class Credentials:
         found = _SIGNATURE.fullmatch(given[0])
         path = request.scope["path"].rstrip("/")
         route = path.removeprefix(request.scope.get("root_path", ""))
-        items = [
-            item for item in request.query_params.multi_items() if item[0] != SIGNATURE_PARAMETER
-        ]
+        items = [item for item in items_of(request.query_params) if item[0] != SIGNATURE_PARAMETER]
         if (
             self._secret is None
             or found is None
