@@ -115,8 +115,6 @@ class ChatAnswer(Answer):
             "object": kind,
             "created": int(self._info.started.timestamp()),
             "model": self._model,
-            "service_tier": None,
-            "system_fingerprint": None,
             "choices": choices,
             **members,
         }

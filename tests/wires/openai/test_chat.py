@@ -90,8 +90,6 @@ async def test_an_answer_without_streaming_is_one_object() -> None:
         "id": f"chatcmpl-{run}",
         "object": "chat.completion",
         "model": "mock",
-        "service_tier": None,
-        "system_fingerprint": None,
         "choices": [
             {
                 "index": 0,
