@@ -3,6 +3,7 @@
 The model is not tuned for chats, so the tests check how its answer arrives, not what it says.
 """
 
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import anyio
 import httpx
+import jsonschema
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -28,6 +30,15 @@ from tests.support.servers import (
 )
 
 KEY = "sk-llama"
+
+FORECAST = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Rome", "Ulm"]}, "rain": {"type": "boolean"}},
+    "required": ["city", "rain"],
+    "additionalProperties": False,
+}
+FORMAT: Any = {"type": "json_object", "schema": FORECAST}
+"""How llama-cpp-python takes a JSON Schema: it does not know OpenAI's `json_schema`."""
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -140,3 +151,18 @@ async def test_the_openai_client_gets_answers_of_a_real_model(llama: str) -> Non
             assert text == completion.choices[0].message.content
             with pytest.raises(openai.NotFoundError):
                 await sdk.chat.completions.create(**{**asked, "model": "gpt"})
+
+
+async def test_a_real_model_answers_with_an_object_of_a_json_schema(llama: str) -> None:
+    question = "Will it rain in Rome?"
+    form: dict[str, Any] = {"response_format": FORMAT, "max_tokens": 64, "temperature": 0}
+    async with chatting(llama) as client:
+        asked = {"prompt": question, **form}
+        events = await every_event(client, "/streams/chat", method="POST", json=asked)
+        assert events[-1].json() == {"status": "completed"}
+        jsonschema.validate(json.loads(said(events)), FORECAST)
+        async with AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key="any") as sdk:
+            completion = await sdk.chat.completions.create(
+                model="gemma", messages=[{"role": "user", "content": question}], **form
+            )
+        jsonschema.validate(json.loads(completion.choices[0].message.content or ""), FORECAST)
