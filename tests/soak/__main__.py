@@ -27,8 +27,8 @@ from tests.support.servers import ROOT, free_port, until
 LOGS = {"memory": 1, "sqlite": 2}
 """The logs, and how many workers each has."""
 
-RETAIN, RETAIN_LONG = 6, 60
-"""A viewer is away for less; 100 of them keep the processor so busy that this takes longer."""
+RETAIN, RETAIN_LONG = 6, 30
+"""A viewer is away for less. Many of them keep the processor so busy that this takes longer."""
 
 KILL_SECONDS = 15.0
 """A worker is killed this often, on average."""
@@ -129,7 +129,7 @@ async def soak(log: str, seed: int, seconds: float, viewers: int) -> str:
     random = Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         url = "memory" if log == "memory" else f"sqlite:{folder}/runs.db?lease=2.5"
-        retain = RETAIN if viewers < 100 else RETAIN_LONG
+        retain = RETAIN if viewers < 50 else RETAIN_LONG
         workers = [Worker(number, url, Path(folder), retain) for number in range(LOGS[log])]
         try:
             for worker in workers:

@@ -67,7 +67,8 @@ class Reader(Viewer):
         """How its connections ended, for the report of a failure."""
 
     async def _connect(self, over: asyncio.Event) -> None:
-        self._address = self._random.choice(self._addresses)
+        # The next one each time: a worker that is killed costs one attempt.
+        self._address = self._addresses[len(self.attempts) % len(self._addresses)]
         begun, events = anyio.current_time(), len(self.ids)
         how = "left, or the response has ended"
         try:
