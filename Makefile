@@ -61,8 +61,9 @@ lowest: .venv/browser .venv/node_modules ## run the tests with the lowest depend
 	.venv-lowest/bin/pip install --quiet --editable '.[server,client,llm,redis]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest -n 3 --dist worksteal
 
-sdks: .venv/installed-dev .venv/browser tests/llm/node_modules ## test with the npm clients of OpenAI and the AI SDK, and useChat in a browser (2 minutes)
-	$(BIN)/python -m pytest tests/llm/test_sdks.py tests/llm/test_use_chat.py
+sdks: .venv/installed-sdks .venv/installed-instructor .venv/browser tests/llm/node_modules ## test with the clients of OpenAI's API, and useChat in a browser (5 minutes)
+	$(BIN)/python -m pytest -q -W default tests/llm --ignore tests/llm/test_llama.py --write-tables docs/llm.md
+	@sed -n '/^<!-- tables/,/^<!-- end/p' docs/llm.md
 
 llama: .venv/installed-llama ## test the chat source with a real model; builds llama.cpp first (10 minutes)
 	$(BIN)/python -m pytest tests/llm/test_llama.py
@@ -125,8 +126,15 @@ clean: ## remove everything that the other targets created
 	    --prefix .venv typescript@5.9 pyright@1.1
 	touch $@
 
-.venv/installed-llama .venv/installed-compat: .venv/installed-%: .venv/installed-dev
+.venv/installed-llama .venv/installed-compat .venv/installed-sdks: .venv/installed-%: .venv/installed-dev
 	$(BIN)/pip install --quiet --group $*
+	touch $@
+
+# instructor holds back packages that other clients need in newer versions.
+.venv/installed-instructor: .venv/installed-dev
+	$(PYTHON) -m venv .venv/instructor
+	.venv/instructor/bin/pip install --quiet --upgrade 'pip>=25.1'
+	.venv/instructor/bin/pip install --quiet --group instructor
 	touch $@
 
 tests/llm/node_modules: tests/llm/package.json .venv/installed-dev

@@ -1,10 +1,11 @@
-"""The AI SDK's own classes, and `useChat` in a real browser, read runs. See `make sdks`."""
+"""Clients: the AI SDK's classes, and `useChat` in a browser, read runs. See `make sdks`."""
 
 import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -13,11 +14,13 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from streams import Event, StreamError, Streams
+from tests.llm.clients.npm import npm
 from tests.llm.use_chat import WORDS, Gate, Messages, Model, back_end
 from tests.support.browser import NODE, chromium
 from tests.support.servers import free_port, server_process, serving
 
 HERE = Path(__file__).parent
+USE_CHAT = SimpleNamespace(name="@ai-sdk/react, `useChat`", version=npm("@ai-sdk/react"))
 ANSWER = "".join(WORDS)
 
 
@@ -74,12 +77,14 @@ def without_ids(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: part[name] for name in part if name != "id"} for part in parts]
 
 
+@pytest.mark.column("reasoning", USE_CHAT)
 async def test_the_parser_reads_every_kind_of_part_and_no_heartbeat() -> None:
     said = await ask("transport", everything, heartbeat=0.01)
     assert said["message"]["id"].startswith("msg_")
     assert without_ids(said["message"]["parts"]) == PARTS
 
 
+@pytest.mark.column("a stream", USE_CHAT)
 async def test_a_chat_shows_an_answer_and_knows_why_it_ended() -> None:
     said = await ask("chat", everything, heartbeat=0.01)
     assert (said["status"], said.get("error")) == ("ready", None)
@@ -95,6 +100,7 @@ async def test_a_chat_shows_an_answer_and_knows_why_it_ended() -> None:
     }
 
 
+@pytest.mark.column("says why an answer breaks off", USE_CHAT)
 async def test_a_chat_knows_that_an_answer_has_failed() -> None:
     async def failing(messages: Messages) -> AsyncIterator[str]:
         yield "one "
@@ -106,6 +112,7 @@ async def test_a_chat_knows_that_an_answer_has_failed() -> None:
     assert said["messages"][1]["parts"][1]["text"] == "one "
 
 
+@pytest.mark.column("says why it is refused", USE_CHAT)
 async def test_a_chat_knows_that_it_is_refused() -> None:
     async def refusing(messages: Messages) -> AsyncIterator[str]:
         raise StreamError("ask later", status=429, retry_after=7)
@@ -122,6 +129,7 @@ async def test_a_chat_that_has_no_running_answer_is_ready() -> None:
 
 
 @pytest.mark.parametrize("where", ["resume", "resume in place"])
+@pytest.mark.column("resumes", USE_CHAT)
 async def test_a_chat_resumes_an_answer_with_every_word_once(where: str) -> None:
     gate = Gate()
     said = await ask(where, gate.words, gate)
@@ -131,6 +139,7 @@ async def test_a_chat_resumes_an_answer_with_every_word_once(where: str) -> None
     assert said["events"][-1]["finishReason"] == "stop"
 
 
+@pytest.mark.column("a loop of tools", USE_CHAT)
 async def test_the_page_runs_a_tool_and_the_same_message_continues() -> None:
     asked: list[Messages] = []
 
@@ -198,6 +207,7 @@ expect.set_options(timeout=20_000)
 HALF = "".join(WORDS[:2]).strip()
 
 
+@pytest.mark.column("resumes", USE_CHAT)
 def test_use_chat_resumes_after_a_reload_and_shows_every_word_once(page: Page) -> None:
     send(page, "Hello?")
     answers, status = page.locator(".assistant"), page.locator("output")
@@ -214,6 +224,7 @@ def test_use_chat_resumes_after_a_reload_and_shows_every_word_once(page: Page) -
     expect(answers).to_have_count(0)
 
 
+@pytest.mark.column("stops", USE_CHAT)
 def test_use_chat_stops_the_answer_on_the_server(page: Page) -> None:
     send(page, "Hello?")
     expect(page.locator(".assistant")).to_have_text([HALF])
