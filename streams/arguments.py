@@ -26,6 +26,9 @@ MAX_PARAMETERS = 100
 """A query has at most this many parameters, and the JSON object of a POST this many members."""
 
 
+CONTAINERS = (list, tuple, set, frozenset)
+
+
 def items_of(query: QueryParams) -> list[tuple[str, str]]:
     """The names and values in a query. Raises InvalidParameters if there are too many."""
     items = query.multi_items()
@@ -80,9 +83,9 @@ def converted(
 
 def _is_finite(argument: Any) -> bool:
     """Whether a value from a query is not NaN or an infinity, which JSON does not have either."""
-    if isinstance(argument, list | tuple | set | frozenset):
-        return all(map(_is_finite, argument))
-    return not isinstance(argument, float) or isfinite(argument)
+    if isinstance(argument, float):
+        return isfinite(argument)
+    return not isinstance(argument, CONTAINERS) or all(map(_is_finite, argument))
 
 
 def _invalid(faults: Mapping[str, str]) -> InvalidParameters:

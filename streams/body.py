@@ -46,13 +46,14 @@ class Body:
     Whoever reads it meets the limits, a guard as well as an endpoint.
     """
 
+    _size = 0
+    _deadline: float | None = None  # in the event loop's time
+    _is_complete = False
+
     def __init__(self, bodies: Bodies, scope: Scope, receive: Receive) -> None:
         self._bodies = bodies
         self._scope = scope
         self._receive = receive
-        self._size = 0
-        self._deadline: float | None = None  # in the event loop's time
-        self._is_complete = False
 
     async def __call__(self) -> Message:
         """Raises BodyTooLarge, BodyTooSlow, BodyIncomplete if the client has left, and StoreFull if
@@ -109,6 +110,8 @@ class Body:
 
     def end(self) -> None:
         """The body is complete, or nobody reads on: it counts no longer."""
+        if self._deadline is None:  # Nobody has read it.
+            return
         self._bodies.arriving.discard(self)
         self._bodies.bytes -= self._size
         self._size = 0
