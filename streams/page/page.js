@@ -451,9 +451,10 @@ function goTo(link) {
   history.pushState(null, "", link);
 }
 
-/** The address follows the form, which is then no longer that of the run. */
+/** The address follows the form. That of a run stays in the browser's history. */
 function onChange() {
-  history.replaceState(null, "", linkOf(formNow()));
+  if (location.hash) goTo(linkOf(formNow()));
+  else history.replaceState(null, "", linkOf(formNow()));
 }
 
 function showCode() {
