@@ -437,8 +437,8 @@ function openLink() {
   const link = readLink(location.search || !own ? location : new URL(own.link, document.baseURI));
   const isKnown = sources.some(({ name }) => name === link.source);
   const first = sources.find(({ name }) => name in EXAMPLES) ?? sources[0];
-  const transport = hasKey() ? "fetch" : link.transport;
-  document.querySelector(`[name=transport][value=${transport}]`).checked = true;
+  const chosen = hasKey() ? "fetch" : link.transport;
+  document.querySelector(`[name=transport][value=${chosen}]`).checked = true;
   if (isKnown) selectSource(link.source, link.fields);
   else if (first) selectExample(first.name);
   if (link.source && !isKnown) byId("problem").textContent = `This app has no source ${link.source}.`;

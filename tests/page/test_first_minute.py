@@ -196,7 +196,11 @@ def test_a_drop_loses_the_plain_answer_and_the_run_goes_on(page: Page) -> None:
 
 
 def test_a_plain_answer_that_was_started_again_is_made_twice(page: Page) -> None:
-    fast = {"tokens_per_second": 10_000, "first_token": 0, "reply": "One two three."}
+    fast: dict[str, Any] = {
+        "tokens_per_second": 10_000,
+        "first_token": 0,
+        "reply": "One two three.",
+    }
     page.route(
         "**/plain/tokens",
         lambda route: route.fulfill(
