@@ -39,7 +39,7 @@ format: .venv/installed-dev ## format the code, sort the imports, apply ruff's f
 	$(BIN)/ruff format .
 
 screenshot: .venv/installed-dev .venv/browser ## take the README's screenshot again
-	UPDATE_SCREENSHOT=1 $(BIN)/pytest -k picture tests/page/test_page.py
+	UPDATE_SCREENSHOT=1 $(BIN)/pytest -k picture tests/page/test_first_minute.py
 
 check: lint test ## run lint and test, as CI does
 
@@ -120,10 +120,11 @@ clean: ## remove everything that the other targets created
 	    || { apt-get update && apt-get install --yes chromium; }
 	touch $@
 
-# TypeScript checks event-stream.js, which declares its types in comments.
+# TypeScript checks event-stream.js, which declares its types in comments. A test runs the page's code
+# for htmx.
 .venv/node_modules: .venv/installed-dev
 	$(NODE)/bin/node $(NODE)/lib/node_modules/npm/bin/npm-cli.js install --silent --no-save \
-	    --prefix .venv typescript@5.9 pyright@1.1
+	    --prefix .venv typescript@5.9 pyright@1.1 htmx.org@2 htmx-ext-sse@2
 	touch $@
 
 .venv/installed-llama .venv/installed-compat .venv/installed-sdks: .venv/installed-%: .venv/installed-dev

@@ -142,7 +142,7 @@ class Streams(Responder, WireHost):
         if self.models:
             routes += openai_routes(self)
         if page:
-            routes += page_routes()
+            routes += page_routes(self)
         self._router = Router(routes, redirect_slashes=False, lifespan=self.lifespan)
         self._app: ASGIApp = self._answer_http
         if self._site.origins:

@@ -67,7 +67,7 @@ def openai_refusal(error: StreamError) -> Response:
     return refusal(error)
 
 
-def page_routes() -> list[Route]:
+def page_routes(streams: Any) -> list[Route]:
     from streams.page import routes
 
-    return routes
+    return routes(streams)

@@ -1,12 +1,13 @@
-"""What Streams offers to a wire that has routes of its own."""
+"""What Streams offers to an optional part that has routes of its own."""
 
 import functools
 from collections.abc import Mapping
 from typing import Any, Unpack
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.access import Access
 from streams.body import Bodies
@@ -24,8 +25,38 @@ from streams.source import Source, hash_of
 from streams.wires import Wire
 
 
+class UntilShutdown(Response):
+    """Another response, which is cut when the server shuts down: the server would wait for it."""
+
+    sending: object | None = None
+    """Nobody looks at how long a send takes."""
+
+    def __init__(self, response: ASGIApp, lifetime: Lifetime) -> None:
+        self._response = response
+        self._lifetime = lifetime
+        self._cut = anyio.CancelScope()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        responses = self._lifetime.responses(Policy().send_timeout)
+        responses.add(self)
+        try:
+            with self._cut:
+                await self._response(scope, receive, send)
+        finally:
+            responses.discard(self)
+        if self._cut.cancelled_caught:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def stop(self) -> None:
+        self._cut.cancel()
+
+    time_out = stop
+
+
 class WireHost:
-    """The part of Streams that such a wire uses."""
+    """The part of Streams that such a part uses."""
+
+    sources: dict[str, Source[..., Any]]
 
     runs: Runs
     _policies: dict[Source[..., Any], Policy]
@@ -37,6 +68,10 @@ class WireHost:
     def endpoint(self, answer: Answer) -> ASGIApp:
         """A route's function as an ASGI app."""
         return Endpoint(answer, self.bodies, self._site)
+
+    def until_shutdown(self, response: ASGIApp) -> Response:
+        """A response that is not of a run, as one that the server's shutdown cuts."""
+        return UntilShutdown(response, self._lifetime)
 
     async def read_json(self, request: Request) -> bytes:
         """The JSON body of a request. Raises StreamError if that is refused."""

@@ -1,14 +1,19 @@
-"""The playground, and the client event-stream.js, as two routes."""
+"""The playground, and the client event-stream.js, as routes.
+
+The playground shows the mock model's answer twice, as a run and as a plain StreamingResponse of
+Starlette, so that one sees what a run is for. See `plain`.
+"""
 
 from mimetypes import guess_type
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from streams import StreamError
-from streams.errors import abbreviated
+from streams.errors import StreamError, abbreviated
+from streams.page.plain import Plain
 
 SUFFIXES = {".css", ".html", ".js", ".svg"}
 FILES = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in SUFFIXES}
@@ -41,4 +46,18 @@ def _file(name: str) -> Response:
     return Response(FILES[name].read_bytes(), headers=HEADERS, media_type=guess_type(name)[0])
 
 
-routes = [Route("/", _index), Route("/page/{file}", _asset)]
+def routes(streams: Any) -> list[Route]:
+    """The routes of the page of a Streams."""
+    plain = Plain(streams)
+
+    async def about(request: Request) -> Response:
+        return JSONResponse({"plain": plain.names}, headers={"Cache-Control": "no-store"})
+
+    found = [
+        Route("/", _index),
+        Route("/page/about.json", about),
+        Route("/page/{file}", _asset),
+    ]
+    if plain.names:
+        found.append(Route("/plain/{source}", streams.endpoint(plain.answer), methods=["POST"]))
+    return found

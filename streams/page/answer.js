@@ -3,7 +3,8 @@
  *
  * Invariants:
  * 1. The parts are shown in the order in which they came. A fragment of a tool call joins its call.
- * 2. The page holds at most MAX_TEXT characters of an answer: the oldest are removed.
+ * 2. The page holds at most MAX_TEXT characters of an answer, and as many that are not painted yet,
+ *    as in a hidden tab: the oldest are removed.
  */
 
 import { element } from "./form.js";
@@ -18,6 +19,35 @@ export function partsOf({ reasoning, content, refusal, tool_calls: calls }) {
     parts.push([`tool ${call?.index}`, [name && `${name} `, given].filter(isText).join("")]);
   }
   return parts.filter(([, text]) => isText(text));
+}
+
+/** Parts that are not on the page yet. */
+export class Parts {
+  #parts = []; // [kind, texts]
+  #length = 0;
+
+  get isEmpty() { return this.#parts.length === 0; }
+
+  add(parts) {
+    for (const [kind, text] of parts) {
+      const last = this.#parts.at(-1);
+      if (last?.[0] === kind) last[1].push(text);
+      else this.#parts.push([kind, [text]]);
+      this.#length += text.length;
+    }
+    while (this.#length > MAX_TEXT && (this.#parts.length > 1 || this.#parts[0][1].length > 1)) {
+      const [[, texts]] = this.#parts;
+      this.#length -= texts.shift().length;
+      if (!texts.length) this.#parts.shift();
+    }
+  }
+
+  /** Removes and returns all. */
+  take() {
+    const taken = this.#parts.map(([kind, texts]) => [kind, texts.join("")]);
+    [this.#parts, this.#length] = [[], 0];
+    return taken;
+  }
 }
 
 /** Appends parts to the answer in `box`. */

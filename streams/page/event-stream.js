@@ -28,6 +28,8 @@ export class EventStream extends EventTarget {
   status = /** @type {"" | "completed" | "failed" | "cancelled"} */ (""); // as `end` says
   /** Why it is "waiting": the status, undefined for a lost connection, and the milliseconds. */
   reason = /** @type {{ status?: number, wait: number } | undefined} */ (undefined);
+  response = /** @type {Response | undefined} */ (undefined); // the newest, for its headers
+  heard = NaN; // when bytes last came, heartbeats too, as performance.now()
   #retry = 2_000; // milliseconds
   #failures = 0; // since the last event
   #hasEvents = false;
@@ -62,6 +64,7 @@ export class EventStream extends EventTarget {
         // The server no longer has the run. A shared source continues with its live one.
         if (this.run && this.lastEventId && [404, 410].includes(response.status))
           response = await this.#send(this.url);
+        this.response = response;
         if (response.status === 204) return;
         if (response.ok && (yield* this.#read(response))) return;
         await this.#waitOrThrow(response);
@@ -142,6 +145,7 @@ export class EventStream extends EventTarget {
       const { value } = await reader.read().catch(() => ({ value: undefined }));
       this.#signal.throwIfAborted();
       if (!value) return false;
+      this.heard = performance.now();
       for (const event of parser.feed(value)) {
         const { type, data, id } = event;
         [this.lastEventId, this.#failures, this.#hasEvents] = [id, 0, true];

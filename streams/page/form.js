@@ -4,6 +4,7 @@
  * Invariants:
  * 1. The server validates. A value that does not fit its field's type is sent as typed.
  * 2. A value that equals its default is not sent.
+ * 3. A field has no `name`: a parameter called `elements` or `submit` would replace that of the form.
  */
 
 /** Fills `place` with a labelled field per property. Properties that default to null are folded away. */
@@ -11,7 +12,8 @@ export function showFields(place, schema) {
   const field = ([name, property]) => {
     const definition = resolved(property, schema.$defs ?? {});
     const input = control(definition);
-    Object.assign(input, { id: `field-${name}`, name, required: schema.required.includes(name) });
+    Object.assign(input, { id: `field-${name}`, required: schema.required.includes(name) });
+    input.dataset.name = name;
     input.setAttribute("aria-describedby", `hint-${name} error-${name}`);
     return element("div", { className: `field ${input.dataset.kind}` }, [
       element("label", { htmlFor: input.id, textContent: name.replaceAll("_", " ") }),
@@ -29,29 +31,33 @@ export function showFields(place, schema) {
 
 /** The values that differ from their defaults, by name. */
 export function values(place) {
-  const changed = inputs(place).filter((input) => !isDefault(input));
-  return Object.fromEntries(changed.map((input) => [input.name, value(input)]));
+  return Object.fromEntries(changed(place).map((input) => [input.dataset.name, value(input)]));
 }
 
-/** Fills in values that `values` returned. */
-export function fill(place, saved) {
-  for (const input of inputs(place).filter(({ name }) => name in saved)) {
-    const { kind } = input.dataset;
-    if (kind === "boolean") input.checked = saved[input.name];
-    else input.value = shown(kind, saved[input.name]);
+/** The texts in the fields that differ from their defaults, by name. */
+export function texts(place) {
+  const text = (input) => (input.type === "checkbox" ? String(input.checked) : input.value);
+  return Object.fromEntries(changed(place).map((input) => [input.dataset.name, text(input)]));
+}
+
+/** Fills in texts, as `texts` returns them. */
+export function fill(place, given) {
+  for (const input of inputs(place).filter(({ dataset }) => Object.hasOwn(given, dataset.name))) {
+    const text = given[input.dataset.name];
+    if (input.type === "checkbox") input.checked = text === "true";
+    else input.value = text;
+    const folded = input.closest("details");
+    if (folded) folded.open = true;
   }
 }
-
-const shown = (kind, value) =>
-  kind === "json" || typeof value === "object" ? JSON.stringify(value) : value;
 
 /** Shows each error at its field and focuses the first. True if every error has a field. */
 export function showErrors(place, errors) {
   const remaining = new Map(errors.map(({ name, detail }) => [name, detail]));
   for (const input of inputs(place).reverse()) {
-    const message = remaining.get(input.name);
-    input.setAttribute("aria-invalid", String(remaining.delete(input.name)));
-    document.getElementById(`error-${input.name}`).textContent = message ?? "";
+    const message = remaining.get(input.dataset.name);
+    input.setAttribute("aria-invalid", String(remaining.delete(input.dataset.name)));
+    document.getElementById(`error-${input.dataset.name}`).textContent = message ?? "";
     if (message === undefined) continue;
     const folded = input.closest("details");
     if (folded) folded.open = true;
@@ -67,6 +73,8 @@ export function element(tag, properties = {}, children = []) {
 }
 
 const inputs = (place) => [...place.querySelectorAll("input, select, textarea")];
+
+const changed = (place) => inputs(place).filter((input) => !isDefault(input));
 
 function control({ enum: choices, type, anyOf, default: initial, minimum, maximum, maxLength }) {
   if (choices) {

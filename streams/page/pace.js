@@ -4,12 +4,14 @@
  * Invariants:
  * 1. No event is kept. Memory is bounded by one minute of slots, however long the stream.
  * 2. All times are given by the caller, in milliseconds, as from performance.now().
+ * 3. A pause in which the page itself was busy says nothing about what is between it and the server.
  */
 
 const SLOT = 50; // milliseconds, the narrowest column of the chart
 const MAX_SLOTS = 1_200; // one minute
 const MAX_BATCHES = 50;
 const MAX_RECONNECTS = 100;
+const MAX_BUSY = 100;
 
 /** Events that follow each other within this gap are one batch, up to a maximum duration. */
 const BATCH_GAP = 5;
@@ -20,6 +22,11 @@ const BUFFERED_SIZE = 2.5; // events, mean
 const BUFFERED_PAUSE = 150; // milliseconds, median
 const BUFFERED_FIRST_WAIT = 300; // milliseconds, plus three round trips
 
+const BUSY = {
+  kind: "unknown",
+  text: "This browser handles events late: it is busy, or the tab was hidden. So their times say nothing about proxies.",
+};
+
 export class Pace {
   events = 0;
   reconnects = []; // times
@@ -28,6 +35,7 @@ export class Pace {
   #batch = { size: 0, start: NaN };
   #batches = []; // the newest closed ones
   #firstBatch;
+  #busy = []; // the newest times in which the page handled nothing: from, to
   #isReplay = true; // whether the next batch is the first one of a connection
 
   /** @param {number} began when the request was sent @param {number} roundTrip of a request */
@@ -61,6 +69,12 @@ export class Pace {
     this.last = time;
   }
 
+  /** Records that the page could not handle events in this time. */
+  busy(from, to) {
+    this.#busy.push([from, to]);
+    if (this.#busy.length > MAX_BUSY) this.#busy.shift();
+  }
+
   /** `count` columns of `width` ms, starting at `from`: events per second and gaps of each. */
   columns(from, width, count) {
     const columns = Array.from({ length: count }, () => ({ rate: 0, shortest: Infinity, longest: 0 }));
@@ -79,13 +93,15 @@ export class Pace {
     const first = this.#firstBatch ?? this.#batch;
     const wait = first.start - this.began;
     if (first.size > 3 && wait > BUFFERED_FIRST_WAIT + 3 * this.roundTrip)
-      return {
+      return this.#wasBusy(this.began, first.start) ? BUSY : {
         kind: "buffered",
         text: `Buffered: nothing arrived for ${duration(wait)}, then ${first.size} events at once. The server itself sends the first event immediately.`,
       };
-    const sizes = this.#batches.map(({ size }) => size);
+    const batches = this.#batches.filter(({ start, pause }) => !this.#wasBusy(start - pause, start));
+    if (batches.length < 3 && this.#batches.length >= 3) return BUSY;
+    const sizes = batches.map(({ size }) => size);
     const mean = sizes.reduce((sum, size) => sum + size, 0) / sizes.length;
-    const pause = median(this.#batches.map(({ pause }) => pause));
+    const pause = median(batches.map(({ pause }) => pause));
     if (sizes.length < 3) return { kind: "unknown", text: "Too few events so far to detect buffering." };
     if (mean >= BUFFERED_SIZE && pause >= BUFFERED_PAUSE)
       return {
@@ -94,6 +110,12 @@ export class Pace {
       };
     if (mean < 1.5) return { kind: "unbuffered", text: "Events arrive one by one: nothing buffers them." };
     return { kind: "unbuffered", text: "Events arrive in small groups without pauses, as a fast source sends them: nothing buffers them." };
+  }
+
+  /** Whether the page was busy for half of this time or more. */
+  #wasBusy(from, to) {
+    const overlap = ([start, end]) => Math.max(0, Math.min(end, to) - Math.max(start, from));
+    return 2 * this.#busy.map(overlap).reduce((sum, ms) => sum + ms, 0) >= to - from;
   }
 
   #slotAt(time) {

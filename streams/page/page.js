@@ -5,20 +5,35 @@
  * 1. The work per event is constant, whatever the number of events.
  * 2. The page is painted once per animation frame, from bounded state.
  * 3. Whatever a stream contains is shown as text, never as HTML.
+ * 4. The address names the form's source and fields, and the run that is shown, if it is theirs.
  */
 
-import { append, partsOf } from "./answer.js";
+import { append, Parts, partsOf } from "./answer.js";
 import { drawChart } from "./chart.js";
-import { element, fill, showErrors, showFields, values } from "./form.js";
+import { element, fill, showErrors, showFields, texts, values } from "./form.js";
+import { forget, remember, remembered } from "./history.js";
 import { fetchWithKey, hasKey } from "./key.js";
+import { linkOf, readLink } from "./location.js";
 import { Pace } from "./pace.js";
+import { Plain } from "./plain.js";
 import { samples } from "./samples.js";
-import { stopRun, viaEventSource, viaFetch } from "./transports.js";
+import { ask, errorOf, stopRun, viaEventSource, viaFetch } from "./transports.js";
 
 const MAX_ROWS = 200;
 const MAX_CELL = 300; // characters of an event's data in the list
+const MAX_VALUE = 100_000; // characters of the latest value
 const PAINT_INTERVAL = 100; // milliseconds, while the chart moves without events
 const CHART_INTERVAL = 50; // milliseconds
+const SILENCE = 3_000; // milliseconds without an event, from which on the page says so
+const NO_HEARTBEAT = 40_000; // milliseconds; a server sends one each 15 s, unless it is told otherwise
+const BUSY_CHECK = 50; // milliseconds
+const BUSY = 100; // milliseconds that a timer is late
+
+/** What the fields of a source begin with: an answer that is long enough to press Drop. */
+const EXAMPLES = { tokens: { prompt: "Why does a stream need a run?", tokens_per_second: "7" } };
+
+const NO_SOURCES =
+  "This app has no sources yet. Write an async generator, decorate it with @source, and give it to the app: Streams([yours]), or STREAMS_SOURCES=package.module:yours.";
 
 const STATES = {
   idle: "idle",
@@ -30,6 +45,7 @@ const STATES = {
   cancelled: "cancelled",
   failed: "failed",
   refused: "no stream; the form shows the error",
+  "no sources": "no sources",
 };
 
 const byId = (id) => document.getElementById(id);
@@ -38,15 +54,21 @@ const encoder = new TextEncoder();
 const formatted = (number) => number.toLocaleString("en");
 
 let sources = [];
+let plainSources = []; // their names
 let roundTrip = 0;
-let view = newView("", {});
+let view = newView("", {}, {});
 let connection;
+const plain = new Plain(schedulePaint);
 
 /** What the page shows of one run. */
-function newView(url, parameters) {
+function newView(url, body, parameters) {
   return {
     url,
-    parameters,
+    body, // of the request
+    parameters, // of the run, as far as they are known
+    form: undefined, // from which it was started
+    isPlain: false, // whether the plain answer is shown beside it
+    isUnknown: false, // whether its parameters are not known
     state: "idle",
     reason: undefined, // of the state "waiting"
     run: "",
@@ -54,10 +76,13 @@ function newView(url, parameters) {
     bytes: 0,
     firstEvent: undefined, // milliseconds
     connections: 0,
+    response: undefined,
+    lost: 0, // events that the server had dropped, as in a `gap`
+    resumedAfter: 0, // pieces
     lastEventId: "",
     newRows: [], // events that are not in the list yet
     tokens: { count: 0, first: undefined, last: undefined },
-    newParts: [], // of the answer, which are not on the page yet
+    newParts: new Parts(), // of the answer
     latest: undefined,
     status: undefined,
   };
@@ -65,19 +90,46 @@ function newView(url, parameters) {
 
 // ---- the run
 
-function start(url, parameters) {
-  view = newView(url, parameters);
-  byId("rows").replaceChildren();
-  byId("value").replaceChildren();
-  byId("problem").textContent = "";
-  showErrors(byId("parameters"), []);
+/** Starts what the form says. */
+function startForm() {
+  const parameters = values(byId("parameters"));
+  const asked = formNow();
+  show(newView(`streams/${asked.source}`, parameters, parameters));
+  view.form = asked;
+  view.isPlain = plainSources.includes(asked.source);
+  goTo(linkOf(asked));
+  if (view.isPlain) plain.start(asked.source, parameters);
   connect();
+  // On a phone the form is above the answers.
+  if (!matchMedia("(min-width: 62rem)").matches) document.querySelector(".panes").scrollIntoView();
+}
+
+/** Shows a run from its start. `isUnknown` if the form is not what started it. */
+function attach(run, isUnknown) {
+  show(newView(`runs/${encodeURIComponent(run)}`, {}, isUnknown ? {} : values(byId("parameters"))));
+  view.isUnknown = isUnknown;
+  view.run = run;
+  showCode();
+  connect();
+}
+
+/** Shows another view, which is not connected. */
+function show(next) {
+  connection?.close();
+  connection = undefined;
+  plain.close();
+  view = next;
+  for (const id of ["rows", "value", "plain-value", "response", "problem"]) byId(id).replaceChildren();
+  byId("run").textContent = "–";
+  byId("value-title").textContent = "Latest value";
+  showErrors(byId("parameters"), []);
+  schedulePaint();
 }
 
 function connect() {
   connection?.close();
   connection = undefined;
-  const open = form.elements.transport.value === "EventSource" ? viaEventSource : viaFetch;
+  const open = transport() === "EventSource" ? viaEventSource : viaFetch;
   let opened;
   const ifCurrent = (call) => (...args) => opened === connection && call(...args);
   const listener = {
@@ -85,11 +137,17 @@ function connect() {
     event: ifCurrent(onEvent),
     end: ifCurrent(onEnd),
   };
-  connection = opened = open(view.url, view.parameters, view.lastEventId, listener);
+  connection = opened = open(view.url, view.body, view.lastEventId, listener);
   setState("connecting");
 }
 
+function reconnect() {
+  connect();
+  if (view.isPlain) plain.reconnect();
+}
+
 async function stop() {
+  plain.close("stopped");
   if (connection) return connection.stop();
   await stopRun(view.run);
   setState("cancelled");
@@ -98,11 +156,16 @@ async function stop() {
 function drop() {
   connection.close();
   connection = undefined;
+  plain.close("lost");
   setState("dropped");
 }
 
 function onState(state, reason) {
-  if (state === "open" && view.connections++) view.pace.reconnected(performance.now());
+  if (state === "open" && view.connections++) {
+    view.pace.reconnected(performance.now());
+    view.resumedAfter = view.tokens.count;
+  }
+  showResponse(connection?.response);
   setState(state, reason);
 }
 
@@ -112,11 +175,12 @@ function onEvent({ type, id, text, data }) {
   view.lastEventId = id;
   const frame = `id: ${id}\n${type === "message" ? "" : `event: ${type}\n`}data: ${text}\n\n`;
   view.bytes += encoder.encode(frame).length;
-  view.newRows.push({ id, type, gap, text });
+  view.newRows.push({ id, type, gap, text: text.length > MAX_CELL ? `${text.slice(0, MAX_CELL)}…` : text });
   if (view.newRows.length > MAX_ROWS) view.newRows.shift();
   if (type === "start") onStart(data);
   else if (type === "end") view.status = data.status;
-  else if (type !== "gap") {
+  else if (type === "gap") view.lost += data.missed ?? 1;
+  else {
     view.firstEvent ??= now - view.pace.began;
     if (typeof data?.message?.content === "string") onPiece(partsOf(data.message), now);
     else view.latest = { data };
@@ -126,7 +190,7 @@ function onEvent({ type, id, text, data }) {
 
 function onPiece(parts, now) {
   if (!parts.length) return;
-  view.newParts.push(...parts);
+  view.newParts.add(parts);
   view.tokens.count++;
   view.tokens.first ??= now;
   view.tokens.last = now;
@@ -144,20 +208,46 @@ function arrivalTime() {
 
 function onStart({ run, source }) {
   view.run = run;
-  if (source !== byId("source").value && sources.some(({ name }) => name === source)) selectSource(source);
-  const saved = { source, parameters: view.parameters, transport: form.elements.transport.value };
-  if (view.url.startsWith("streams/")) history.replaceState(saved, "", `#${run}`);
+  if (view.form) {
+    const link = linkOf(view.form, run);
+    history.replaceState(null, "", link);
+    remember(run, link);
+    showRuns();
+  } else if (source !== byId("source").value) {
+    [view.isUnknown, view.parameters] = [true, {}];
+    if (sources.some(({ name }) => name === source)) selectSource(source);
+    else showCode();
+  }
+  const href = view.form ? linkOf(view.form, run) : view.isUnknown ? `#${run}` : linkOf(formNow(), run);
   byId("run").replaceChildren(
-    element("a", { href: `#${run}`, target: "_blank", rel: "noopener", title: "Open this run in another tab", textContent: run }),
+    element("a", { href, target: "_blank", rel: "noopener", title: "Open this run in another tab", textContent: run }),
   );
 }
 
 function onEnd(error) {
+  showResponse(connection?.response);
   connection = undefined;
-  setState(error && !view.status ? "refused" : view.status ?? "completed");
+  setState(error && !view.status ? "refused" : view.status ?? "completed", error?.problem);
   if (!error) return;
-  const isInForm = error.problem?.errors && showErrors(byId("parameters"), error.problem.errors);
-  if (!isInForm) byId("problem").textContent = error.name === "Error" ? error.message : `${error.name}: ${error.message}`;
+  const { status, errors } = error.problem ?? {};
+  if (view.url.startsWith("runs/") && [404, 410].includes(status)) {
+    forget(view.run);
+    showRuns();
+  }
+  if (!(errors && showErrors(byId("parameters"), errors))) showProblem(error);
+}
+
+function showProblem({ name, message, problem }) {
+  const kind = problem ? problem.status : name === "Error" ? "" : name;
+  byId("problem").textContent = kind ? `${kind}: ${message}` : message;
+}
+
+/** The status and the headers of the newest response. EventSource shows neither. */
+function showResponse(response) {
+  if (!response || response === view.response || response.type === "error") return;
+  view.response = response;
+  const headers = [...response.headers].map(([name, value]) => `${name}: ${value}`);
+  byId("response").textContent = [`${response.status} ${response.statusText}`.trim(), ...headers].join("\n");
 }
 
 function setState(state, reason) {
@@ -188,8 +278,9 @@ function paint() {
   byId("bytes").textContent = formatted(view.bytes);
   byId("first").textContent = view.firstEvent === undefined ? "–" : `${formatted(Math.round(view.firstEvent))} ms`;
   byId("reconnects").textContent = formatted(Math.max(0, view.connections - 1));
-  if (!view.run) byId("run").textContent = "–";
+  byId("silence").textContent = silence();
   paintValue();
+  paintPlain();
   followEnd(byId("log"), () => byId("rows").append(...newRows.splice(0).map(row)));
   const rows = byId("rows").children;
   while (rows.length > MAX_ROWS) rows[0].remove();
@@ -204,9 +295,22 @@ function paint() {
   if (isMoving) nextPaint = setTimeout(schedulePaint, PAINT_INTERVAL);
 }
 
+/** How long nothing came. It is not announced, as it changes each second. */
+function silence() {
+  const now = performance.now();
+  const [quiet, heard] = [now - view.pace.last, connection?.heard];
+  const seconds = (ms) => `${formatted(Math.floor(ms / 1000))} s`;
+  if (view.state !== "open" || quiet < SILENCE) return "";
+  const text = `silent for ${seconds(quiet)}`;
+  if (heard === undefined) return `${text}; EventSource does not show heartbeats`;
+  if (now - heard > NO_HEARTBEAT) return `${text}, without a heartbeat for ${seconds(now - heard)}: is the connection lost?`;
+  return heard > view.pace.last + 500 ? `${text}, heartbeats come` : text;
+}
+
 /** The state in words. EventSource does not tell why and how long it waits. */
 function stateText() {
   const { state, reason, connections } = view;
+  if (state === "refused" && reason?.status) return `refused with status ${reason.status}; the form shows the error`;
   if (state !== "waiting" || !reason) return STATES[state];
   const { status, wait } = reason;
   const again = `${connections ? "reconnecting" : "trying again"} in ${formatted(Math.ceil(wait / 1000))} s`;
@@ -217,40 +321,69 @@ function stateText() {
 
 function paintValue() {
   const box = byId("value");
-  const { parameters, pace, tokens } = view;
+  const { parameters, pace, tokens, isPlain } = view;
   byId("prompt").hidden = !parameters.prompt;
   byId("prompt").textContent = parameters.prompt;
+  byId("note").hidden = !isPlain;
+  byId("note").textContent = isPlain ? runNote() : "";
+  byId("note").dataset.state = view.state;
   byId("speed").hidden = tokens.count < 2;
   const seconds = (tokens.last - tokens.first) / 1000;
   const rate = seconds ? `, ${((tokens.count - 1) / seconds).toFixed(1)} per second` : ""; // none if all came at once
   const wait = formatted(Math.round(tokens.first - pace.began));
   byId("speed").textContent = `${formatted(tokens.count)} pieces${rate}, the first after ${wait} ms`;
-  if (view.newParts.length) {
-    byId("value-title").textContent = "Answer";
+  if (isPlain) byId("value-title").textContent = "Streams";
+  else if (!view.newParts.isEmpty) byId("value-title").textContent = "Answer";
+  else if (view.latest) byId("value-title").textContent = "Latest value";
+  if (!view.newParts.isEmpty) {
     if (!box.firstChild?.dataset?.kind) box.replaceChildren();
-    followEnd(box, () => append(box, view.newParts.splice(0)));
+    followEnd(box, () => append(box, view.newParts.take()));
   } else if (view.latest) {
-    byId("value-title").textContent = "Latest value";
     box.replaceChildren(...valueNodes(view.latest.data));
   }
   view.latest = undefined;
+}
+
+/** What became of the answer, beside the plain one. */
+function runNote() {
+  const { state, tokens, connections, resumedAfter, lost } = view;
+  const count = `${formatted(tokens.count)} pieces`;
+  if (state === "dropped") return `dropped after ${count}; the run continues`;
+  if (state === "waiting" && tokens.count) return `connection lost after ${count}; it will go on from there`;
+  if (lost) return `${count}; ${formatted(lost)} events were no longer retained`;
+  if (connections > 1 && ["open", "completed"].includes(state))
+    return `${state === "open" ? "went on" : "complete, went on"} after piece ${formatted(resumedAfter)}: nothing lost, nothing twice`;
+  return tokens.count ? (state === "completed" ? `complete: ${count}` : count) : STATES[state];
+}
+
+function paintPlain() {
+  byId("plain").hidden = !view.isPlain;
+  if (view.isPlain) plain.paint(byId("plain-value"), byId("plain-note"), followEnd);
 }
 
 /** Large type for an object with a single scalar member, JSON for everything else. */
 function valueNodes(data) {
   const members = Object.entries(Object(data));
   const [[name, value] = []] = members;
-  if (members.length !== 1 || typeof value === "object") return [JSON.stringify(data, null, 2)];
+  if (members.length !== 1 || typeof value === "object") {
+    const text = JSON.stringify(data, null, 2);
+    return [text.length > MAX_VALUE ? `${text.slice(0, MAX_VALUE)}…` : text];
+  }
   return [element("small", { textContent: name }), element("output", { textContent: value })];
 }
 
 function row({ id, type, gap, text }) {
   const node = element("tr", { className: ["start", "end", "gap"].includes(type) ? "control" : "" });
-  const data = text.length > MAX_CELL ? `${text.slice(0, MAX_CELL)}…` : text;
-  const cells = [id.split(".").at(-1), type, gap >= 0 ? gap.toFixed(gap < 10 ? 1 : 0) : "", data];
-  node.append(...cells.map((textContent) => element("td", { textContent })));
+  const cells = [id.split(".").at(-1), type, gap >= 0 ? gap.toFixed(gap < 10 ? 1 : 0) : ""];
+  node.append(...cells.map((textContent) => element("td", { textContent })), element("td", {}, unbroken(text)));
   node.firstChild.title = id;
   return node;
+}
+
+/** A text whose lines do not end within a number. */
+function unbroken(text) {
+  const parts = text.split(/(-?\d[\d.,]*)/);
+  return parts.map((part, n) => (n % 2 ? element("span", { className: "number", textContent: part }) : part));
 }
 
 function paintVerdict({ kind, text }) {
@@ -268,6 +401,7 @@ function paintButtons() {
     stop: view.run && (isConnected || isDropped),
     drop: isConnected,
     reconnect: isDropped || view.state === "waiting",
+    start: sources.length > 0,
   };
   for (const [id, isEnabled] of Object.entries(enabled)) byId(id).setAttribute("aria-disabled", String(!isEnabled));
 }
@@ -281,17 +415,53 @@ function followEnd(box, append) {
 
 // ---- the form and the code
 
-function selectSource(name) {
+const transport = () => document.querySelector("[name=transport]:checked").value;
+
+const formNow = () => ({ source: byId("source").value, transport: transport(), fields: texts(byId("parameters")) });
+
+function selectSource(name, fields) {
   const source = sources.find((each) => each.name === name);
   byId("source").value = name;
   byId("description").textContent = source.description;
   showFields(byId("parameters"), source.parameters);
+  fill(byId("parameters"), fields ?? {});
   showCode();
 }
 
+/** The example is only for who has come to choose: a link says all that differs from the defaults. */
+const selectExample = (name) => selectSource(name, EXAMPLES[name]);
+
+/** Shows what the address says: a form, and perhaps a run. */
+function openLink() {
+  const own = remembered().find(({ run }) => run === location.hash.slice(1));
+  const link = readLink(location.search || !own ? location : new URL(own.link, document.baseURI));
+  const isKnown = sources.some(({ name }) => name === link.source);
+  const first = sources.find(({ name }) => name in EXAMPLES) ?? sources[0];
+  const chosen = hasKey() ? "fetch" : link.transport;
+  document.querySelector(`[name=transport][value=${chosen}]`).checked = true;
+  if (isKnown) selectSource(link.source, link.fields);
+  else if (first) selectExample(first.name);
+  if (link.source && !isKnown) byId("problem").textContent = `This app has no source ${link.source}.`;
+  if (link.run) attach(link.run, !isKnown);
+}
+
+/** Makes an entry in the browser's history, unless the address stays the same. */
+function goTo(link) {
+  if (link === location.search + location.hash) return;
+  history.pushState(null, "", link);
+}
+
+/** The address follows the form. That of a run stays in the browser's history. */
+function onChange() {
+  if (location.hash) goTo(linkOf(formNow()));
+  else history.replaceState(null, "", linkOf(formNow()));
+}
+
 function showCode() {
-  const url = new URL(`streams/${byId("source").value}`, document.baseURI);
-  const code = samples(url, values(byId("parameters")), hasKey());
+  const isOfRun = view.isUnknown && view.run;
+  const path = isOfRun ? `runs/${encodeURIComponent(view.run)}` : `streams/${byId("source").value}`;
+  const code = samples(new URL(path, document.baseURI), isOfRun ? {} : values(byId("parameters")), hasKey());
+  byId("code-of").textContent = isOfRun ? "reads this run" : "";
   const languages = byId("languages");
   if (languages.children.length === 1)
     languages.append(
@@ -303,6 +473,29 @@ function showCode() {
       ),
     );
   byId("code").firstElementChild.textContent = code[languages.querySelector(":checked").value];
+}
+
+function showRuns() {
+  const items = remembered().map(({ run, link, time }) => {
+    const { source, fields } = readLink(new URL(link, document.baseURI));
+    const given = Object.entries(fields).map(([name, text]) => `${name}=${text}`).join(" ");
+    const when = new Date(time).toLocaleTimeString("en", { hour12: false });
+    return element("li", {}, [
+      element("a", { href: link, textContent: source, title: run }),
+      element("small", { textContent: `${when} ${given}` }),
+    ]);
+  });
+  byId("own-runs").replaceChildren(...(items.length ? items : [element("li", { textContent: "None yet." })]));
+  const shared = sources.filter((source) => source.shared || source.topic);
+  byId("joined").hidden = shared.length === 0;
+  byId("shared").replaceChildren(
+    ...shared.map(({ name, description }) =>
+      element("li", {}, [
+        element("a", { href: `?${new URLSearchParams({ source: name })}`, textContent: name }),
+        element("small", { textContent: description }),
+      ]),
+    ),
+  );
 }
 
 async function copyCode() {
@@ -318,48 +511,63 @@ async function copyCode() {
   setTimeout(() => (byId("copy").textContent = "Copy"), 1500);
 }
 
-function attach(run) {
-  start(`runs/${encodeURIComponent(run)}`, {});
-}
-
 function onClick(id, action) {
   byId(id).addEventListener("click", () => byId(id).getAttribute("aria-disabled") === "true" || action());
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  start(`streams/${byId("source").value}`, values(byId("parameters")));
+  if (sources.length) startForm();
 });
-form.addEventListener("keydown", (event) => {
+byId("parameters").addEventListener("keydown", (event) => {
   // As in a chat, Enter sends the form and Shift+Enter inserts a line break.
   if (event.key !== "Enter" || event.shiftKey || event.target.tagName !== "TEXTAREA") return;
   event.preventDefault();
-  form.requestSubmit();
+  byId("start").click();
 });
-form.addEventListener("input", showCode);
-byId("source").addEventListener("change", () => selectSource(byId("source").value));
+form.addEventListener("input", () => {
+  view.isUnknown = false;
+  showCode();
+});
+form.addEventListener("change", onChange);
+byId("source").addEventListener("change", () => selectExample(byId("source").value));
 byId("languages").addEventListener("change", showCode);
 byId("copy").addEventListener("click", copyCode);
-onClick("stop", () => stop().catch(({ message }) => (byId("problem").textContent = message)));
+onClick("stop", () => stop().catch(showProblem));
 onClick("drop", drop);
-onClick("reconnect", connect);
-addEventListener("hashchange", () => location.hash.slice(1) !== view.run && attach(location.hash.slice(1)));
+onClick("reconnect", reconnect);
+addEventListener("popstate", () => {
+  if (location.hash && location.hash.slice(1) === view.run) return;
+  show(newView("", {}, {}));
+  openLink();
+});
+addEventListener("storage", showRuns);
 addEventListener("resize", schedulePaint);
 
-const response = await fetchWithKey("streams");
-({ sources } = await response.json());
-form.querySelector("[value=EventSource]").disabled = hasKey();
+let checked = performance.now();
+setInterval(() => {
+  const now = performance.now();
+  if (now - checked > BUSY_CHECK + BUSY) view.pace.busy(checked, now);
+  checked = now;
+}, BUSY_CHECK);
+
+try {
+  const [listed, about] = await Promise.all([fetchWithKey("streams"), ask("page/about.json")]);
+  if (!listed.ok) throw await errorOf(listed);
+  [{ sources }, { plain: plainSources }] = await Promise.all([listed.json(), about.json()]);
+} catch (error) {
+  showProblem(error);
+}
+document.querySelector("[value=EventSource]").disabled = hasKey();
 byId("no-event-source").hidden = !hasKey();
 const timings = performance.getEntriesByType("resource");
 roundTrip = Math.min(...timings.map(({ requestStart, responseStart }) => responseStart - requestStart));
-byId("http").textContent = timings.at(-1).nextHopProtocol.replace(/^http\/|^h/, "");
+byId("http").textContent = timings.at(-1)?.nextHopProtocol.replace(/^http\/|^h/, "") ?? "–";
 byId("source").append(...sources.map(({ name }) => new Option(name)));
-const saved = history.state; // of the run that was shown before a reload
-if (sources.length) selectSource(sources.some(({ name }) => name === saved?.source) ? saved.source : sources[0].name);
-if (saved?.source === byId("source").value) {
-  fill(byId("parameters"), saved.parameters);
-  form.elements.transport.value = hasKey() ? "fetch" : saved.transport;
-  showCode();
+if (!sources.length && !byId("problem").textContent) {
+  byId("description").textContent = NO_SOURCES;
+  setState("no sources");
 }
-if (location.hash.length > 1) attach(location.hash.slice(1));
-else setState("idle");
+showRuns();
+openLink();
+schedulePaint();

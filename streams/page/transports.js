@@ -1,17 +1,31 @@
 /**
- * Reads an event stream with fetch or with EventSource, behind one interface.
+ * Requests to the server, and event streams read with fetch or EventSource behind one interface.
  *
  * Invariants:
  * 1. A connection calls its `listener` until it is closed.
  * 2. Its last call is `end`, with an Error if the stream could not be read or its run failed.
+ * 3. Each request of the page is sent here, except the first, which asks for the API key: key.js.
  *
  *     listener.state("connecting" | "open" | "waiting", reason?) // an EventStream's reason
  *     listener.event({ type, data, text, id })
  *     listener.end(error?)
+ *
+ * A connection's `response` is the newest one, and `heard` the time at which bytes last came. An
+ * EventSource shows neither: they are undefined.
  */
 
 import { eventStream } from "./event-stream.js";
 import { keyHeaders } from "./key.js";
+
+/** A response with a status from 200 to 299. Otherwise rejects with the server's error. */
+export async function ask(path, { body, headers, ...options } = {}) {
+  const sent = body && { method: "POST", body: JSON.stringify(body) };
+  const type = body && { "Content-Type": "application/json" };
+  const all = { ...type, ...headers, ...keyHeaders() };
+  const response = await fetch(path, { cache: "no-store", ...sent, ...options, headers: all });
+  if (!response.ok) throw await errorOf(response);
+  return response;
+}
 
 /** Sends the parameters in the body of a POST. Without parameters the request is a GET. */
 export function viaFetch(url, parameters, lastEventId, listener) {
@@ -24,7 +38,12 @@ export function viaFetch(url, parameters, lastEventId, listener) {
     for await (const event of stream) listener.event(event);
   };
   read().then(() => listener.end(), (error) => signal.aborted || listener.end(error));
-  return { close: () => controller.abort(), stop: () => stream.stop() };
+  return {
+    close: () => controller.abort(),
+    stop: () => stream.stop(),
+    get response() { return stream.response; },
+    get heard() { return stream.heard; },
+  };
 }
 
 /** Sends the parameters and the last event id in the query: EventSource cannot set a header. */
@@ -53,10 +72,7 @@ export function viaEventSource(url, parameters, lastEventId, listener) {
 }
 
 /** Stops a run for all its viewers. Rejects with the server's error. */
-export async function stopRun(run) {
-  const response = await fetch(`runs/${run}`, { method: "DELETE", headers: keyHeaders() });
-  if (!response.ok) throw await errorOf(response);
-}
+export const stopRun = (run) => ask(`runs/${run}`, { method: "DELETE" });
 
 /** The URL with the parameters in its query. A list becomes one parameter per item. */
 export function withQuery(url, parameters) {
@@ -66,18 +82,21 @@ export function withQuery(url, parameters) {
   return query.href;
 }
 
-/** Repeats a refused request with fetch, because EventSource does not report the reason. */
+/** Repeats a refused request, because EventSource does not report the reason. */
 async function refusal(url) {
-  const headers = { Accept: "text/event-stream, application/problem+json" };
-  const response = await fetch(url, { headers });
-  if (response.status === 204) return undefined;
-  if (!response.ok) return errorOf(response);
-  await response.body?.cancel().catch(() => {});
-  return new Error("The connection failed.");
+  try {
+    const response = await ask(url, { headers: { Accept: "text/event-stream, application/problem+json" } });
+    if (response.status === 204) return undefined;
+    await response.body?.cancel().catch(() => {});
+    return new Error("The connection failed.");
+  } catch (error) {
+    return error;
+  }
 }
 
-async function errorOf(response) {
-  const problem = (await response.json().catch(() => null)) ?? {};
+/** The error of a response that is not a success. */
+export async function errorOf(response) {
+  const problem = { status: response.status, ...(await response.json().catch(() => null)) };
   return Object.assign(new Error(problem.detail ?? `The server answered ${response.status}.`), { problem });
 }
 

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 
-from streams import Event, StreamError, Streams, source
+from streams import Event, StreamError, Streams, source, topic
 from streams.sources import clock, counter, tokens
 from tests.support.servers import ROOT
 
@@ -76,6 +76,43 @@ async def kinds(
     yield {"word": word, "size": size, "loud": loud, "ratio": ratio, "tags": tags}
 
 
+@source
+async def clash(
+    elements: str = "",
+    submit: str = "",
+    action: str = "",
+    name: str = "",
+    length: int = 0,
+    transport: str = "",
+    source: str = "",  # noqa: A002, ARG001, RUF100
+    __proto__: str = "",
+    requestSubmit: str = "",  # noqa: N803 - as JavaScript writes it
+) -> AsyncIterator[Any]:
+    """Parameters with the names of what a form, an object or the page's address has."""
+    yield [elements, submit, action, name, length, transport, source, __proto__, requestSubmit]
+
+
+LONG_NUMBER = "1234567890" * 6
+
+
+@source
+async def long_number() -> AsyncIterator[Any]:
+    """Numbers that are wider than their places."""
+    yield Event(text=f'{{"number":"{LONG_NUMBER}"}}')
+
+
+@source(heartbeat=0.2)
+async def quiet() -> AsyncIterator[Any]:
+    """One event, and then only heartbeats."""
+    yield "one"
+    await asyncio.Event().wait()
+
+
+@topic
+def news(place: str) -> None:
+    """What happens at a place."""
+
+
 GATE_AT = 50
 GATED_COUNT = 100
 
@@ -102,10 +139,24 @@ async def open_gate(gate: str) -> AsyncIterator[str]:
 
 
 app = Streams(
-    [counter, tokens, clock, hostile, thinks, kinds, gated, open_gate],
+    [
+        counter,
+        tokens,
+        clock,
+        hostile,
+        thinks,
+        kinds,
+        gated,
+        open_gate,
+        clash,
+        long_number,
+        quiet,
+        news,
+    ],
     retry=(0.05, 0.1),
     log=os.environ.get("TEST_LOG"),
 )
+empty = Streams()
 mounted = Starlette(routes=[Mount("/live", app)])
 strict = CORSMiddleware(
     Streams([counter], origins=["*"]),
