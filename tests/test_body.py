@@ -163,7 +163,7 @@ async def test_the_bodies_that_are_arriving_have_max_bytes_together() -> None:
             await until(lambda: streams.bodies.bytes == 10, "ten bytes have arrived")
             async with posting(url, "/topics/room", 1) as third:
                 await third.until(lambda s: s.head.startswith("http/1.1 503 "), "the refusal")
-                assert "retry-after: 10" in third.head
+                assert "retry-after: " in third.head
         await until(lambda: streams.bodies.bytes == 0, "the clients that left count no more")
 
 
