@@ -27,7 +27,7 @@ from tests.support.servers import ROOT, free_port, until
 LOGS = {"memory": 1, "sqlite": 2}
 """The logs, and how many workers each has."""
 
-RETAIN, RETAIN_LONG = 6, 30
+RETAIN, RETAIN_LONG = 12, 30
 """A viewer is away for less. Many of them keep the processor so busy that this takes longer."""
 
 KILL_SECONDS = 15.0
@@ -114,7 +114,7 @@ async def load(
     workers: list[Worker], random: Random, seconds: float, viewers: int
 ) -> tuple[Load, int]:
     """Puts the workers under load for so many seconds, and checks what the viewers saw."""
-    part = Load(random, [worker.address for worker in workers], longest=min(150, int(seconds * 15)))
+    part = Load(random, [worker.address for worker in workers], longest=150 if seconds > 10 else 40)
     asyncio.get_running_loop().call_later(seconds, part.over.set)
     async with asyncio.timeout(seconds + LAST_SECONDS + 30):
         _, killed = await asyncio.gather(
