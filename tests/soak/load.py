@@ -132,7 +132,7 @@ class Load:
             reader, writer = await asyncio.open_connection(*random.choice(self._addresses))
             try:
                 path = random.choice(PATHS)
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
                 stay = random.choice([0, 0, 0.05, random.expovariate(1)])
                 if stay:
                     with anyio.move_on_after(stay):
@@ -150,14 +150,16 @@ class Load:
         with sock, suppress(OSError):
             loop = asyncio.get_running_loop()
             await loop.sock_connect(sock, random.choice(self._addresses))
-            request = b"GET /streams/counter?count=1000000&interval=0 HTTP/1.1\r\nHost: x\r\n\r\n"
+            request = (
+                b"GET /streams/counter?count=1000000&interval=0 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            )
             await loop.sock_sendall(sock, request)
             with anyio.move_on_after(random.uniform(3, 20)):
                 await self.over.wait()
 
     async def _lies(self, random: Random) -> None:
         method, path, rest = random.choice(LIES)
-        request = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{rest}"
+        request = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{rest}"
         request += "" if "\r\n\r\n" in rest else "\r\n"
         with suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection(*random.choice(self._addresses))

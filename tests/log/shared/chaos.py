@@ -183,7 +183,7 @@ class Viewer:
         reader, writer = await asyncio.open_connection(*self._address)
         try:
             last = f"Last-Event-ID: {self.ids[-1]}\r\n" if self.ids else ""
-            writer.write(f"GET {self.path} HTTP/1.1\r\nHost: x\r\n{last}\r\n".encode())
+            writer.write(f"GET {self.path} HTTP/1.1\r\nHost: localhost\r\n{last}\r\n".encode())
             async with asyncio.timeout(SILENCE_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
             status = int(head.split()[1])
@@ -306,7 +306,9 @@ class Chaos:
         with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection(*address)
             try:
-                writer.write(f"DELETE /runs/{viewer.run} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                writer.write(
+                    f"DELETE /runs/{viewer.run} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+                )
                 async with asyncio.timeout(SILENCE_SECONDS):
                     await reader.readuntil(b"\r\n")
             finally:
