@@ -59,7 +59,7 @@ def starlette_request(request: Any) -> Request:
     raise TypeError(
         "response() and resumes() take a request of Starlette, FastAPI or Litestar, not a "
         f"{kind.__module__}.{kind.__qualname__}; in another framework, serve a source at a path "
-        'of its own, as docs/compat.md shows under "In another framework"'
+        "of its own, as docs/your-app.md shows"
     )
 
 

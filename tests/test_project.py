@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 import app
 import streams
+from tests.support.blocks import needs_a_host, python_blocks
 from tests.support.servers import connection, serving
 
 ROOT = Path(__file__).parent.parent
@@ -248,29 +250,17 @@ def test_make_alone_prints_its_targets() -> None:
     assert all(f"make {target} " in printed for target in targets)
 
 
-PAGES = [
-    "README.md",
-    *(
-        f"docs/{page}.md"
-        for page in (
-            "access",
-            "client",
-            "keys",
-            "llm",
-            "migration",
-            "real-model",
-            "responses",
-            "security",
-        )
-    ),
-]
+PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+
+# Their blocks are files that belong together, which these tests write and run.
+TESTED_AS_FILES = {"docs/jobs.md": "test_jobs.py", "docs/use-chat.md": "test_use_chat.py"}
 
 BLOCKS = {
     f"{page}, block {number}": block
     for page in PAGES
-    for number, block in enumerate(
-        re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    )
+    if page not in TESTED_AS_FILES
+    for number, block in enumerate(python_blocks(page))
+    if not needs_a_host(block)
 }
 
 
@@ -283,13 +273,14 @@ async def test_every_python_block_of_the_documentation_runs(
 ) -> None:
     """Runs each block. One that makes an app has a curl command in a comment, which is tried; -b is
     a cookie. One with a main() is a client of what `make run` serves, and has its output in
-    comments."""
+    comments. The tests in a block are run."""
     monkeypatch.chdir(tmp_path)  # Some blocks make files.
     block = BLOCKS[name]
     namespace: dict[str, Any] = {"__name__": name}
     exec(compile(block, name, "exec"), namespace)
     tries = re.findall(r"^# curl -N 127\.0\.0\.1:8000(\S*)(?: -b (\S+))?", block, re.MULTILINE)
-    assert bool(tries) == ("app" in namespace)
+    tests = [value for key, value in namespace.items() if key.startswith("test_")]
+    assert tests or bool(tries) == ("app" in namespace)
     for path, cookie in tries:
         headers = f"Cookie: {cookie}\r\n" if cookie else ""
         async with (
@@ -300,9 +291,39 @@ async def test_every_python_block_of_the_documentation_runs(
                 lambda stream: stream.body.count(b"\ndata: ") >= 2, "two events have come"
             )
             assert stream.head.startswith("http/1.1 200")
+    for test in tests:
+        await (test() if iscoroutinefunction(test) else asyncio.to_thread(test))
     if main := namespace.get("main"):
         async with serving(app.app) as url:
             namespace["URL"] = url
             await asyncio.wait_for(main(), 20)
         printed = capsys.readouterr().out.splitlines()
         assert printed == re.findall(r"^# prints: (.*)$", block, re.MULTILINE)
+
+
+def test_the_readme_is_for_ten_minutes() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 250
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments that GitHub gives to the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if ":" in link:
+            continue
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_links_to_every_page() -> None:
+    links = re.findall(r"\]\((docs/[\w-]+\.md)", (ROOT / "README.md").read_text())
+    assert set(links) == set(PAGES) - {"README.md"}

@@ -14,8 +14,8 @@ import pytest
 from streams import Streams
 from streams.sources import counter
 from tests.compat.hosts import HOSTS, Host, configure_django
+from tests.support.blocks import needs_a_host, python_blocks
 from tests.support.servers import (
-    ROOT,
     Connection,
     client_of,
     connection,
@@ -174,7 +174,7 @@ async def test_an_endpoint_of_its_own_streams_and_resumes(
                 lambda stream: errors or b"data: 2\n\n" in stream.body, "an error, or both numbers"
             )
             for error in errors:
-                assert "docs/compat.md" in str(error)
+                assert "docs/your-app.md" in str(error)
                 raise error
             run = re.findall(rb"id: (.+)\.1\n", stream.body)[0].decode()
         await until(lambda: not streams.log.readers, "the run has no reader")
@@ -185,17 +185,17 @@ async def test_an_endpoint_of_its_own_streams_and_resumes(
     await streams.runs.aclose()
 
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/compat.md").read_text(), re.DOTALL)
+BLOCKS = [block for block in python_blocks("docs/your-app.md") if needs_a_host(block)]
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-async def test_every_python_block_of_the_documentation_runs(
+async def test_every_block_of_the_documentation_for_these_hosts_runs(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure_django()
     module: Any = ModuleType(f"compat_{number}")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # Litestar looks it up there
-    exec(compile(BLOCKS[number], f"docs/compat.md, block {number}", "exec"), vars(module))
+    exec(compile(BLOCKS[number], f"docs/your-app.md, block {number}", "exec"), vars(module))
     async with client_of(module.app) as client:
         response = await client.get("/live/streams/counter?count=1")
         assert response.headers["content-location"].startswith("/live/runs/")

@@ -1,0 +1,15 @@
+"""The Python blocks of the documentation, which tests run."""
+
+import re
+
+from tests.support.servers import ROOT
+
+
+def python_blocks(page: str) -> list[str]:
+    """The blocks of a page, which is given by its path in the project."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def needs_a_host(block: str) -> bool:
+    """Whether a block needs a framework that only `make compat` installs."""
+    return re.search(r"^from (django|litestar|quart)\b", block, re.MULTILINE) is not None
