@@ -82,8 +82,9 @@ LAYERS = {
 }
 STACKS = {**{name: [layer] for name, layer in LAYERS.items()}, "all": list(LAYERS.values())}
 BODY = '{"interval":60}'
+ORIGIN = "https://example.org"
 HEADERS = (
-    "Origin: https://example.org\r\nAccept-Encoding: gzip\r\nCookie: session=none\r\n"
+    f"Origin: {ORIGIN}\r\nAccept-Encoding: gzip\r\nCookie: session=none\r\n"
     "X-User: ann\r\nContent-Type: application/json\r\n"
 )
 
@@ -103,7 +104,8 @@ def has_first_number(stream: Connection) -> bool:
 async def test_events_are_not_buffered_and_a_disconnect_detaches_the_reader(
     layers: list[Middleware], method: str
 ) -> None:
-    streams = Streams([counter], heartbeat=3600)  # Only a disconnect detaches a reader.
+    # Only a disconnect detaches a reader.
+    streams = Streams([counter], heartbeat=3600, origins=[ORIGIN])
     path, headers = "/live/streams/counter", HEADERS
     if method == "POST":
         headers += f"Content-Length: {len(BODY)}\r\n"
@@ -121,7 +123,7 @@ async def test_events_are_not_buffered_and_a_disconnect_detaches_the_reader(
 
 @every_stack
 async def test_json_lines_are_not_buffered(layers: list[Middleware]) -> None:
-    streams = Streams([counter], heartbeat=3600)
+    streams = Streams([counter], heartbeat=3600, origins=[ORIGIN])
     path, headers = "/live/streams/counter?interval=60", f"Accept: application/jsonl\r\n{HEADERS}"
     async with (
         serving(wrapped(layers, streams)) as url,
@@ -135,7 +137,7 @@ async def test_json_lines_are_not_buffered(layers: list[Middleware]) -> None:
 
 @every_stack
 async def test_a_stream_is_complete_and_ends_when_its_run_ends(layers: list[Middleware]) -> None:
-    streams = Streams([counter])
+    streams = Streams([counter], origins=[ORIGIN])
     headers = dict(line.split(": ") for line in HEADERS.splitlines())
     async with (
         serving(wrapped(layers, streams)) as url,
