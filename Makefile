@@ -61,7 +61,7 @@ lowest: .venv/browser .venv/node_modules ## run the tests with the lowest depend
 	.venv-lowest/bin/pip install --quiet --editable '.[server,client,llm,redis]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest -n 3 --dist worksteal
 
-sdks: .venv/installed-sdks .venv/installed-instructor .venv/browser tests/llm/node_modules ## test with the clients of OpenAI's API, and useChat in a browser (5 minutes)
+sdks: .venv/installed-sdks .venv/installed-instructor .venv/browser tests/llm/node_modules ## test with the clients of OpenAI's API, and useChat, React, Vue and HTMX in a browser (5 minutes)
 	$(BIN)/python -m pytest -q -W default tests/llm --ignore tests/llm/test_llama.py --write-tables docs/llm.md
 	@sed -n '/^<!-- tables/,/^<!-- end/p' docs/llm.md
 

@@ -15,7 +15,7 @@ import pytest
 
 import app
 import streams
-from tests.support.blocks import needs_a_host, python_blocks
+from tests.support.blocks import blocks, needs_a_host
 from tests.support.servers import connection, serving
 
 ROOT = Path(__file__).parent.parent
@@ -259,7 +259,7 @@ BLOCKS = {
     f"{page}, block {number}": block
     for page in PAGES
     if page not in TESTED_AS_FILES
-    for number, block in enumerate(python_blocks(page))
+    for number, block in enumerate(blocks(page))
     if not needs_a_host(block)
 }
 

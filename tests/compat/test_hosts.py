@@ -14,7 +14,7 @@ import pytest
 from streams import Streams
 from streams.sources import counter
 from tests.compat.hosts import HOSTS, Host, configure_django
-from tests.support.blocks import needs_a_host, python_blocks
+from tests.support.blocks import blocks, needs_a_host
 from tests.support.servers import (
     Connection,
     client_of,
@@ -185,7 +185,7 @@ async def test_an_endpoint_of_its_own_streams_and_resumes(
     await streams.runs.aclose()
 
 
-BLOCKS = [block for block in python_blocks("docs/your-app.md") if needs_a_host(block)]
+BLOCKS = [block for block in blocks("docs/your-app.md") if needs_a_host(block)]
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))

@@ -1,13 +1,13 @@
-"""The Python blocks of the documentation, which tests run."""
+"""The code blocks of the documentation, which tests run."""
 
 import re
 
 from tests.support.servers import ROOT
 
 
-def python_blocks(page: str) -> list[str]:
+def blocks(page: str, language: str = "python") -> list[str]:
     """The blocks of a page, which is given by its path in the project."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 def needs_a_host(block: str) -> bool:
