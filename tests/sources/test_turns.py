@@ -281,7 +281,7 @@ NESTED = {"type": "array", "minItems": 10**9}
         ({"tool_choice": named("x")}, "tool_choice: there is no tool 'x'; tools: none"),
         (
             {"tools": [WEATHER], "tool_choice": named("x" * 100)},
-            "tool_choice: there is no tool .{60,70}… .102 characters.; tools: 'weather'",
+            "tool_choice: there is no tool 'x{50,70}… .100 characters.; tools: 'weather'",
         ),
         ({"tool_choice": "always"}, "tool_choice: invalid enum value 'always'"),
         ({"tools": [{"type": "custom"}]}, "tools: invalid enum value 'custom'"),
