@@ -274,7 +274,9 @@ def _given(schema: dict[str, Any], nth: int) -> Iterator[Any]:
 
 def _check_least(keyword: str, least: int) -> None:
     if least > MOST_CHARACTERS:
-        raise NoExample(f"{keyword} {least} is more than the mock makes, {MOST_CHARACTERS}")
+        raise NoExample(
+            f"{keyword} {abbreviated(least)} is more than the mock makes, {MOST_CHARACTERS}"
+        )
 
 
 def _is_null(schema: Any) -> bool:

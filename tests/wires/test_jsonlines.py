@@ -229,7 +229,9 @@ async def test_an_export_to_a_client_slower_than_its_source_loses_no_row() -> No
         parts, pauses, ended = [stream.received], 0, False
         with anyio.fail_after(50):
             while not ended:
-                await until(lambda: log.is_full() or log.status != "running", "a pause or the end")
+                await until(
+                    lambda: log.is_full() or log.status != "running", "a pause or the end", 20
+                )
                 if log.status == "running":
                     pauses += 1
                     assert made < count

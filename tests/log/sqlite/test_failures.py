@@ -117,7 +117,7 @@ async def test_a_file_that_was_replaced_is_not_written(
 ) -> None:
     os.rename(path, f"{path}.old")
     SQLiteStore(f"sqlite:{tmp_path}/new.db").check()
-    os.rename(tmp_path / "new.db", path)
+    shutil.copyfile(tmp_path / "new.db", path)
     before = content(path)
     await until_refused(store, path)
     await store.aclose()
