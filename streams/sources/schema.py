@@ -267,6 +267,9 @@ def merged(keyword: str, one: Any, other: Any) -> Any:
         case (("properties" | "patternProperties"), dict(), dict()):
             both = {key: {"allOf": [one[key], other[key]]} for key in one.keys() & other.keys()}
             return {**one, **other, **both}
+        case "prefixItems", list(), list():
+            pairs = [{"allOf": [*pair]} for pair in zip(one, other, strict=False)]
+            return [*pairs, *one[len(other) :], *other[len(one) :]]
         case "required", list(), list():
             return [*one, *other]
         case "enum", list(), list():

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import anyio.lowlevel
 import pytest
+from hypothesis import example as for_example
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -268,6 +269,7 @@ def containers(parts: Any) -> Any:
     )
 
 
+@for_example({"allOf": [{"prefixItems": [{"enum": [0]}]}, {"prefixItems": [True, {"const": 1}]}]})
 @given(st.recursive(LEAVES, containers, max_leaves=8))
 def test_an_example_fits_its_schema_if_one_is_found(schema: Any) -> None:
     try:
