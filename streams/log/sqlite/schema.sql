@@ -68,7 +68,11 @@ CREATE TRIGGER batch_end AFTER INSERT ON batch WHEN NEW.status IS NOT NULL BEGIN
   UPDATE run
   SET
     status = NEW.status,
-    info = CAST(json_remove(CAST(info AS TEXT), '$.arguments') AS BLOB),
+    info = CASE
+      WHEN json_valid(CAST(info AS TEXT))
+        THEN CAST(json_remove(CAST(info AS TEXT), '$.arguments') AS BLOB)
+      ELSE info  -- It is damaged. That must not refuse the events of other runs.
+    END,
     unique_key = CASE WHEN NEW.frees_key THEN NULL ELSE unique_key END,
     expires = (julianday('now') - 2440587.5) * 86400.0
       + CASE NEW.status WHEN 'refused' THEN 10 ELSE retain END
