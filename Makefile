@@ -45,7 +45,7 @@ format: .venv/installed-dev ## format the code, sort the imports, apply ruff's f
 screenshot: .venv/installed-dev .venv/browser ## take the README's screenshot again
 	UPDATE_SCREENSHOT=1 $(BIN)/pytest -k picture tests/page/test_first_minute.py
 
-check: lint test ## run lint and test, as CI does
+check: lint coverage ## run lint and coverage, as CI does
 
 chaos: .venv/installed-dev ## kill workers at random for a minute while 200 clients read, on each store (LOG=sqlite WORKERS=4 SEED=...)
 	$(BIN)/python -m tests.log.shared.chaos $(if $(LOG),--log $(LOG)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(SEED),--seed $(SEED))

@@ -94,9 +94,9 @@ def leave(scope: Scope) -> None:
 def client_address(request: Request) -> str | None:
     """The address by which an anonymous client is limited: of IPv6, the network /64.
 
-    None for an address that many clients can have: a loopback or private one, behind which a proxy
-    may be, and an unknown one. It is the one that the server gives: behind a proxy, let the server
-    trust its X-Forwarded-For (uvicorn: --forwarded-allow-ips).
+    None for an unknown address, and for a loopback or private one, which may be a proxy's. The
+    address comes from the server. If there is a proxy, let the server trust its X-Forwarded-For
+    (uvicorn: --forwarded-allow-ips).
     """
     address: IPv4Address | IPv6Address
     try:

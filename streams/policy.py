@@ -38,7 +38,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Seconds that a finished run stays readable."""
     window: Bytes = 2**20
     """Bytes that a run may be ahead of its slowest reader, and a shared run of its fastest. Its log
-    holds about this much; a reader that is further behind a shared run gets a `gap`."""
+    holds about this much; a reader of a shared run that falls back further gets a `gap`."""
     send_timeout: Interval = 30.0
     """Seconds after which a client that accepts no data is disconnected."""
     max_shared: Annotated[int, Meta(ge=1)] = 100

@@ -95,7 +95,7 @@ def topic(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 
 
 def check_model(source: Any) -> None:
-    """Raises TypeError for what cannot be a model: a topic, and what is no source."""
+    """Raises TypeError if this is not a source, or is a topic: a topic cannot be a model."""
     check_source(source)
     if isinstance(source, Topic):
         raise TypeError(f"{source!r} cannot be a model: it answers nothing; give a source")

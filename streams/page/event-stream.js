@@ -111,9 +111,8 @@ export class EventStream extends EventTarget {
     const body = url === this.url ? JSON.stringify(this.options.body) : undefined;
     if (body) headers.set("Content-Type", "application/json");
     const signal = method === "GET" ? this.#signal : null;
-    const init = { method: body ? "POST" : method, body, headers, signal };
-    const request = new Request(target, { cache: "no-store", ...this.options, ...init });
-    return fetch(request).catch((error) => {
+    const init = { ...this.options, method: body ? "POST" : method, body, headers, signal };
+    return fetch(new Request(target, { cache: "no-store", ...init })).catch((error) => {
       const isLost = error instanceof TypeError && signal?.aborted === false;
       if (isLost && (this.#canResume || this.#canRepeat)) return Response.error();
       throw error;
@@ -180,8 +179,7 @@ export class EventStream extends EventTarget {
     const isRefused = after !== undefined && this.#failures + 1 < MAX_TRIES && !this.#isStopped;
     this.#isRefused = isRefused && !this.#canResume;
     const mayResume = this.#canResume && (isLost || response.status >= 500 || after !== undefined);
-    const mayRepeat = this.#canRepeat && hasNoAnswer;
-    if (!mayResume && !mayRepeat && !this.#isRefused) throw await problemError(response);
+    if (!mayResume && !(this.#canRepeat && hasNoAnswer) && !this.#isRefused) throw await problemError(response);
     const failures = this.#failures++;
     // The first pause is the server's `retry`. Later ones grow; jitter spreads the clients.
     const factor = failures ? 2 ** Math.min(failures, 4) * (0.5 + Math.random() / 2) : 1;
@@ -245,19 +243,16 @@ export class EventParser {
       if (line) continue;
       const [type, data, id] = [this.#type || "message", this.#data, this.#id];
       [this.#type, this.#data, this.lastEventId] = ["", "", id];
-      const text = data.slice(0, -1);
-      if (data) yield { type, id, text, data: parseJson(text) };
+      if (data) yield { type, id, text: data.slice(0, -1), data: parseJson(data.slice(0, -1)) };
     }
   }
 }
 
-/** @param {string} text */
-function parseJson(text) {
+function parseJson(/** @type {string} */ text) {
   try { return JSON.parse(text); } catch { return text; }
 }
 
-/** @param {string | URL} url */
-const withoutQuery = (url) => String(url).split("?")[0];
+const withoutQuery = (/** @type {string | URL} */ url) => String(url).split("?")[0];
 
 /** 128 random bits. A page without HTTPS has no crypto.randomUUID. */
 function randomKey() {

@@ -428,7 +428,7 @@ function selectSource(name, fields) {
   showCode();
 }
 
-/** The example is only for who has come to choose: a link says all that differs from the defaults. */
+/** Selects a source and fills in its example. A link does not use this: it has values of its own. */
 const selectExample = (name) => selectSource(name, EXAMPLES[name]);
 
 /** Shows what the address says: a form, and perhaps a run. */

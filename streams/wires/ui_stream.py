@@ -12,7 +12,7 @@
 `UIStream` is the wire, `chat_messages` converts what `useChat` sends. Invariants:
 
 1. At most one text or reasoning part is open. Ids of parts count from 0.
-2. A tool call is complete when the source goes on with something else, or completes.
+2. A tool call is complete when the source sends something else, or completes.
 3. `[DONE]` says that the run has ended. Without it, there may be more: the client was cut off.
 
 Source: https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol, and `uiMessageChunkSchema` of the npm

@@ -81,5 +81,5 @@ def _fault_of_refusal(
 
 
 def _is_meant(status: int, detail: str) -> bool:
-    """Whether a 5xx says that it passes, or was asked for: the mock fails as it is told."""
+    """Whether a 5xx says that it passes, or that the request asked the mock to fail."""
     return (status == 503 and "try again" in detail) or "as requested" in detail

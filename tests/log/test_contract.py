@@ -295,7 +295,7 @@ async def test_readers_of_a_shared_run_that_read_nothing_hold_nobody_up_and_miss
             with pytest.raises(LostHistory) as lost:
                 await asyncio.wait_for(anext(reader), 5)
             missed, first = lost.value.missed, lost.value.first
-            assert 40 < missed == first < 50, "it goes on with what the log still has"
+            assert 40 < missed == first < 50, "it continues with what the log still has"
             assert await read_all(log, first - 1) == b"".join(every[first:])
 
 

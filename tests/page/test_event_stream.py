@@ -426,5 +426,5 @@ def test_a_lost_answer_is_no_refusal(read: Read) -> None:
     assert output.of("state") == ["connecting", "waiting", "connecting", "open", "closed"]
 
 
-def test_the_client_has_at_most_283_lines() -> None:
-    assert len(CLIENT.read_text().splitlines()) <= 283
+def test_the_client_has_at_most_279_lines() -> None:
+    assert len(CLIENT.read_text().splitlines()) <= 279
