@@ -69,7 +69,7 @@ sdks: .venv/installed-sdks .venv/installed-instructor .venv/browser tests/llm/no
 	$(BIN)/python -m pytest -q -W default tests/llm --ignore tests/llm/test_llama.py --write-tables docs/llm.md
 	@sed -n '/^<!-- tables/,/^<!-- end/p' docs/llm.md
 
-llama: .venv/installed-llama ## test the chat source with a real model; builds llama.cpp first (10 minutes)
+llama: .venv/installed-llama ## test the chat source with a real model in llama.cpp (2 minutes)
 	$(BIN)/python -m pytest tests/llm/test_llama.py
 
 compat: .venv/installed-compat tests/compat/node_modules ## test with real servers, proxies, browsers and clients (minutes)

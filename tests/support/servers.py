@@ -203,11 +203,16 @@ def server_process(
 
 @contextmanager
 def uvicorn_process(
-    command: list[str], *, pass_fds: Sequence[int] = (), **environ: str
+    command: list[str],
+    *,
+    ready: str = "Uvicorn running",
+    pass_fds: Sequence[int] = (),
+    **environ: str,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Runs `python -m command`, which starts uvicorn; kills it at the end.
+    """Runs `python -m command`, which starts uvicorn or another server; kills it at the end.
 
-    Begins when uvicorn listens. Raises AssertionError with its log if it ends instead.
+    Begins when the process writes a line with `ready` to stderr. Raises AssertionError with its
+    log if it ends instead.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
@@ -222,7 +227,7 @@ def uvicorn_process(
         log = ""
         for line in process.stderr:
             log += line
-            if "Uvicorn running" in line:
+            if ready in line:
                 break
         else:
             raise AssertionError(f"{command[0]} did not start:\n{log}")
