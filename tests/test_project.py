@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import version
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -152,6 +153,28 @@ def test_the_settings_import_only_public_names() -> None:
     assert imports(ROOT / "streams/settings.py") <= PUBLIC
     assert imports(ROOT / "app.py") == {"streams.settings"}
     assert imports(ROOT / "streams/__main__.py") == {"streams", "streams.settings"}
+
+
+def listed_names() -> dict[str, set[str] | None]:
+    """The names in the table of CONTRIBUTING.md, by module; None: all names of the module."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| `(streams[\w.]*)` \| (.*) \|$", text, re.MULTILINE)
+    return {
+        module: None if names == "all of them" else set(re.findall(r"`(\w+)`", names))
+        for module, names in rows
+    }
+
+
+@pytest.mark.parametrize("module", sorted(PUBLIC | {"streams.log.store", "streams.response"}))
+def test_contributing_lists_the_names_that_plugins_import(module: str) -> None:
+    listed = listed_names()[module]
+    if listed is None:
+        return
+    assert all(hasattr(import_module(module), name) for name in listed)
+    for path in (path for part in PLUGINS for path in files_of(part)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == module:
+                assert {alias.name for alias in node.names} <= listed, path
 
 
 def test_the_log_of_the_tests_imports_only_public_names() -> None:
@@ -312,7 +335,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
