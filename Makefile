@@ -110,7 +110,7 @@ clean: ## remove everything that the other targets created
 
 .venv/installed: .venv/bin/python pyproject.toml
 	@echo "Installing into .venv: this project, a server, and what its extras need. It takes a minute, once."
-	@$(BIN)/pip install --progress-bar off --editable '.[server,client,llm,redis]' | grep -v "already satisfied"
+	@$(BIN)/pip install --progress-bar off --editable '.[server,client,llm,redis]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed
