@@ -121,7 +121,6 @@ function show(next) {
   view = next;
   for (const id of ["rows", "value", "plain-value", "response", "problem"]) byId(id).replaceChildren();
   byId("run").textContent = "–";
-  byId("value-title").textContent = "Latest value";
   showErrors(byId("parameters"), []);
   schedulePaint();
 }
@@ -334,7 +333,7 @@ function paintValue() {
   byId("speed").textContent = `${formatted(tokens.count)} pieces${rate}, the first after ${wait} ms`;
   if (isPlain) byId("value-title").textContent = "Streams";
   else if (!view.newParts.isEmpty) byId("value-title").textContent = "Answer";
-  else if (view.latest) byId("value-title").textContent = "Latest value";
+  else if (view.latest || !tokens.count) byId("value-title").textContent = "Latest value";
   if (!view.newParts.isEmpty) {
     if (!box.firstChild?.dataset?.kind) box.replaceChildren();
     followEnd(box, () => append(box, view.newParts.take()));
@@ -353,7 +352,8 @@ function runNote() {
   if (lost) return `${count}; ${formatted(lost)} events were no longer retained`;
   if (connections > 1 && ["open", "completed"].includes(state))
     return `${state === "open" ? "went on" : "complete, went on"} after piece ${formatted(resumedAfter)}: nothing lost, nothing twice`;
-  return tokens.count ? (state === "completed" ? `complete: ${count}` : count) : STATES[state];
+  if (!tokens.count) return state === "idle" ? "" : stateText();
+  return state === "completed" ? `complete: ${count}` : count;
 }
 
 function paintPlain() {
@@ -426,6 +426,8 @@ function selectSource(name, fields) {
   showFields(byId("parameters"), source.parameters);
   fill(byId("parameters"), fields ?? {});
   showCode();
+  if (view.state === "idle") view.isPlain = plainSources.includes(name);
+  schedulePaint();
 }
 
 /** Selects a source and fills in its example. A link does not use this: it has values of its own. */

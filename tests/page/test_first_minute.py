@@ -85,7 +85,7 @@ def test_nothing_moves_when_the_state_is_a_long_text(page: Page, size: str) -> N
     page.set_viewport_size({"width": width, "height": height})
     start_stalled(page)
     expect(page.locator("#note")).to_have_text(f"{PARTS} pieces")
-    placed = [*BUTTONS, "events", "value", "chart"]
+    placed = [*BUTTONS, "events", "plain-value", "value", "chart"]
     before = boxes(page, placed)
     page.evaluate(
         """() => {
@@ -96,8 +96,21 @@ def test_nothing_moves_when_the_state_is_a_long_text(page: Page, size: str) -> N
     expect(page.locator("#silence")).to_contain_text("without a heartbeat for")
     click(page, "Drop")
     expect(page.locator("#state")).to_have_text("connection dropped by you; the run continues")
-    after = boxes(page, placed)
-    assert after == before
+    assert boxes(page, placed) == before
+    click(page, "Reconnect")
+    expect(page.locator("#note")).to_contain_text("nothing lost, nothing twice")
+    assert boxes(page, placed) == before
+
+
+@pytest.mark.parametrize("width", [640, 683, 992])
+def test_nothing_is_wider_than_the_window_at_a_zoom_of_200_percent(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 400})
+    start_stalled(page)
+    expect(page.locator("#note")).to_have_text(f"{PARTS} pieces")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert all(is_in_sight(page, box) for box in boxes(page, BUTTONS))
+    plain, run = boxes(page, ["plain-value", "value"])
+    assert plain["right"] <= run["left"], "the panes are side by side"
 
 
 def test_on_a_phone_the_answers_are_what_one_sees_after_start(page: Page) -> None:
@@ -174,6 +187,13 @@ def test_the_page_begins_with_an_answer_that_is_long_enough_to_drop(page: Page) 
     assert pieces / rate > 6, "seconds"
 
 
+def test_the_two_panes_are_there_before_the_start(page: Page) -> None:
+    titles = page.locator(".pane:visible h2")
+    expect(titles).to_have_text(["A plain StreamingResponse", "Streams"])
+    page.locator("#source").select_option("counter")
+    expect(titles).to_have_text(["Latest value"])
+
+
 def test_a_drop_loses_the_plain_answer_and_the_run_goes_on(page: Page) -> None:
     start_stalled(page)
     note, plain = page.locator("#note"), page.locator("#plain-note")
@@ -222,11 +242,18 @@ def test_a_plain_answer_that_was_started_again_is_made_twice(page: Page) -> None
 def test_a_refusal_is_shown_with_its_status(page: Page) -> None:
     start(page, "tokens", status=418)
     expect(page.locator("#state")).to_have_text("refused with status 418; the form shows the error")
-    expect(page.locator("#plain-note")).to_have_text("refused with status 418")
+    for note in ["#plain-note", "#note"]:
+        expect(page.locator(note)).to_contain_text("refused with status 418")
     expect(page.locator("#problem")).to_have_text(
         "418: the mock refuses with status 418, as requested"
     )
     expect(page.locator("#response")).to_contain_text("content-type: application/problem+json")
+
+
+def test_the_note_of_a_run_that_waits_to_start_says_why(page: Page) -> None:
+    page.route("**/streams/tokens", lambda route: problem(route, 429))
+    start(page, "tokens")
+    expect(page.locator("#note")).to_contain_text("the server is busy (429)")
 
 
 def test_only_the_mock_has_a_plain_answer_beside_it(page: Page) -> None:
