@@ -22,7 +22,7 @@ from streams import StreamError, Streams, Topic, __version__, settings
 from streams.settings import InvalidSetting
 
 SHUTDOWN_SECONDS = 5
-"""How long an open response may take to end when the server is told to stop."""
+"""How long an open response may take to end when the server shuts down."""
 
 MAX_CONNECTIONS = 10_000
 SPARE_FILES = 100

@@ -1,10 +1,10 @@
-"""What an app decides about a request: who its client is, and whether a source lets it in.
+"""Asks the app who the client of a request is, and whether a source lets it in.
 
 Invariants:
 
 1. The app is asked once for each request who the client is.
-2. An app's function that does not answer holds up only its own request, and for 30 s; except for a
-   sync `identity`, which runs in the event loop and must not wait.
+2. A function of the app that does not answer delays only its own request, for 30 s at most. A sync
+   `identity` is the exception: it runs in the event loop and must not block.
 """
 
 import asyncio
@@ -39,10 +39,10 @@ from streams.thread import Threads
 logger = logging.getLogger("streams")
 
 ANSWER_SECONDS = 30.0
-"""A function that has not answered after this time is given up."""
+"""A function of the app may take this long to answer."""
 
 GUARDS_AT_ONCE = 10
-"""So many questions of one list of runs are open at a time; each may need a thread."""
+"""A list of runs calls this many guards at a time; each may need a thread."""
 
 Identity = Callable[[Request], str | Awaitable[str | None] | None]
 
@@ -123,10 +123,10 @@ class Access:
             await self.admit(source, request, _arguments_of(info, source))
 
     async def admitted(self, infos: Sequence[RunInfo], request: Request) -> list[bool]:
-        """To which of these runs the guards let a request. Raises Unavailable.
+        """Which of these runs the guards let the request read. Raises Unavailable.
 
-        They are asked at the same time, and all of them have to answer within ANSWER_SECONDS. A
-        question about the same arguments is asked once.
+        They are called at the same time, once for equal arguments, and all of them have to answer
+        within ANSWER_SECONDS.
         """
         slots = asyncio.Semaphore(min(GUARDS_AT_ONCE, self._threads.limit))
 
@@ -179,7 +179,7 @@ class Access:
 def _arguments_of(info: RunInfo, source: Source[..., Any]) -> Arguments:
     """The arguments of a run, if the guard of its source takes them.
 
-    Raises Forbidden if nobody knows them: another version of the source has started the run.
+    Raises Forbidden if they are unknown: another version of the source has started the run.
     """
     if not source.guard_takes_arguments:
         return {}
@@ -213,7 +213,7 @@ def user_of(scope: Scope) -> str | None:
 
 
 def check_owner(owner: Any, given_by: str) -> str | None:
-    """Raises TypeError for what is neither None nor a text that tells users apart."""
+    """Returns `owner` if it is None or a text that tells users apart. Raises TypeError."""
     if owner is None or (isinstance(owner, str) and owner and valid_text(owner) == owner):
         return owner
     raise TypeError(
@@ -228,10 +228,10 @@ async def _called(function: Identity, request: Request) -> str | None:
 
 
 async def _answer(name: str, answering: Awaitable[Any]) -> Any:
-    """What an app's function returns.
+    """Waits for what a function of the app returns, for ANSWER_SECONDS.
 
-    What it raises is the answer: StreamError and HTTPException with their status, also that of a
-    redirect, and others as 500.
+    What the function raises becomes the answer: StreamError and HTTPException with their status,
+    which may be a redirect, and anything else as a 500.
     """
     waiting = asyncio.timeout(None)
     try:

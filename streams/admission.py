@@ -3,7 +3,7 @@
 A client is an identity, an address, or both: then each is limited by itself. The counts are those
 of one worker.
 
-Invariant: what a request or a run has taken is given back when it is over, however it ends.
+Invariant: a request or a run no longer counts when it is over, however it ends.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ _READER = "streams.reader"
 
 
 class Quota:
-    """How many of something each client has: at most `limit`, or any number."""
+    """Counts something for each client: at most `limit`, or any number if it is None."""
 
     def __init__(self, limit: int | None, what: str) -> None:
         self._limit = limit
@@ -28,7 +28,7 @@ class Quota:
         self._taken: dict[str, int] = {}
 
     def check(self, clients: Sequence[str]) -> None:
-        """Raises TooManyRequests if one of the clients has as many as it may have."""
+        """Raises TooManyRequests if one of the clients has reached the limit."""
         if self._limit is None:
             return
         for client in clients:
@@ -85,7 +85,7 @@ class Clients:
 
 
 def leave(scope: Scope) -> None:
-    """The request of a scope is over: what its reader has taken is given back."""
+    """Stops counting the reader of a request that is over."""
     if (taken := scope.pop(_READER, None)) is not None:
         quota, clients = taken
         quota.give_back(clients)

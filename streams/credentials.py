@@ -1,11 +1,11 @@
-"""What a client shows to be let in: an API key, or a URL that the app has signed.
+"""API keys, and URLs that the app has signed: the two credentials of a client.
 
 Invariants:
 
-1. With API keys, nobody gets further than to the page and to /health without a key or a signature.
-2. A request with a `signature` in its query gets no further unless that is valid: a guard that
-   finds it there may rely on it, and on the path and the query.
-3. A signature whose time is over starts nothing. It resumes a run that exists.
+1. With API keys, a client without a key or a signature gets only the page and /health.
+2. A request with an invalid `signature` in its query is refused before anything else. So a guard
+   may rely on a signature that it finds there, and on the path and the query.
+3. An expired signature starts nothing. It can resume a run that exists.
 4. Neither a key nor the secret is in an error, in a log, or kept with a run.
 """
 
@@ -43,7 +43,7 @@ class Signed(NamedTuple):
 
     owner: str | None
     is_over: bool
-    """Whether its time is over: the request may go on with a run, and start nothing."""
+    """Whether it has expired: the request may then resume a run, and start nothing."""
 
 
 class Credentials:
@@ -79,7 +79,7 @@ class Credentials:
         return None if signed is None else signed.owner
 
     def check_start(self, scope: Scope) -> None:
-        """Raises InvalidSignature if a request may only go on with a run that exists."""
+        """Raises InvalidSignature if a request may only resume a run that exists."""
         signed: Signed | None = scope.get(_SIGNED)
         if signed is not None and signed.is_over:
             raise _over()
@@ -143,7 +143,7 @@ class Credentials:
         return Signed(owner, is_over)
 
     def _mac(self, path: str, items: list[tuple[str, str]], until: str, owner: str) -> str:
-        """A client may add the event after which it goes on, and nothing else."""
+        """A client may add the event after which it resumes, and nothing else."""
         assert self._secret is not None
         signed = [item for item in items if item[0] not in EVENT_ID_PARAMETERS]
         message = json.dumps([path, signed, until, owner]).encode()
@@ -182,7 +182,7 @@ def _derived(secret: str) -> bytes:
 
 
 def _is_open(scope: Scope) -> bool:
-    """Whether a path is for everybody: the page, which then asks for the key, and /health."""
+    """Whether a path needs no key: the page, which then asks for the key, and /health."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     return path in ("/", "/health") or path.startswith("/page/")
 

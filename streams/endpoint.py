@@ -2,7 +2,7 @@
 
 Invariants of a response that `Streams.response` makes:
 
-1. What the endpoint gives is opened only if a run starts. Otherwise it is closed unstarted.
+1. The iterator of an endpoint is opened only if a run starts. Otherwise it is closed unstarted.
 2. A run can be resumed only by an endpoint with the same route, and under the same name.
 3. The status, headers, cookies and background task that the endpoint sets are the response's.
 """
@@ -32,7 +32,7 @@ from streams.thread import check_iterable, close_iterator
 
 Events = AsyncIterable[Any] | Iterable[Any]
 Produced = Events | Callable[[], Events | Awaitable[Events]]
-"""What an endpoint streams: an iterator, or a function that returns one when a run starts."""
+"""What an endpoint streams: an iterator, or a function that Streams calls when a run starts."""
 
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -242,7 +242,7 @@ class EndpointResponse(Response):
             await self.background()
 
     def _merge_into(self, response: Response) -> None:
-        """What the endpoint has set replaces what a stream has, and adds to a refusal or a 204."""
+        """Merges what the endpoint has set: it replaces headers of a stream, and adds to others."""
         own = [h for h in self.raw_headers if h[0] not in _OF_THE_BODY]
         others = response.raw_headers
         if isinstance(response, RunResponse) or self._is_head:

@@ -20,7 +20,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     route: str | None = None
     """The route of the user's own endpoint, which alone can resume the run; None: Streams' own."""
     owner: str | None = None
-    """The identity of the user to whom the run will belong; None: to anybody who knows its id."""
+    """The identity of the user who will own the run; None: everyone who knows its id may use it."""
     clients: Sequence[str] = ()
     """The names by which its client is counted, if there is a limit: see admission.py."""
     arguments: str | None = None
@@ -32,16 +32,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     guard_arguments: str | None = None
     """All arguments as a JSON object, if the guard of the source takes them."""
     gives_arguments: bool = False
-    """Whether the client gave any. Without any, it resumes a run whatever its arguments are."""
+    """Whether the client gave any arguments. If not, it may resume a run with any arguments."""
     fingerprint: str | None = None
     """The fingerprint of the source, if another worker can continue the run."""
     key: str | None = None
-    """Names one run of its owner, source and route: what has the same key attaches to it."""
+    """Names one run of its owner, source and route. A request with the same key attaches to it."""
     shared: bool = False
     """Whether all who give the same arguments view one run."""
     replay: int = 1
-    """How many of the newest events of a shared run a client gets that joins later."""
+    """How many of the newest events a client gets that joins a shared run later."""
     topic: bool = False
-    """Whether the run has no source: anybody publishes to it."""
+    """Whether it is the run of a topic, which has no source: anybody publishes to it."""
     preface: Payload | None = None
     """An event that precedes those of the source."""

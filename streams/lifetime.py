@@ -1,8 +1,8 @@
-"""The time in which a Streams serves: in one event loop, until its server shuts down.
+"""Lifetime: opens a Streams in one event loop, and closes it when its server shuts down.
 
 Invariants:
 
-1. All that a Streams runs belongs to one event loop. What a closed loop left running is forgotten.
+1. All runs and tasks of a Streams belong to one event loop. Those of a closed loop are forgotten.
 2. At the server's shutdown the responses end first, without an `end` event, and then the runs.
 """
 
@@ -69,13 +69,13 @@ class OpenResponse(Protocol):
     """A response that is being sent."""
 
     sending: object | None
-    """What its current send sends; None between two sends."""
+    """The message that is being sent; None between two sends."""
 
     def stop(self) -> None:
-        """Ends it: the server shuts down."""
+        """Ends the response because the server shuts down."""
 
     def time_out(self) -> None:
-        """Ends it: the client accepts no data."""
+        """Ends the response because the client accepts no data."""
 
 
 class OpenResponses:
@@ -175,7 +175,7 @@ class Lifetime:
             raise ShuttingDown
 
     async def expect_viewers(self) -> None:
-        """A server serves this."""
+        """Opens the log, because a server uses this: there can be viewers."""
         self.serves = True
         await self._log.open()
 

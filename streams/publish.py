@@ -83,8 +83,8 @@ class Publisher:
     async def end(self, topic: str, /, **parameters: Any) -> None:
         """Ends a topic as `completed`. Does nothing if it has ended.
 
-        Who joins within `retain` seconds gets the newest events and the end. Raises what `publish`
-        raises.
+        A viewer that joins within `retain` seconds gets the newest events and the end. Raises what
+        `publish` raises.
         """
         job = self._topic_job(topic, parameters)
         await self._lifetime.publish()

@@ -42,7 +42,7 @@ CLEANUP_SECONDS = 10.0
 """How long the `finally` of a source may take when it is closed."""
 
 FIRST_STEP_SECONDS = 0.05
-"""How long the first step in a thread may hold back the headers of the response."""
+"""How long the first step of a plain generator may delay the headers of the response."""
 
 FIRST_READER_SECONDS = 5.0
 """A run waits this long for its first reader. Its client has left before it could learn of the run,
@@ -208,7 +208,7 @@ class Run:
             self.log.refuse(error)
 
     def _ends_now(self) -> bool:
-        """Whether the run has not ended before, here or by another worker. It is over from now."""
+        """Marks the run as ended. Returns False if it had ended before, here or elsewhere."""
         over, self._over = self._over, True
         return not over and self.log.producing
 
@@ -234,7 +234,7 @@ class Run:
         self._stop()
 
     def abandon(self) -> None:
-        """Forgets a run whose event loop has ended before it: nothing of it can be awaited."""
+        """Forgets a run whose event loop is closed: nothing of it can be awaited."""
         self._over = True
         self.log.watch(_ignore)
         self._ended(self)

@@ -1,4 +1,4 @@
-"""What a log is told of a new run: the run's RunInfo and Limits, made from its Job."""
+"""The RunInfo and the Limits of a new run, made from its Job."""
 
 import secrets
 from datetime import UTC, datetime

@@ -49,9 +49,9 @@ class Position(NamedTuple):
     log: RunLog
     after: int
     joins_late: bool = False
-    """It begins later than the run and has not had the `start` event."""
+    """Whether it begins later than the run, and has not had the `start` event."""
     lost_run: bool = False
-    """The run that it had read is lost, and this is another one."""
+    """Whether the run that it had read is lost, and this is another one."""
 
 
 class Runs:
@@ -67,7 +67,7 @@ class Runs:
     ) -> None:
         self.since = datetime.now(UTC)
         self.stopping = False
-        """Whether the server shuts down: no run opens then."""
+        """Whether the server shuts down. If so, no run opens any more."""
         self.restarts = 0
         self.gaps = 0
         self._log = log
@@ -297,7 +297,7 @@ class Runs:
         await log.cancel(End.cancelled(reason))
 
     def cancel_openings(self) -> None:
-        """The server shuts down: ends all openings, and the waits for others."""
+        """Ends all openings, and the waits for others, because the server shuts down."""
         self.stopping = True
         for run in self._producing:
             if run.log.opening:
@@ -306,7 +306,7 @@ class Runs:
             self._waiting.pop().reschedule(0)
 
     async def abandon(self) -> None:
-        """Forgets the runs of an event loop that is over."""
+        """Forgets the runs of a closed event loop."""
         self._waiting.clear()
         while self._producing:
             run = self._producing.pop()

@@ -88,7 +88,7 @@ def from_environ(environ: Mapping[str, str]) -> Streams:
 
 
 def app() -> Streams:
-    """What each process of a server with several ones serves."""
+    """The app of each process of a server with several processes."""
     return from_environ(os.environ)
 
 
@@ -122,7 +122,7 @@ def publisher(
 def _streams(given: dict[str, Any]) -> Streams:
     given = {"address": client_address, **given}
     try:
-        # Nobody but its user needs another name for a server on their own machine.
+        # A server on its user's own machine needs no other name than localhost.
         given = {"hosts": [], **given}
         if "log" in given:
             return Streams(**given)

@@ -1,4 +1,4 @@
-"""The server's shutdown: whoever serves streams is told of it, on every server.
+"""Shutdown: notifies a Streams when its server shuts down, on every server.
 
 uvicorn waits for open responses without telling them anything, so its `Server.shutdown` is wrapped:
 that covers signals, `--limit-max-requests` and `should_exit`, in any thread. For other servers, the
@@ -28,10 +28,10 @@ FORCE_EXIT_SECONDS = 0.1
 
 
 class Served(Protocol):
-    """What is told of the server's shutdown."""
+    """An object that is notified of the server's shutdown."""
 
     def stop(self) -> asyncio.Task[None] | None:
-        """The server begins to shut down. It may end when the task that this returns has ended."""
+        """Begins the shutdown. The server may end when the returned task has ended."""
 
     async def stopped(self) -> None:
         """Waits for that task. Another server may follow in this event loop."""

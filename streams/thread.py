@@ -3,7 +3,7 @@
 Invariants:
 
 1. `iter`, `next` and `close` are called in one thread, which has one copy of the context.
-2. The thread takes a step only when the run asks for it, so a slow reader holds the iterator back.
+2. The thread takes a step only when the run requests one, so a slow reader pauses the iterator.
 3. The thread ends after it has closed the iterator. It is a daemon: a call that never returns does
    not keep the process alive.
 4. At most `max_threads` threads exist, including those that outlive their run.
@@ -95,7 +95,7 @@ class Threads:
         except BaseException:
             await iterator.aclose()
             raise
-        await iterator.aclose()  # Another function can have its place now.
+        await iterator.aclose()  # Its place is free for another function.
         return answer
 
 

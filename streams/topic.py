@@ -2,7 +2,7 @@
 
 Invariants:
 
-1. The arguments name a topic: all who give the same ones publish to one run, and view it.
+1. The arguments name a topic: publishers and viewers that give the same ones share one run.
 2. A topic waits for nobody: at `window` bytes its oldest events are dropped, read or not.
 """
 

@@ -1,4 +1,4 @@
-"""What Streams offers to an optional part that has routes of its own."""
+"""WireHost: the part of Streams that serves wires with routes of their own."""
 
 import functools
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class UntilShutdown(Response):
     """Another response, which is cut when the server shuts down: the server would wait for it."""
 
     sending: object | None = None
-    """Nobody looks at how long a send takes."""
+    """Does nothing: the time of a send is not limited."""
 
     def __init__(self, response: ASGIApp, lifetime: Lifetime) -> None:
         self._response = response
@@ -54,7 +54,7 @@ class UntilShutdown(Response):
 
 
 class WireHost:
-    """The part of Streams that such a part uses."""
+    """The part of Streams that a wire with routes of its own uses."""
 
     sources: dict[str, Source[..., Any]]
 

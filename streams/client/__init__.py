@@ -1,4 +1,4 @@
-"""A client that resumes: reads an event stream with httpx. Needs the extra `client`.
+"""A client that reads an event stream with httpx, and resumes. Needs the extra `client`.
 
     async for event in stream("http://127.0.0.1:8000/streams/tokens", body={"prompt": "Hi"}):
         print(event.data)

@@ -16,7 +16,7 @@ from streams.client.rules import LOST, Outcome, Request, Rules, StreamEvent, T
 
 
 class _Stream(Generic[T]):
-    """What `AsyncStream` and `SyncStream` have in common."""
+    """The base of `AsyncStream` and `SyncStream`."""
 
     def __init__(self, rules: Rules[T], timeout: float | None) -> None:
         if timeout is not None and timeout <= 0:

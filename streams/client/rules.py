@@ -1,4 +1,4 @@
-"""The rules of the client: what follows a response, an event or a lost connection.
+"""The rules of the client: what it does after a response, an event or a lost connection.
 
 Nothing here does input or output. The rules are also those of page/event-stream.js; tests/clients
 has one table of cases for both.
@@ -7,7 +7,7 @@ has one table of cases for both.
 2. A response that ends without an `end` event is a lost connection: the run is then resumed.
 3. A request that can start a run is sent again only if the server refused it and said when to try
    again, or if its answer was lost and the server is known to honour its key.
-4. A run's URL of another origin is ignored: it would get what the caller sends.
+4. A run's URL of another origin is ignored: the client would send the caller's headers there.
 """
 
 import logging
@@ -76,7 +76,7 @@ class ConnectionLost(ClientError):
 
 
 class NoEventStream(ClientError):
-    """The server answered with something else, such as a login page."""
+    """The answer is no event stream, but for example a login page."""
 
 
 class NoRunURL(ClientError):
@@ -129,7 +129,7 @@ class _Error(msgspec.Struct):
 
 
 class _Control(msgspec.Struct):
-    """What matters in the data of `start` and `end`."""
+    """The members of `start` and `end` that the client uses."""
 
     url: str = ""
     status: str = ""
@@ -333,7 +333,7 @@ def _control(text: str) -> _Control:
 
 
 def _is_gateways(outcome: Outcome) -> bool:
-    """Whether a proxy says that it got no answer. The server itself would send a problem."""
+    """Whether a proxy reports that it got no answer. The server itself would send a problem."""
     return (
         isinstance(outcome, httpx.Response)
         and outcome.status_code in (502, 504)

@@ -1,4 +1,4 @@
-"""Backing: what a run in memory needs from the log that it is the cache of.
+"""Backing: the shared log of which a run in memory is a cache.
 
 A log of many workers keeps events elsewhere, and readers of a run may be attached to other
 workers. Such a log gives each MemoryRun a backing; a MemoryLog's own runs have none.

@@ -113,7 +113,7 @@ class MemoryRun(OpeningRun):
         self._log.account(self._argument_bytes)
 
     def drop_arguments(self) -> None:
-        """This worker does not produce the run any more."""
+        """Notes that this worker no longer produces the run."""
         self._log.account(-self._argument_bytes)
         self._argument_bytes = 0
         self.info = self.info.without_arguments()
@@ -274,7 +274,7 @@ class MemoryRun(OpeningRun):
         return frames, last
 
     def note_readers(self) -> None:
-        """Readers have come or gone, on any worker: lets the producer and the log know."""
+        """Tells the producer and the log that readers have attached or detached, on any worker."""
         self.resume_producer()
         if self.info.shared or self.status != "running":
             return

@@ -7,7 +7,7 @@ from streams.errors import StreamError
 
 
 class OpeningRun:
-    """Begins as `opening`, and opens once, perhaps with a refusal."""
+    """A run that begins as `opening` and opens once, perhaps with a refusal."""
 
     def __init__(self) -> None:
         self.opening = True
@@ -15,11 +15,11 @@ class OpeningRun:
         self._waiting: asyncio.Event | None = None  # made only if somebody waits
 
     def open(self, refusal: StreamError | None = None) -> None:
-        """Lets those go on who wait. Does nothing if it has opened."""
+        """Ends the wait of all clients, with the refusal if there is one, at the first call."""
         if self.opening:
             self.opening, self._refusal = False, refusal
         if self._waiting is not None:
-            with suppress(RuntimeError):  # Those who wait may do so in a closed event loop.
+            with suppress(RuntimeError):  # A client may wait in an event loop that is closed.
                 self._waiting.set()
 
     async def opened(self) -> None:
@@ -32,7 +32,7 @@ class OpeningRun:
 
 
 def _copy(error: StreamError) -> StreamError:
-    """A copy without the traceback, which refers to the request of whoever waited."""
+    """A copy without the traceback, which refers to the request of a client that waited."""
     copy = type(error).__new__(type(error), *error.args)
     copy.__dict__.update(error.__dict__)
     return copy

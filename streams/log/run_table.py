@@ -27,7 +27,7 @@ class RunTable(Generic[R]):
         self._by_key: dict[str, R] = {}
         # The finished runs, oldest first: those without and those with a key.
         self._finished: tuple[dict[str, asyncio.TimerHandle], ...] = ({}, {})
-        # Those that are published to or watched, if at all, for the longest time first.
+        # The topics; the one that nobody has published to or watched for the longest time first.
         self._topics: dict[str, asyncio.TimerHandle] = {}
         # The running runs of one client that nobody watches, the one that nobody has watched for
         # the longest time first: those that may be lost, and those that a client may come back to.
@@ -79,7 +79,7 @@ class RunTable(Generic[R]):
             unwatched.pop(run, None)
 
     def free_key(self, run: R) -> None:
-        """Lets another run have the unique key of a run."""
+        """Frees the unique key of a run, so that another run may have it."""
         unique_key = run.info.unique_key
         if unique_key is not None and self._by_key.get(unique_key) is run:
             del self._by_key[unique_key]

@@ -15,7 +15,7 @@ from streams.log.run_table import R, RunTable
 
 
 class LocalTopics(ABC, Generic[R]):
-    """The part of a log in memory that has to do with topics."""
+    """The topics of a log in memory."""
 
     runs: RunTable[R]
     _loop: asyncio.AbstractEventLoop | None = None
@@ -38,7 +38,7 @@ class LocalTopics(ABC, Generic[R]):
         return run
 
     async def _begin_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Forgets the topics of an event loop that is over, with its readers and timers."""
+        """Forgets the topics of a closed event loop, with their readers and timers."""
         self._loop = loop
         for info in [run.info for run in self.runs]:
             if info.topic:

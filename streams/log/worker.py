@@ -1,4 +1,4 @@
-"""WorkerName: what a log calls the process that it is in."""
+"""WorkerName: the name of this process in its log."""
 
 import os
 import secrets

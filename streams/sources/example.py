@@ -1,4 +1,4 @@
-"""An example value of a JSON Schema, such as a model with structured output gives.
+"""An example value of a JSON Schema, like the output of a model with structured output.
 
 It says what the schema suggests: the first value of `enum`, an example, the default. `pattern` is
 met as far as patterns.py can. Nothing else that schema.py ignores is met on purpose.

@@ -1,4 +1,4 @@
-"""What the mock model says in its turn of a conversation: a text, reasoning, or tool calls.
+"""The mock model's turn in a conversation: a text, reasoning, or tool calls.
 
 Invariant: the parameters of the request alone determine a turn, ids of tool calls included.
 """
@@ -215,7 +215,7 @@ class Model:
         return Turn(reasoning=reasoning, content=await self._text())
 
     def _chosen(self, reply: list[str | Turn]) -> Turn:
-        """The turn whose predecessors have the results of their tools; past the last, the last."""
+        """The first turn after those whose calls have results; at the end, the last turn."""
         results = self._conversation.results
         for each in reply:
             turn = Turn(content=each) if isinstance(each, str) else each

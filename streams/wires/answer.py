@@ -17,7 +17,7 @@ Invariants:
 1. What an event adds depends on this event and the ones before it, never on when it is read.
 2. The first fragment of a tool call has its `id` and the `name` of its function. The later ones
    have the same `index`, and more of the `arguments`, which together are a JSON object.
-3. A source that runs a tool itself says what it gave, as a message of the role `tool`.
+3. A source that runs a tool itself yields its result, as a message of the role `tool`.
 4. An answer is over once: with `finish`, or with `error`.
 """
 
@@ -39,7 +39,7 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class ToolResult(msgspec.Struct, frozen=True):
-    """What a tool gave that the source itself has run. `id` is that of the tool call."""
+    """The result of a tool that the source has run. `id` is that of the tool call."""
 
     id: str
     content: Any
@@ -56,7 +56,7 @@ class Piece(msgspec.Struct, frozen=True):
     logprobs: dict[str, Any] | None = None
 
     def __bool__(self) -> bool:
-        """Whether the model says something in it: the result of a tool is none of its words."""
+        """Whether the model says something in it. A tool's result alone is nothing that it says."""
         return self.tool_result is None and self != NOTHING
 
 

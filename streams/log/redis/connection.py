@@ -120,7 +120,7 @@ class RedisLink:
             raise StoreDown(f"Redis at {self.address} is version {version}: use 6.2 or newer")
 
     def failure(self, error: Exception) -> StoreDown:
-        """What to raise for an error of Redis. Logs the first error, until Redis works again."""
+        """The StoreDown to raise for an error of Redis. Logs only the first one of an outage."""
         if self._works:
             self._works = False
             what = for_log(f"{type(error).__name__}: {error}")
@@ -184,7 +184,7 @@ class RedisLink:
             raise self.failure(error) from error
 
     async def without_stream(self, keys: Sequence[str]) -> list[str]:
-        """Those of some keys that are there, but are not streams. Raises StoreDown."""
+        """Which of these keys exist, but are not streams. Raises StoreDown."""
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 types = [await self._client.type(key) for key in keys]

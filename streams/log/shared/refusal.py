@@ -13,11 +13,11 @@ class Refusal(msgspec.Struct, frozen=True):
 
     detail: str
     status: int
-    retry_after: Any  # A source may give what it likes. The response shows it, or fails.
+    retry_after: Any  # A source may give any values here. The response shows them, or fails.
     headers: dict[str, Any]
     members: dict[str, Any]
     passes: bool
-    """Whether it is Unavailable, which an EventSource waits out."""
+    """Whether it is Unavailable: an EventSource then tries again."""
 
 
 def encode(error: StreamError) -> bytes:
@@ -40,7 +40,7 @@ def decode(frame: bytes) -> StreamError:
         refusal = msgspec.json.decode(end.data, type=Refusal)
         kind = Unavailable if refusal.passes else StreamError
         error = kind(refusal.detail, status=refusal.status, retry_after=refusal.retry_after)
-    except ValueError:  # No worker has written it so.
+    except ValueError:  # It is damaged: no worker writes such a frame.
         return StreamError("the log has lost the reason why the source refused this run")
     error.headers, error.members = refusal.headers, refusal.members
     return error

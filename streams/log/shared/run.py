@@ -205,7 +205,7 @@ class SharedRun:
         return End.failed(self.info.lost("the log has lost events of this run"))
 
     def on_lost(self) -> None:
-        """The store has lost events that readers here may have had: for them, the run ends."""
+        """Ends the run for its readers here: the store has lost events that they may have read."""
         self.is_producer = False
         self._work.appending.pop(self, None)
         memory = self.memory
@@ -254,7 +254,7 @@ class SharedRun:
         self.remote_cursors = {worker: after for worker, (after, _) in state.cursors.items()}
 
     def on_forgotten(self) -> None:
-        """The store does not have the run any more. The streams of its readers break off."""
+        """Breaks off the streams of the readers here: the store no longer has the run."""
         self._unfollow()
         self._work.appending.pop(self, None)
         self._work.moved.pop(self, None)
@@ -313,7 +313,7 @@ class SharedRun:
             self._unfollow()
 
     def _on_damaged(self, number: int) -> tuple[bytes, int]:
-        """Ends the run for everybody: what the store has as event `number` is none of its own."""
+        """Ends the run everywhere: event `number` in the store is damaged."""
         self._work.end_damaged(self, number)
         if self.is_producer:  # The store will take the run from it.
             raise LostHistory(self.memory.first - number, self.memory.first)

@@ -33,7 +33,7 @@ def watched_seconds(store: Store) -> float:
 
 
 class SharedTopics(ABC):
-    """The part of a SharedLog that has to do with topics.
+    """The topics of a SharedLog.
 
     To publish, a process opens the store without becoming one of the workers that take over runs.
     """

@@ -56,7 +56,7 @@ class Work:
             return None
 
     def end_damaged(self, run: "SharedRun", number: int) -> None:
-        """Has the store end a run: what it has as event `number` is none of the run's own."""
+        """Lets the store end a run whose event `number` is damaged."""
         report_damage(run.info.run, f"event {number} is none of its own")
         self.in_background(until_answered(partial(run.close_in_store, run.lost)))
 
@@ -66,13 +66,13 @@ class Work:
         task.add_done_callback(self.background.discard)
 
     def queue_append(self, run: "SharedRun") -> None:
-        """Has the uncommitted frames of a run sent to the store."""
+        """Queues the uncommitted frames of a run for the store."""
         self.appending[run] = None
         self.done.clear()
         self.queued.set()
 
     def queue_cursor(self, run: "SharedRun") -> None:
-        """Has the cursor of a run sent to the store."""
+        """Queues the cursor of a run for the store."""
         self.moved[run] = None
         self.done.clear()
         self.queued.set()

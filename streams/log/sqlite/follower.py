@@ -38,7 +38,7 @@ class Follower:
         self._after = dict(after)
 
     def is_due(self, run: str) -> None:
-        """Has the next look read a run, because this worker itself has changed it."""
+        """Makes the next look read a run, because this worker itself has changed it."""
         if run in self._after:
             self._due.add(run)
 

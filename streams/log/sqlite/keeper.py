@@ -1,4 +1,4 @@
-"""Keeper: does for all workers on a file what none of them should do in its event loop.
+"""Keeper: the slow work on the file, which no worker should do in its event loop.
 
 It moves the write-ahead log into the database, deletes what has expired, and gives free pages
 back to the file system. All workers have a keeper; the one that holds the lock works. It is a
@@ -62,7 +62,7 @@ class Keeper(threading.Thread):
                         self._keep(connection)
                     locks.release("keeper")
             except (sqlite3.Error, OSError) as error:
-                # The workers meet the same error, and report it.
+                # The workers get the same error, and report it.
                 logger.debug("the keeper of %s: %s", self._database.path, for_log(error))
                 self._stopping.wait(1)
 
@@ -129,7 +129,7 @@ class Keeper(threading.Thread):
         return False
 
     def _expire_orphans(self, connection: sqlite3.Connection) -> None:
-        """Lets the runs of workers expire that died long ago and that no app has taken over."""
+        """Expires the runs of workers that died long ago, if no app has taken them over."""
         locks = self._database.locks
         query = "SELECT name FROM worker WHERE seen <= ?"
         for (worker,) in connection.execute(query, (time.time() - ORPHAN_SECONDS,)).fetchall():

@@ -3,7 +3,7 @@
 Invariants:
 
 1. A text is at most MAX_REASON characters long and printable: it can be logged as it is.
-2. A refusal that says anything gives a text, whatever its media type is.
+2. A refusal with any text gives a reason, whatever its media type is.
 """
 
 import html
@@ -19,7 +19,7 @@ from urllib.parse import quote
 from streams.errors import as_json_value
 
 MAX_REASON = 200
-"""Characters of a server's text that are passed on."""
+"""The most characters of a server's text that are passed on."""
 
 LONGEST_WAIT = 24 * 60 * 60
 """Seconds: what a server asks for beyond it is cut."""

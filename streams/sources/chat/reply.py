@@ -12,10 +12,10 @@ PART_BYTES = 2**16
 """The most that is decompressed at once."""
 
 REFUSAL_BYTES = 2**16
-"""How much of the body of a refusal is read."""
+"""The most bytes that are read of the body of a refusal."""
 
 REFUSAL_SECONDS = 5.0
-"""How long the body of a refusal is waited for."""
+"""How long `chat` waits for the body of a refusal."""
 
 DRAIN_SECONDS = 0.5
 """How long a connection may take to end a complete answer. Only then can it be used again."""
@@ -59,7 +59,7 @@ class Reply:
             async for data in self._raw:
                 for part in _inflated(inflater, data):
                     yield part
-                    await asyncio.sleep(0)  # A bomb must not hold up everybody else.
+                    await asyncio.sleep(0)  # A decompression bomb must not block the event loop.
         else:
             raise StreamError(
                 f"the model's server compresses its answer as {encoding!r}, unasked", status=502

@@ -4,7 +4,7 @@ Invariants:
 
 1. A request is repeated only if the server cannot have answered it: it refused a field, or closed
    a connection without a byte of a response (RFC 9112, section 9.3.1).
-2. Nothing of a run is left for another one: no cookie, and no answer that is half read.
+2. No run leaves anything for another one: no cookie, and no answer that is half read.
 3. A text of the server is printable, bounded and without the key before anybody else gets it.
 """
 

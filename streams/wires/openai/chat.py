@@ -29,7 +29,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class ChatRequest(msgspec.Struct, kw_only=True):
-    """The fields of a request with which the wire deals itself."""
+    """The fields of a request that the wire handles itself."""
 
     model: Annotated[str, Meta(max_length=MODEL_NAME)]
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
@@ -169,7 +169,7 @@ class ChatAnswer(Answer):
 
 
 def delta_of(piece: Piece) -> dict[str, Any]:
-    """What a piece adds to the message, as a chunk says it.
+    """The delta of a chunk: what a piece adds to the message.
 
     Every client that reads a model's reasoning reads `reasoning_content`. Some read `reasoning`,
     too, and would show it twice if both were there.

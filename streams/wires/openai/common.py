@@ -2,7 +2,7 @@
 
 Invariants:
 
-1. What a client asks of a model reaches its source or is refused by name, unless it is a hint.
+1. A field of a request reaches the source, or a 400 names it, unless it is a hint.
 2. An error repeats at most 80 characters of anything that a client sent.
 """
 
@@ -69,10 +69,10 @@ UNUSED: dict[str, Any] = {
 }
 
 MODEL_NAME = 256
-"""Characters of a model's name at most: every chunk repeats it."""
+"""The most characters of a model's name: every chunk repeats it."""
 
 LISTED_MODELS = 10
-"""The error for an unknown model names so many others."""
+"""The error for an unknown model lists at most this many others."""
 
 CHARACTERS_PER_TOKEN = 4
 """OpenAI's rule of thumb, for a source that does not count its tokens."""

@@ -146,7 +146,7 @@ def origin(error: StreamError) -> StreamError:
 
 
 def listed(run: str, items: Items) -> list[dict[str, Any]]:
-    """The items of a run's input as the API lists them: with ids, and with lists of parts."""
+    """The items of a run's input in the API's form: with ids, and with lists of parts."""
     prefixes = {"message": "msg", "function_call": "fc", "reasoning": "rs"}
     result = []
     for number, item in enumerate(items):

@@ -45,7 +45,7 @@ RESPONSE_BYTES = 16 * 2**20
 """Bytes of its run's events up to which a stored response can be retrieved from its beginning."""
 
 CONVERSATION_BYTES = 4 * 2**20
-"""Bytes of the items that `previous_response_id` may stand for."""
+"""The most bytes of the items that `previous_response_id` adds."""
 
 _ID = re.compile(PREFIX + r"([A-Za-z0-9_-]{22})")
 _ITEM_ID = re.compile(r"(?:msg|rs|fc)_([A-Za-z0-9_-]{22})_(\d{1,6})")
@@ -138,7 +138,7 @@ class Responses:
         return self._streams.read(request, log, source, wire)
 
     async def _no_operation(self, request: Request) -> HTTPResponse:
-        """The answer to what OpenAI has besides: compact, input_tokens."""
+        """A 404 for what only OpenAI has: compact, input_tokens."""
         name = abbreviated(request.path_params["response"])
         detail = f"there is no {name} here; POST to /v1/responses, or to …/{{response}}/cancel"
         raise StreamError(detail, status=404, code="unknown_url")
@@ -228,7 +228,7 @@ class Responses:
     async def _resolved(
         self, request: Request, items: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """The items, with those that other responses have in the places of references to them."""
+        """The items, in which each reference is replaced by the item of another response."""
         found: dict[str, dict[str, Any]] = {}
         for run in {m[1] for name in references(items) if (m := _ITEM_ID.fullmatch(name))}:
             try:

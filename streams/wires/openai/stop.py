@@ -30,7 +30,7 @@ class StopSequences:
         return held[: min(passed, length)] + piece[: max(passed - length, 0)], bool(found)
 
     def flush(self) -> str:
-        """The text that is held back, when no more follows."""
+        """The text that was held back, at the end of the text."""
         if not self._searches:
             return ""
         longest = max(self._searches, key=_matched)
@@ -62,7 +62,7 @@ class _Search:
         return matched + (self.sequence[matched] == char)
 
     def find(self, piece: str) -> int | None:
-        """Where the sequence is complete in a piece; None if it is not."""
+        """The position in a piece at which the sequence is complete; None if it is not."""
         begin = 0
         if len(piece) >= self.size:  # str.find is faster, and the rest is what may be a beginning.
             at = (self.sequence[: self.matched] + piece).find(self.sequence)
