@@ -100,8 +100,10 @@ function startForm() {
   goTo(linkOf(asked));
   if (view.isPlain) plain.start(asked.source, parameters);
   connect();
-  // On a phone the form is above the answers.
-  if (!matchMedia("(min-width: 62rem)").matches) document.querySelector(".panes").scrollIntoView();
+  if (matchMedia("(min-width: 62rem)").matches) return;
+  // On a phone the form is above the answers. What a later paint adds to them would move the page.
+  paint();
+  document.querySelector(".panes").scrollIntoView();
 }
 
 /** Shows a run from its start. `isUnknown` if the form is not what started it. */
