@@ -44,7 +44,7 @@ def has_half(stream: Connection) -> bool:
     return HALF.encode() in stream.body
 
 
-# A server that is told to stop
+# A server that shuts down
 
 
 @pytest.mark.parametrize(

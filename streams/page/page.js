@@ -350,10 +350,10 @@ function runNote() {
   const { state, tokens, connections, resumedAfter, lost } = view;
   const count = `${formatted(tokens.count)} pieces`;
   if (state === "dropped") return `dropped after ${count}; the run continues`;
-  if (state === "waiting" && tokens.count) return `connection lost after ${count}; it will go on from there`;
+  if (state === "waiting" && tokens.count) return `connection lost after ${count}; it will continue from there`;
   if (lost) return `${count}; ${formatted(lost)} events were no longer retained`;
   if (connections > 1 && ["open", "completed"].includes(state))
-    return `${state === "open" ? "went on" : "complete, went on"} after piece ${formatted(resumedAfter)}: nothing lost, nothing twice`;
+    return `${state === "open" ? "continued" : "complete, continued"} after piece ${formatted(resumedAfter)}: nothing lost, nothing twice`;
   if (!tokens.count) return state === "idle" ? "" : stateText();
   return state === "completed" ? `complete: ${count}` : count;
 }

@@ -206,7 +206,7 @@ def test_a_drop_loses_the_plain_answer_and_the_run_goes_on(page: Page) -> None:
     expect(note).to_have_text(f"dropped after {PARTS} pieces; the run continues")
     expect(plain).to_contain_text(f"lost after {PARTS} pieces")
     click(page, "Reconnect")
-    expect(note).to_have_text(f"went on after piece {PARTS}: nothing lost, nothing twice")
+    expect(note).to_have_text(f"continued after piece {PARTS}: nothing lost, nothing twice")
     expect(plain).to_have_text(f"started again from the beginning: {PARTS} pieces")
     ids = [row[0] for row in rows(page)]
     assert ids == [str(n) for n in range(PARTS + 1)]

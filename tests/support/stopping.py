@@ -1,4 +1,4 @@
-"""Apps for a server process that is told to stop. Their sources write the file SAVED."""
+"""Apps for a server process that shuts down. Their sources write the file SAVED."""
 
 import os
 from collections.abc import AsyncIterator
