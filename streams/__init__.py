@@ -1,7 +1,5 @@
 """Write an async generator; get an HTTP endpoint that streams it, correctly, to anything."""
 
-__version__ = "0.1.0"
-
 from streams.admission import client_address
 from streams.asgi import Streams
 from streams.errors import StreamError
@@ -13,6 +11,7 @@ from streams.policy import Policy
 from streams.run import current_run
 from streams.source import Source, source
 from streams.topic import Topic, topic
+from streams.version import __version__ as __version__
 from streams.wires import Wire
 
 __all__ = [

@@ -22,6 +22,7 @@ from streams.credentials import Credentials
 from streams.errors import StreamError, UnknownSource, abbreviated
 from streams.event import Encoder
 from streams.guard import Guard
+from streams.health import Health
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
@@ -129,13 +130,14 @@ class Streams(Responder, WireHost):
             identity, publish, self._policies, self.runs.threads, clients, self._credentials
         )
         self.bodies = Bodies(max_body, max_bytes, body_timeout)
-        of_runs = RunEndpoints(self.runs, self.bodies, self._access, self._follow)
+        of_runs = RunEndpoints(self.runs, self._access, self._follow)
+        health = Health(self.log, self.runs, self.bodies)
         routes = [
             Route("/streams", self._list),
             Route("/streams/{source}", self.endpoint(self._stream), methods=["GET", "POST"]),
             Route("/runs", self.endpoint(of_runs.list), methods=["GET"]),
             Route("/runs/{run}", self.endpoint(of_runs.one), methods=["GET", "DELETE"]),
-            Route("/health", of_runs.health),
+            Route("/health", health.answer),
         ]
         if publish is not None:
             routes.append(Route("/topics/{topic}", self.endpoint(self._post), methods=["POST"]))

@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streams.access import Access
-from streams.body import Bodies
 from streams.errors import StreamError
 from streams.log import RunInfo, RunLog
 from streams.request import (
@@ -28,16 +27,12 @@ Follow = Callable[[Request, RunLog, str], Awaitable[Response]]
 
 
 class RunEndpoints:
-    """Answers for /runs and /runs/{run}, to those whose runs they are, and for /health."""
+    """Answers for /runs and /runs/{run}, to those whose runs they are."""
 
-    def __init__(self, runs: Runs, bodies: Bodies, access: Access, follow: Follow) -> None:
+    def __init__(self, runs: Runs, access: Access, follow: Follow) -> None:
         self._runs = runs
-        self._bodies = bodies
         self._access = access
         self._follow = follow
-
-    async def health(self, request: Request) -> Response:
-        return json_response({**self._runs.health(), "bodies": len(self._bodies)})
 
     async def list(self, request: Request) -> Response:
         selection = selection_of(request, await self._access.owner(request))

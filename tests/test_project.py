@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 # The core, from top to bottom: a module imports only modules below it.
 CORE = [
     "asgi",
+    "health",
     "run_endpoints",
     "responder",
     "publish",
@@ -65,6 +66,7 @@ CORE = [
     "encoding",
     "admission",
     "errors",
+    "version",
 ]
 
 # What `optional` imports when it is asked for; the rest of the core knows none of it.

@@ -309,6 +309,9 @@ class EventLog(Protocol):
     async def open(self) -> None:
         """Starts to watch for workers that die. Other methods do this themselves if needed."""
 
+    async def check(self) -> None:
+        """Raises Unavailable if the log cannot be used now. May take long, and be cancelled."""
+
     async def create(self, info: RunInfo, limits: Limits) -> RunLog:
         """A new run's log; or, if another run has the same unique key, the log of that run.
 

@@ -50,6 +50,9 @@ class MemoryLog(LocalTopics[MemoryRun]):
     async def open(self) -> None:
         """Does nothing: there are no other workers."""
 
+    async def check(self) -> None:
+        """Does nothing: memory can always be used."""
+
     async def aclose(self) -> None:
         """Does nothing: there is nothing to write."""
 

@@ -71,6 +71,10 @@ async def test_events_are_numbered_from_0_and_a_reader_gets_those_after_its_posi
         assert await read_all(log, after) == b"".join(frames[after + 1 :])
 
 
+async def test_a_log_that_can_be_used_passes_its_check(make_log: MakeLog) -> None:
+    await make_log().check()
+
+
 @pytest.mark.parametrize("store", [MemoryLog(), ListLog()])
 async def test_append_returns_whether_it_woke_a_reader(store: EventLog) -> None:
     log = await new(store)

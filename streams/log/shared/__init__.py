@@ -12,7 +12,6 @@ that are dead.
 
 import asyncio
 import logging
-import random
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -20,14 +19,14 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from streams.errors import Unavailable, UnknownRun, for_log
+from streams.errors import Unavailable, UnknownRun
 from streams.log import Adopter, Limits, RunInfo, RunLog, Selection
 from streams.log.memory import MemoryLog
-from streams.log.shared.repeat import Backoff, repeat, until_answered
+from streams.log.shared.leases import Leases
+from streams.log.shared.repeat import repeat, until_answered
 from streams.log.shared.run import SharedRun
-from streams.log.shared.topics import RENEWALS_PER_REFRESH, SharedTopics
 from streams.log.shared.work import APPEND_EVENTS, Work
-from streams.log.store import Committed, Cursor, Fenced, Missing, Notice, Outcome, State, Store
+from streams.log.store import Committed, Fenced, Missing, Notice, Outcome, State, Store
 
 logger = logging.getLogger("streams")
 
@@ -39,7 +38,7 @@ LAST_WRITE_SECONDS = 5.0
 """aclose() waits this long for the store to take what the runs here have appended."""
 
 
-class SharedLog(SharedTopics):
+class SharedLog(Leases):
     """Runs in a store. `max_runs` and `max_bytes` limit the runs that this worker has started and
     the bytes that it holds, as in MemoryLog.
 
@@ -52,7 +51,7 @@ class SharedLog(SharedTopics):
         self, store: Store, *, max_runs: int = 10_000, max_bytes: int = 256 * 2**20
     ) -> None:
         self.store = store
-        self._adopter: Adopter | None = None
+        self._adopter = None
         self._limits = {"max_runs": max_runs, "max_bytes": max_bytes}
         self._start_over()
 
@@ -68,6 +67,7 @@ class SharedLog(SharedTopics):
         self._tasks: list[asyncio.Task[None]] = []
         self._next_append = 0.0
         self._renewals = 0
+        self._unrenewed = None
 
     @property
     def readers(self) -> int:
@@ -335,61 +335,3 @@ class SharedLog(SharedTopics):
         states = await self.store.load([run.info.run for run in runs]) if runs else []
         for run, state in zip(runs, states, strict=True):
             self._update(run, state)
-
-    # Renews the lease of this worker, and takes over the runs of dead workers.
-
-    async def _keep_lease(self) -> None:
-        suspects: set[str] = set()
-        handled: set[str] = set()
-        while True:
-            # The store knew the workers of these before their cursors.
-            cursors = [(run, w) for run in self._produced.values() for w in run.remote_cursors]
-            workers = await self.store.renew(self._produced)
-            self._registered.set()
-            # A lease that has expired counts at two renewals in a row. After an outage of the store
-            # all leases have expired, and each worker renews its own before the second.
-            dead = (workers.dead & suspects) | workers.certain
-            for worker in dead - handled - {self.worker}:
-                handled.add(worker)
-                self._work.in_background(self._take_over(worker))
-            handled &= workers.dead
-            suspects = workers.dead
-            await self._remove_cursors([c for c in cursors if c[1] not in workers.all])
-            if not workers.had_lease:  # others may have claimed the runs of this worker
-                await self._refresh(self._produced.values())
-            self._renewals += 1
-            if self._renewals % RENEWALS_PER_REFRESH == 0 or not workers.had_lease:
-                await self._refresh(self._work.followed.values())
-                for run in self._work.followed.values():
-                    run.send_cursor_again(force=not workers.had_lease)
-            await asyncio.sleep(self.store.renew_interval)
-
-    async def _remove_cursors(self, gone: list[tuple[SharedRun, str]]) -> None:
-        if gone:
-            cursors = [Cursor(run.info.run, worker, None, 0) for run, worker in gone]
-            await self.store.set_cursors(cursors)
-            for run, worker in gone:
-                run.on_cursor(worker, None, 0)
-
-    async def _take_over(self, worker: str) -> None:
-        backoff = Backoff()
-        while True:
-            try:
-                return await self._take_over_runs(worker)
-            except Exception:
-                name = for_log(worker)
-                logger.exception("unexpected error while the runs of %s are taken over", name)
-                await backoff.wait()
-
-    async def _take_over_runs(self, worker: str) -> None:
-        if self._adopter is None:
-            return
-        runs = await until_answered(partial(self.store.runs_of, worker))
-        random.shuffle(runs)  # several workers claim at once: each gets a share
-        for run in runs:
-            state = await self._work.claim(run, worker)
-            if state is not None and not (known := self._run_of(state)).is_producer:
-                known.on_claimed(state)
-                self._keep(known)
-                self._work.in_background(self._adopter.adopt(known))
-        await until_answered(partial(self.store.remove_worker, worker))
