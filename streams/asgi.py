@@ -26,7 +26,16 @@ from streams.health import Health
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
-from streams.optional import log_at, openai_refusal, openai_routes, page_routes, wire_for, wire_of
+from streams.optional import (
+    log_at,
+    metrics_routes,
+    observers_of,
+    openai_refusal,
+    openai_routes,
+    page_routes,
+    wire_for,
+    wire_of,
+)
 from streams.policy import Policy, PolicyOptions
 from streams.request import (
     STREAM_TYPES,
@@ -57,7 +66,8 @@ class Streams(Responder, WireHost):
     most `max_threads` threads. `max_body` is the limit of a POST body, in bytes, and `body_timeout`
     the seconds in which all of it has to arrive. A client has at most `max_per_client` streams and
     runs at once on each worker: an identity has, and an address if `address(request)` says which
-    (`client_address`, for instance). `page` serves the playground at the root.
+    (`client_address`, for instance). `page` serves the playground at the root, and `metrics` what
+    Prometheus scrapes, at /metrics.
 
     Pages of `origins` may use this from another site, with CORS; "*" admits all, without cookies
     and keys. `hosts` are the names in the Host header that this answers to (None: all). Clients
@@ -89,6 +99,7 @@ class Streams(Responder, WireHost):
         hosts: Sequence[str] | None = None,
         api_keys: Sequence[str] = (),
         secret: str | None = None,
+        metrics: bool = False,
         page: bool = True,
         identity: Identity | None = None,
         address: AddressOf | None = None,
@@ -118,7 +129,10 @@ class Streams(Responder, WireHost):
         self.log = log_at(log, limits) if isinstance(log, str) else log
         sources_by_name = {s.name: (s, self._policies[s]) for s in self.sources.values()}
         clients = Clients(max_per_client, address)
-        self.runs = Runs(self.log, sources_by_name, Encoder(encode), max_threads, clients.runs)
+        observers = observers_of(metrics, [source.name for source in self._policies])
+        self.runs = Runs(
+            self.log, sources_by_name, Encoder(encode), max_threads, clients.runs, observers
+        )
         self._lifetime = Lifetime(self.log, self.runs, self._policies)
         self._site, self._credentials = Site(origins, hosts), Credentials(api_keys, secret)
         if self._site.allows_all and self._credentials.needs_key and secret is None:
@@ -141,6 +155,8 @@ class Streams(Responder, WireHost):
         ]
         if publish is not None:
             routes.append(Route("/topics/{topic}", self.endpoint(self._post), methods=["POST"]))
+        if metrics:
+            routes += metrics_routes(self)
         if self.models:
             routes += openai_routes(self)
         if page:
@@ -193,11 +209,18 @@ class Streams(Responder, WireHost):
             await self._lifetime.serve()
             await self._router(scope, receive, send)
         except StreamError as error:
-            is_openais = self.models and scope["path"].startswith(f"{scope['root_path']}/v1/")
+            self._refused(error)
+            is_openais = self.models and f"{scope['path']}/".startswith(f"{scope['root_path']}/v1/")
             response = openai_refusal(error) if is_openais else refusal(error, Request(scope))
             await response(scope, receive, send)
         except HTTPException as error:
+            if error.status_code >= 400:
+                self._refused(StreamError(status=error.status_code))
             await misdirected(error, scope)(scope, receive, send)
+
+    def _refused(self, error: StreamError) -> None:
+        for observer in self.runs.observers:
+            observer.refused(error)
 
     # The endpoints
 

@@ -43,5 +43,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """How many of the newest events a client gets that joins a shared run later."""
     topic: bool = False
     """Whether it is the run of a topic, which has no source: anybody publishes to it."""
+    parent: Any = None
+    """The trace of the request, if runs are traced: see observer.py."""
     preface: Payload | None = None
     """An event that precedes those of the source."""

@@ -1,6 +1,6 @@
 """The optional parts of the package, which are imported when they are used."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 from streams.errors import StreamError, abbreviated
 from streams.log import EventLog, RunInfo
+from streams.observer import Observer
 from streams.policy import Policy
 from streams.request import EVENT_STREAM
 from streams.wires import EventStream, Wire
@@ -65,6 +66,26 @@ def openai_refusal(error: StreamError) -> Response:
     from streams.wires.openai import refusal
 
     return refusal(error)
+
+
+def observers_of(metrics: bool, sources: Iterable[str]) -> list[Observer]:
+    """What counts and traces the runs of a Streams with these names of sources."""
+    observers: list[Observer] = []
+    if metrics:
+        from streams.metrics import Metrics
+
+        observers.append(Metrics(sources))
+    try:
+        from streams.tracing import Tracing
+    except ImportError:  # opentelemetry-api is not installed.
+        return observers
+    return [*observers, Tracing()]
+
+
+def metrics_routes(streams: Any) -> list[Route]:
+    from streams.metrics import routes
+
+    return routes(streams)
 
 
 def page_routes(streams: Any) -> list[Route]:

@@ -6,16 +6,17 @@ Invariants:
 2. A shared source has no more runs than its `max_shared`, except those that are taken over.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextvars import Context
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
 from streams.admission import Quota
 from streams.errors import TooManyRuns
 from streams.event import NO_READER, Encoder, Payload
-from streams.job import Job
+from streams.job import Job, Opener
 from streams.log import RunLog
+from streams.observer import Observer
 from streams.policy import Policy
 from streams.run import Run
 from streams.thread import Threads
@@ -24,10 +25,17 @@ from streams.thread import Threads
 class Producing:
     """The runs that this worker produces, by id. `of_clients` counts those of each client."""
 
-    def __init__(self, of_clients: Quota, encoder: Encoder, threads: Threads) -> None:
+    def __init__(
+        self,
+        of_clients: Quota,
+        encoder: Encoder,
+        threads: Threads,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.of_clients = of_clients
         self.encoder = encoder
         self.threads = threads
+        self.observers = observers
         self._runs: dict[str, Run] = {}
         self._shared: dict[str, dict[str, Run]] = {}  # by source and id
 
@@ -42,13 +50,25 @@ class Producing:
 
     def start(self, log: RunLog, job: Job) -> None:
         """Produces a new run. Raises TooManyRequests or TooManyRuns if a limit is reached."""
+        clients: Sequence[str] = ()
         if job.shared:
             self._make_room(job)
-            # Nothing of the client that happens to start a shared run may be visible in it.
-            self.produce(log, job.open, job.policy, Context(), preface=job.preface)
+            # Nothing of the client that happens to start a shared run may be visible in it, but
+            # the trace.
+            context = Context()
         else:
-            self.of_clients.take(job.clients)
-            self.produce(log, job.open, job.policy, None, job.clients, job.preface)
+            clients, context = job.clients, copy_context()
+            self.of_clients.take(clients)
+        for observer in self.observers:
+            observer.run_starts(log.info, context, job.parent)
+        self._produce(log, job.open, job.policy, context, clients, job.preface)
+
+    def go_on(self, log: RunLog, open_source: Opener, policy: Policy) -> None:
+        """Produces the run of another worker that does not produce it any more."""
+        context = Context()
+        for observer in self.observers:
+            observer.run_continues(log.info, context)
+        self._produce(log, open_source, policy, context)
 
     def _make_room(self, job: Job) -> None:
         """Ends the oldest run of a shared source that nobody watches, if it has too many."""
@@ -65,12 +85,12 @@ class Producing:
         del runs[unwatched.log.info.run]
         unwatched.cancel(NO_READER)
 
-    def produce(
+    def _produce(
         self,
         log: RunLog,
-        open_source: Callable[[], Awaitable[Any]],
+        open_source: Opener,
         policy: Policy,
-        context: Context | None,
+        context: Context,
         clients: Sequence[str] = (),
         preface: Payload | None = None,
     ) -> None:
@@ -79,7 +99,16 @@ class Producing:
             return self.threads.iterate(await open_source(), name)
 
         ended = partial(self._ended, clients)
-        run = Run(log, iterate_source, policy, self.encoder, preface, context, ended=ended)
+        run = Run(
+            log,
+            iterate_source,
+            policy,
+            self.encoder,
+            preface,
+            context,
+            ended=ended,
+            observers=self.observers,
+        )
         self._runs[log.info.run] = run
         if log.info.shared:
             self._shared.setdefault(log.info.source, {})[log.info.run] = run
@@ -87,6 +116,8 @@ class Producing:
     def _ended(self, clients: Sequence[str], run: Run) -> None:
         info = run.log.info
         self.of_clients.give_back(clients)
+        for observer in self.observers:
+            observer.run_ended(info, run.log.status)
         if self._runs.get(info.run) is run:
             del self._runs[info.run]
         others = self._shared.get(info.source, {})

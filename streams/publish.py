@@ -70,6 +70,8 @@ class Publisher:
                 f"this topic {job.source!r} has ended; it can be published to again when it is "
                 f"forgotten, {job.policy.retain:g} s after its end"
             ) from None
+        for observer in self.runs.observers:
+            observer.published(job.source)
         return str(published)
 
     def publish_from_thread(self, topic: str, data: Any, /, **parameters: Any) -> str:

@@ -19,6 +19,7 @@ from streams.endpoint import (
 )
 from streams.errors import StreamError, Unavailable
 from streams.job import Job
+from streams.observer import parent_of
 from streams.optional import MakeWire, wire_for, wire_named
 from streams.policy import Policy, PolicyOptions
 from streams.publish import Publisher
@@ -147,7 +148,7 @@ class Responder(Publisher):
             await self._access.enter(request, owner)
             return self._read(position, self.policy, mount_path(self, request.scope), make)
         except StreamError as error:
-            return refusal(error, request)
+            return self._refusal(error, request)
 
     async def _answer_endpoint(self, request: Request, wire: MakeWire | None, job: Job) -> Response:
         media_type = preferred(request, STREAM_TYPES) or EVENT_STREAM
@@ -166,7 +167,12 @@ class Responder(Publisher):
             position = await self.runs.attach(job, last, resumed)
             return self._read(position, job.policy, root, wire)
         except StreamError as error:
-            return refusal(error, request)
+            return self._refusal(error, request)
+
+    def _refusal(self, error: StreamError, request: Request) -> Response:
+        for observer in self.runs.observers:
+            observer.refused(error)
+        return refusal(error, request)
 
     def _check_site(self, request: Request) -> None:
         """Raises UnknownHost and CrossSite."""
@@ -176,7 +182,10 @@ class Responder(Publisher):
     async def _entered(self, request: Request, job: Job) -> Job:
         """The job, of a client who is counted as one more reader. Raises TooManyRequests."""
         clients = await self._access.enter(request, job.owner)
-        return msgspec.structs.replace(job, clients=clients) if clients else job
+        parent = parent_of(self.runs.observers, request.scope)
+        if not clients and parent is None:
+            return job
+        return msgspec.structs.replace(job, clients=clients, parent=parent)
 
     def _read(
         self, position: Position | None, policy: Policy, root: str | None, make_wire: MakeWire
@@ -184,6 +193,9 @@ class Responder(Publisher):
         """The stream from a position. `root` is the path under which /runs is, if it is mounted."""
         if position is None:  # An EventSource stops reconnecting at a 204.
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
+        if position.lost_run or (position.after >= 0 and not position.joins_late):
+            for observer in self.runs.observers:
+                observer.resumed()
         wire = make_wire(position.log.info)
         if wire.stateful:
             wire.resume(position.after)

@@ -114,8 +114,9 @@ class RunResponse(EventSourceResponse):
     """Sends a run's events through a wire, from a position to the end of the run.
 
     It stops earlier if the wire is done, the client disconnects or the server shuts down.
-    `location` is the run's URL. For sse-starlette, this object is also its own content
-    (`__anext__`) and the event that it sets at the server's shutdown (`set`).
+    `location` is the run's URL, and `sent` is how many bytes of the body have been sent. For
+    sse-starlette, this object is also its own content (`__anext__`) and the event that it sets at
+    the server's shutdown (`set`).
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class RunResponse(EventSourceResponse):
         location: str | None,
     ) -> None:
         self.sending: object | None = HEAD
+        self.sent = 0
         self._lifetime = lifetime
         self._position = position
         self._policy = policy
@@ -171,6 +173,8 @@ class RunResponse(EventSourceResponse):
         lifetime = self._lifetime
         responses = lifetime.responses(self._policy.send_timeout)
         responses.add(self)
+        for observer in lifetime.runs.observers:
+            observer.opened(self)
         if lifetime.runs.stopping:
             self.stop()
         try:
@@ -190,6 +194,8 @@ class RunResponse(EventSourceResponse):
             raise
         finally:
             responses.discard(self)
+            for observer in lifetime.runs.observers:
+                observer.closed(self)
             self._task = None
         if lifetime.closing is not None:  # Every server waits for an open response, for a time.
             await asyncio.wait([lifetime.closing])
@@ -226,6 +232,7 @@ class RunResponse(EventSourceResponse):
                         self.sending = head
                         await send({"type": "http.response.body", "body": head, "more_body": True})
                         self.sending = None
+                        self.sent += len(head)
                         head = b""
                     pieces = 0
                     async for frames in reader:
@@ -236,6 +243,7 @@ class RunResponse(EventSourceResponse):
                                 {"type": "http.response.body", "body": body, "more_body": True}
                             )
                             self.sending = None
+                            self.sent += len(body)
                         if wire.done:
                             break
                         pieces += 1
@@ -248,6 +256,7 @@ class RunResponse(EventSourceResponse):
         self.sending = TAIL
         if body := head + wire.finish():
             await send({"type": "http.response.body", "body": body, "more_body": True})
+            self.sent += len(body)
         raise StopAsyncIteration
 
     def _beginning(self) -> tuple[bytes, int]:

@@ -12,7 +12,7 @@ import contextvars
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +27,7 @@ from streams.errors import (
 )
 from streams.event import COMPLETED, NO_READER, SHUTDOWN, Encoder, End, Payload
 from streams.log import RunInfo, RunLog
+from streams.observer import Observer
 from streams.policy import Policy
 from streams.thread import ThreadIterator, close_iterator
 
@@ -71,14 +72,17 @@ class Run:
         context: contextvars.Context | None = None,
         *,
         ended: Callable[["Run"], None],
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.log = log
         self._encoder = encoder
         self._ended = ended
+        self._observers = observers
         self._preface = preface
         self._linger = policy.linger
         self._was_read = False
-        self._can_be_found = log.info.key is not None or log.last >= 0
+        self._is_new = log.last < 0
+        self._can_be_found = log.info.key is not None or not self._is_new
         self._readers = log.readers
         self._events: AsyncIterator[Any] | None = None
         self._turns = 0
@@ -116,6 +120,9 @@ class Run:
                         if encode is not payload:  # It is the first event.
                             encode = payload
                             log.open()
+                            if self._is_new:
+                                for observer in self._observers:
+                                    observer.first_event(log.info, clock() - since)
                         if others_had_a_turn:
                             burst, since = 0, clock()
                         elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
@@ -175,6 +182,8 @@ class Run:
 
     def _fail(self, error: BaseException) -> None:
         self._log_failure(error)
+        for observer in self._observers:
+            observer.run_fails(self.log.info, error)
         if self.log.opening:
             refusal = as_stream_error(error)
             # Clients do not see these, and they would keep the source's variables.

@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from streams.errors import (
 from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId, run_id
 from streams.job import Job
 from streams.log import EventLog, RunLog, Selection, Status, unique_key
+from streams.observer import Observer
 from streams.policy import Policy
 from streams.producing import Producing
 from streams.run import CLEANUP_SECONDS
@@ -64,6 +64,7 @@ class Runs:
         encoder: Encoder | None = None,
         max_threads: int = 1000,
         of_clients: Quota | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.since = datetime.now(UTC)
         self.stopping = False
@@ -75,7 +76,8 @@ class Runs:
         self.encoder = encoder or Encoder()
         self.threads = Threads(max_threads)
         of_clients = of_clients or Quota(None, "runs running")
-        self._producing = Producing(of_clients, self.encoder, self.threads)
+        self.observers = observers
+        self._producing = Producing(of_clients, self.encoder, self.threads, observers)
         self._waiting: set[asyncio.Timeout] = set()  # of the clients that wait for openings
         log.register(self)
 
@@ -180,14 +182,17 @@ class Runs:
             arguments = source.from_json(info.arguments.encode())
         except StreamError as error:
             logger.warning("run %s of source %s is lost: %r", info.run, info.source, error)
-            if log.producing and log.opening:
-                log.refuse(Unavailable("the worker that opened this run died; try again"))
-            elif log.producing:
-                log.close(End.failed(error))
+            if log.producing:
+                if log.opening:
+                    log.refuse(Unavailable("the worker that opened this run died; try again"))
+                else:
+                    log.close(End.failed(error))
+                for observer in self.observers:
+                    observer.ended_elsewhere(info, log.status)
             return
         # Event 0 is `start`, so the source has yielded `last` events.
         open_source = partial(source.open, arguments, None, max(last, 0))
-        self._producing.produce(log, open_source, policy, Context())
+        self._producing.go_on(log, open_source, policy)
         with suppress(StreamError):  # It has been logged.
             await log.opened()
         if log.producing or log.status == "completed":
@@ -294,7 +299,11 @@ class Runs:
 
     async def cancel(self, log: RunLog, reason: str = "stopped") -> None:
         """Stops a run, on whichever worker it is produced. Does nothing if it has ended."""
+        is_elsewhere = log.status == "running" and not (log.producing or log.info.topic)
         await log.cancel(End.cancelled(reason))
+        if is_elsewhere:
+            for observer in self.observers:
+                observer.ended_elsewhere(log.info, "cancelled")
 
     def cancel_openings(self) -> None:
         """Ends all openings, and the waits for others, because the server shuts down."""

@@ -49,6 +49,7 @@ OPTIONS: dict[str, Any] = {
     "hosts": list[str],
     "api_keys": list[str],
     "secret": str | None,
+    "metrics": bool,
     "page": bool,
     "sources": list[str],
 }
@@ -123,7 +124,7 @@ def _streams(given: dict[str, Any]) -> Streams:
     given = {"address": client_address, **given}
     try:
         # A server on its user's own machine needs no other name than localhost.
-        given = {"hosts": [], **given}
+        given = {"hosts": [], "metrics": True, **given}
         if "log" in given:
             return Streams(**given)
         try:

@@ -16,6 +16,7 @@ from streams.event import Event
 from streams.job import Job
 from streams.lifetime import Lifetime
 from streams.log import RunLog
+from streams.observer import parent_of
 from streams.policy import Policy, PolicyOptions
 from streams.request import idempotency_key, read_json, root_path, run_url
 from streams.response import RunResponse
@@ -111,6 +112,7 @@ class WireHost:
             arguments_hash=None if key is None else hash_of(asked),
             guard_arguments=source.for_guard(arguments),
             key=key,
+            parent=parent_of(self.runs.observers, request.scope),
             preface=event,
         )
         return await self.runs.start(job)
@@ -123,7 +125,20 @@ class WireHost:
         await self.runs.position(log, None)
         return log
 
-    def read(self, request: Request, log: RunLog, source: Source[..., Any], wire: Wire) -> Response:
-        """A response that reads a run of `source` from its beginning, through a wire."""
+    def read(
+        self,
+        request: Request,
+        log: RunLog,
+        source: Source[..., Any],
+        wire: Wire,
+        *,
+        resumes: bool = False,
+    ) -> Response:
+        """A response that reads a run of `source` from its beginning, through a wire.
+
+        `resumes`: the wire goes on after what its client has had, which is counted.
+        """
+        for observer in self.runs.observers if resumes else ():
+            observer.resumed()
         url = run_url(root_path(request), log.info.run)
         return RunResponse(self._lifetime, Position(log, -1), self._policies[source], wire, url)

@@ -131,7 +131,10 @@ async def test_many_probes_ask_a_log_that_hangs_once(monkeypatch: pytest.MonkeyP
     assert log.checks == 1
 
 
-async def test_a_probe_that_leaves_does_not_end_the_question_of_the_others() -> None:
+async def test_a_probe_that_leaves_does_not_end_the_question_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "CHECK_SECONDS", 0.3)
     log = Hanging()
     async with asked(log) as client:
         first = asyncio.ensure_future(client.get("/health"))
@@ -154,16 +157,23 @@ async def test_health_says_what_is_wrong_with_the_log() -> None:
     assert response.json()["detail"].startswith("the disk is full; the server's log says what")
 
 
+async def ask(app: Streams) -> None:
+    """Asks without a server, as a host in the same process does."""
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        await client.get("/health")
+
+
 def test_health_asks_a_log_in_each_event_loop() -> None:
-    """A check that an event loop left behind keeps nobody waiting in the next one."""
-    app = Streams([counter], log=Hanging())
+    """A check that an event loop has left behind keeps nobody waiting in the next one."""
+    log = Hanging()
+    app = Streams([counter], log=log)
 
     async def ask_and_leave() -> None:
-        async with client_of(app) as client:
-            asking = asyncio.ensure_future(client.get("/health"))
-            await until(lambda: app.log.checks > 0, "the log is asked")  # type: ignore[attr-defined]
-            asking.cancel()
+        asking = asyncio.create_task(ask(app))
+        await until(lambda: log.checks, "the log is asked")
+        asking.cancel()
 
     asyncio.run(ask_and_leave())
-    app.log.checks = 0  # type: ignore[attr-defined]
+    log.checks = 0
     asyncio.run(ask_and_leave())

@@ -42,6 +42,7 @@ CORE = [
     "run_info",
     "producing",
     "run",
+    "observer",
     "log.memory",
     "log.topics",
     "log.memory_run",
@@ -66,6 +67,7 @@ CORE = [
     "encoding",
     "admission",
     "errors",
+    "histogram",
     "version",
 ]
 
@@ -74,7 +76,9 @@ OPTIONAL = {
     "streams.log.redis",
     "streams.log.shared",
     "streams.log.sqlite",
+    "streams.metrics",
     "streams.page",
+    "streams.tracing",
     "streams.wires.jsonlines",
     "streams.wires.openai",
     "streams.wires.ui_stream",
@@ -91,6 +95,8 @@ PLUGINS: dict[str, set[str]] = {
     "wires/ui_stream": PUBLIC | {"streams.wires.answer"},
     "page": PUBLIC,
     "client": set(),
+    "metrics": PUBLIC | {"streams.histogram", "streams.observer"},
+    "tracing": PUBLIC | {"streams.observer"},
     "pace": PUBLIC,
     "log/store": PUBLIC,
     "log/shared": PUBLIC
@@ -193,7 +199,7 @@ STREAMS_WITHOUT_EXTRAS = """
 import asyncio, sys
 
 for name in ("uvicorn", "uvloop", "httptools", "httpx", "httpx_sse", "redis", "fastapi",
-             "pydantic"):
+             "pydantic", "opentelemetry"):
     sys.modules[name] = None  # Importing it raises ImportError.
 
 from streams import Streams

@@ -15,7 +15,7 @@ Invariants of every log:
 5. Nobody reads a run before it has opened. All who wait for that, on any worker, get its refusal.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Literal, Protocol, get_args
@@ -25,6 +25,7 @@ from msgspec import UNSET, UnsetType
 
 from streams.errors import ProducerLost, StreamError
 from streams.event import NO_READER, SHUTDOWN, End, EventId, Payload, encode_json, frame
+from streams.histogram import Histogram as Histogram
 
 Status = Literal["running", "completed", "failed", "cancelled", "refused"]
 """`refused`: the source failed in its first step, before anybody could read the run."""
@@ -291,6 +292,14 @@ class EventLog(Protocol):
     @property
     def readers(self) -> int:
         """How many readers are attached on this worker."""
+
+    @property
+    def evictions(self) -> int:
+        """How many runs this worker has forgotten before their time, to make room, ever."""
+
+    @property
+    def latencies(self) -> Mapping[str, Histogram]:
+        """How long the store took, by operation: append, read, …. Empty without a store."""
 
     @property
     def worker(self) -> str:

@@ -10,7 +10,7 @@ Invariants:
 from heapq import nlargest
 
 from streams.errors import StoreFull, UnknownRun
-from streams.log import Adopter, Limits, RunInfo, RunLog, Selection
+from streams.log import Adopter, Histogram, Limits, RunInfo, RunLog, Selection
 from streams.log.memory_run import MemoryRun
 from streams.log.run_table import RunTable
 from streams.log.topics import LocalTopics
@@ -32,6 +32,8 @@ class MemoryLog(LocalTopics[MemoryRun]):
         self.events = 0
         self.bytes = 0
         self.readers = 0
+        self.evictions = 0
+        self.latencies: dict[str, Histogram] = {}
         self.max_bytes = max_bytes
         self._max_runs = max_runs
         self.runs: RunTable[MemoryRun] = RunTable(self.forget, self.account)
@@ -97,6 +99,7 @@ class MemoryLog(LocalTopics[MemoryRun]):
                     f"bytes (limit {self.max_bytes}); try again in {StoreFull.retry_after} s"
                 )
             self.forget(run)
+            self.evictions += 1
             forgotten.append(run)
         return forgotten
 

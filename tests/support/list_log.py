@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from streams.errors import LogClosed, LostHistory, RunGone, StoreFull, StreamError, UnknownRun
 from streams.event import End, EventId, Payload, frame
-from streams.log import Adopter, Limits, RunInfo, RunLog, Selection, Status
+from streams.log import Adopter, Histogram, Limits, RunInfo, RunLog, Selection, Status
 
 
 class ListLog:
@@ -20,6 +20,8 @@ class ListLog:
         self.shared = False
         self.events = 0
         self.bytes = 0
+        self.evictions = 0
+        self.latencies: dict[str, Histogram] = {}
         self.max_runs = max_runs
         self.max_bytes = max_bytes
         self.runs: dict[str, ListRun] = {}
@@ -48,6 +50,7 @@ class ListLog:
             full = len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes
             if full and log.may_go:
                 await self.discard(log.info.run)
+                self.evictions += 1
         if len(self.runs) >= self.max_runs or self.bytes >= self.max_bytes:
             raise StoreFull("full")
         self.runs[info.run] = ListRun(self, info, limits)

@@ -12,7 +12,7 @@ that are dead.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from weakref import WeakValueDictionary
@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from streams.errors import Unavailable, UnknownRun
-from streams.log import Adopter, Limits, RunInfo, RunLog, Selection
+from streams.log import Adopter, Histogram, Limits, RunInfo, RunLog, Selection
 from streams.log.memory import MemoryLog
 from streams.log.shared.leases import Leases
 from streams.log.shared.repeat import repeat, until_answered
@@ -85,6 +85,14 @@ class SharedLog(Leases):
     def bytes(self) -> int:
         return self._local.bytes
 
+    @property
+    def evictions(self) -> int:
+        return self._local.evictions
+
+    @property
+    def latencies(self) -> Mapping[str, Histogram]:
+        return self._work.latencies
+
     def __len__(self) -> int:
         return len(self._local)
 
@@ -106,7 +114,7 @@ class SharedLog(Leases):
                 return found  # It needs no room.
             await self._discard_all(self._local.make_room())
             try:
-                run = await self.store.create(info, limits)
+                run = await self._work.timed("create", self.store.create(info, limits))
             except (Unavailable, asyncio.CancelledError):
                 # The store may have created the run although it did not answer. Nobody would
                 # end it.
@@ -126,7 +134,7 @@ class SharedLog(Leases):
 
     async def find(self, run: str) -> RunLog:
         await self.open()
-        (state,) = await self.store.load([run])
+        (state,) = await self._work.timed("load", self.store.load([run]))
         if state is None or state.status == "refused":
             if (known := self._runs.get(run)) is not None:
                 self._update(known, None)
@@ -258,7 +266,8 @@ class SharedLog(Leases):
     async def _append(self, runs: list[SharedRun]) -> Unavailable | None:
         """Returns the error of a run that has to be tried again, after the other runs."""
         failed = None
-        outcomes = await self.store.append([run.uncommitted() for run in runs])
+        appends = [run.uncommitted() for run in runs]
+        outcomes = await self._work.timed("append", self.store.append(appends))
         for run, outcome in zip(runs, outcomes, strict=True):
             if isinstance(outcome, Committed):
                 run.on_committed(outcome.last, outcome.first)

@@ -381,7 +381,7 @@ class SharedRun:
         self._work.queue_cursor(self)
 
     async def load_evicted(self, after: int) -> tuple[bytes, int]:
-        read = partial(self._work.store.read, self.info.run, after, self._piece_events)
+        read = partial(self._work.read, self.info.run, after, self._piece_events)
         entries = await until_answered(read)
         if not entries:
             (state,) = await until_answered(partial(self._work.store.load, [self.info.run]))

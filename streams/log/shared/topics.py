@@ -18,6 +18,7 @@ from streams.event import End, EventId, Payload
 from streams.log import Limits, RunInfo, RunLog
 from streams.log.memory import MemoryLog
 from streams.log.shared.repeat import Backoff
+from streams.log.shared.work import Work
 from streams.log.store import Publication, Published, Store
 
 RENEWALS_PER_REFRESH = 10
@@ -43,6 +44,7 @@ class SharedTopics(ABC):
     _loop: asyncio.AbstractEventLoop | None = None
     _opening_store: asyncio.Lock
     _local: MemoryLog
+    _work: Work
 
     @property
     @abstractmethod
@@ -101,7 +103,7 @@ class SharedTopics(ABC):
         backoff, deadline = Backoff(), time.monotonic() + PUBLISH_SECONDS
         while True:
             try:
-                return await self.store.publish(publication)
+                return await self._work.timed("publish", self.store.publish(publication))
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise

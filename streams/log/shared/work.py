@@ -1,15 +1,17 @@
 """Work: what all runs of one worker share."""
 
 import asyncio
-from collections.abc import Coroutine
+import time
+from collections.abc import Awaitable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from streams.errors import ProducerLost
 from streams.event import End
+from streams.log import Histogram
 from streams.log.memory import MemoryLog
 from streams.log.shared.repeat import until_answered
-from streams.log.store import Damaged, State, Store, report_damage
+from streams.log.store import Damaged, Entry, State, Store, report_damage
 
 if TYPE_CHECKING:
     from streams.log.shared.run import SharedRun
@@ -20,6 +22,8 @@ APPEND_EVENTS = 512
 
 CLOCK_SECONDS = 0.1
 """This worker keeps a finished run for this much longer than the store: their clocks differ."""
+
+T = TypeVar("T")
 
 LOST = End.failed(ProducerLost("the log has lost events of this run; start a new run"))
 
@@ -38,6 +42,7 @@ class Work:
         self.moved: dict[SharedRun, None] = {}
         self.followed: dict[str, SharedRun] = {}
         self.background: set[asyncio.Task[None]] = set()
+        self.latencies: dict[str, Histogram] = {}
         self.queued = asyncio.Event()
         self.done = asyncio.Event()
         self.done.set()
@@ -45,6 +50,19 @@ class Work:
     @property
     def worker(self) -> str:
         return self.local.worker
+
+    async def timed(self, operation: str, answering: Awaitable[T]) -> T:
+        """Awaits an operation of the store, and counts how long it takes, even if it fails."""
+        begin = time.monotonic()
+        try:
+            return await answering
+        finally:
+            took = time.monotonic() - begin
+            self.latencies.setdefault(operation, Histogram()).observe(took)
+
+    async def read(self, run: str, after: int, count: int) -> list[Entry]:
+        """Does what Store.read does."""
+        return await self.timed("read", self.store.read(run, after, count))
 
     async def claim(self, run: str, worker: str) -> State | None:
         """Claims a run of a dead worker, as Store.claim does. Ends one that cannot be read."""

@@ -21,7 +21,7 @@ from streams.errors import InvalidParameters, LostHistory, UnknownRun, abbreviat
 from streams.event import LoggedEvent, encode_json, parse_frames
 from streams.log import RunLog
 from streams.response import head_response, json_response
-from streams.wires.openai.common import Models, arguments_for, estimated_tokens, read_until, refusal
+from streams.wires.openai.common import Models, arguments_for, estimated_tokens, read_until
 from streams.wires.openai.response_input import (
     ResponsesRequest,
     chat_fields,
@@ -72,13 +72,7 @@ class Responses:
     def _route(
         self, path: str, answer: Callable[[Request], Awaitable[HTTPResponse]], *methods: str
     ) -> Route:
-        async def answer_or_refuse(request: Request) -> HTTPResponse:
-            try:
-                return await answer(request)
-            except StreamError as error:
-                return refusal(error)
-
-        return Route(path, self._streams.endpoint(answer_or_refuse), methods=[*methods])
+        return Route(path, self._streams.endpoint(answer), methods=[*methods])
 
     async def _create(self, request: Request) -> HTTPResponse:
         asked, fields = parse(await self._streams.read_json(request))
@@ -135,7 +129,7 @@ class Responses:
             return head_response(wire)
         assert response.kept is not None
         source = self._models.find(response.kept.response["model"])
-        return self._streams.read(request, log, source, wire)
+        return self._streams.read(request, log, source, wire, resumes=after >= 0)
 
     async def _no_operation(self, request: Request) -> HTTPResponse:
         """A 404 for what only OpenAI has: compact, input_tokens."""

@@ -19,7 +19,7 @@ from streams import Source, StreamError, Streams
 from streams.errors import abbreviated
 from streams.response import json_response
 from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
-from streams.wires.openai.common import Models, read_whole, refusal
+from streams.wires.openai.common import Models, read_whole
 from streams.wires.openai.response_routes import Responses
 
 
@@ -42,10 +42,7 @@ class Endpoints:
         return json_response(self._models.list())
 
     async def _model(self, request: Request) -> Response:
-        try:
-            return json_response(self._models.describe(request.path_params["model"]))
-        except StreamError as error:
-            return refusal(error)
+        return json_response(self._models.describe(request.path_params["model"]))
 
     async def _other(self, request: Request) -> Response:
         """The answer to OPTIONS, to other methods of an endpoint, and where there is none."""
@@ -54,27 +51,24 @@ class Endpoints:
         if here is None:
             paths = ", ".join(route.path for route in self._known)
             detail = f"there is nothing at {abbreviated(request.url.path)}; there are: {paths}"
-            return refusal(StreamError(detail, status=404, code="unknown_url"))
+            raise StreamError(detail, status=404, code="unknown_url")
         allowed = ", ".join(sorted([*(here.methods or ()), "OPTIONS"]))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers={"Allow": allowed})
         detail = f"{abbreviated(request.method)} is not allowed here; use {allowed}"
         error = StreamError(detail, status=405, code="method_not_supported")
         error.headers = {"Allow": allowed}
-        return refusal(error)
+        raise error
 
     async def _complete(self, request: Request) -> Response:
-        try:
-            chat, fields = parse(await self._streams.read_json(request))
-            source = self._models.find(chat.model)
-            arguments = chat.arguments(source, fields)
-            log = await self._streams.start(request, source, arguments, linger=0)
-            answer = ChatAnswer(log.info, chat, None if "max_tokens" in arguments else chat.limit)
-            if chat.stream:
-                return self._streams.read(request, log, source, ChatWire(log.info, answer))
-            pieces = await read_whole(request, log, answer)
-            if answer.error is not None:
-                raise answer.error
-            return json_response(answer.completion(pieces), {"X-Request-Id": log.info.run})
-        except StreamError as error:
-            return refusal(error)
+        chat, fields = parse(await self._streams.read_json(request))
+        source = self._models.find(chat.model)
+        arguments = chat.arguments(source, fields)
+        log = await self._streams.start(request, source, arguments, linger=0)
+        answer = ChatAnswer(log.info, chat, None if "max_tokens" in arguments else chat.limit)
+        if chat.stream:
+            return self._streams.read(request, log, source, ChatWire(log.info, answer))
+        pieces = await read_whole(request, log, answer)
+        if answer.error is not None:
+            raise answer.error
+        return json_response(answer.completion(pieces), {"X-Request-Id": log.info.run})

@@ -1,0 +1,68 @@
+"""Observer: what a Streams tells those who count or trace what it does.
+
+Nothing is told for each event: an observer must not make events dearer.
+"""
+
+from collections.abc import Sequence
+from contextvars import Context
+from typing import Any, Protocol
+
+from starlette.types import Scope
+
+from streams.errors import StreamError
+from streams.log import RunInfo, Status
+
+
+class Sending(Protocol):
+    """A response that streams a run."""
+
+    sent: int
+    """The bytes of its body so far, without heartbeats."""
+
+
+class Observer:
+    """Ignores all that it is told. Subclasses do not."""
+
+    def parent(self, scope: Scope) -> Any:
+        """The trace to which a request belongs, for `run_starts`; None if it is not traced."""
+
+    def run_starts(self, info: RunInfo, context: Context, parent: Any) -> None:
+        """This worker begins to produce a run. Its source will run in `context`."""
+
+    def run_continues(self, info: RunInfo, context: Context) -> None:
+        """This worker begins to produce the run of a worker that died or was shut down."""
+
+    def first_event(self, info: RunInfo, seconds: float) -> None:
+        """The source of a new run has yielded its first event, so long after its start."""
+
+    def run_fails(self, info: RunInfo, error: BaseException) -> None:
+        """The source of a run has raised an error. The run ends."""
+
+    def run_ended(self, info: RunInfo, status: Status) -> None:
+        """This worker has ceased to produce a run; `running`: another worker has or had it."""
+
+    def ended_elsewhere(self, info: RunInfo, status: Status) -> None:
+        """This worker has ended a run that it did not produce."""
+
+    def opened(self, stream: Sending) -> None:
+        """A response begins to stream a run."""
+
+    def closed(self, stream: Sending) -> None:
+        """A response that was `opened` is over."""
+
+    def resumed(self) -> None:
+        """A client goes on with a stream after the last event that it had."""
+
+    def refused(self, error: StreamError) -> None:
+        """A request was refused."""
+
+    def published(self, topic: str) -> None:
+        """An event was published to a topic."""
+
+
+def parent_of(observers: Sequence[Observer], scope: Scope) -> Any:
+    """The trace to which a request belongs, if one of the observers knows it."""
+    for observer in observers:
+        if (parent := observer.parent(scope)) is not None:
+            return parent
+    return None
