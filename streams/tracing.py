@@ -1,0 +1,82 @@
+"""Tracing: one OpenTelemetry span for each run, if `opentelemetry-api` is installed.
+
+Invariants:
+
+1. There is no span for an event. Without an SDK, the API's spans are empty, and cost little.
+2. The source runs in the context of the span, so that spans of its own are children.
+3. A run continues the trace of the request that starts it (W3C Trace Context). Nothing else of
+   the request's headers is in its context.
+
+https://www.w3.org/TR/trace-context/
+"""
+
+from contextvars import Context
+
+from opentelemetry import propagate, trace
+from opentelemetry.context import attach
+from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode
+from starlette.types import Scope
+
+from streams import __version__
+from streams.errors import as_stream_error, for_clients, leaves
+from streams.log import RunInfo
+from streams.log import Status as Outcome
+from streams.observer import Observer
+
+
+class Tracing(Observer):
+    """Begins a span when this worker begins to produce a run, and ends it when it ceases to.
+
+    `provider` is OpenTelemetry's global one by default, even if that is set later.
+    """
+
+    def __init__(self, provider: trace.TracerProvider | None = None) -> None:
+        self._tracer = trace.get_tracer("streams", __version__, provider)
+        self._spans: dict[str, Span] = {}
+
+    def parent(self, scope: Scope) -> SpanContext | None:
+        """The current span, which is of an instrumented server, or else what the headers say."""
+        found = trace.get_current_span().get_span_context()
+        if not found.is_valid:
+            headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in scope["headers"]}
+            found = trace.get_current_span(propagate.extract(headers)).get_span_context()
+        return found if found.is_valid else None
+
+    def run_starts(self, info: RunInfo, context: Context, parent: SpanContext | None) -> None:
+        context.run(self._start, info, parent, {})
+
+    def run_continues(self, info: RunInfo, context: Context) -> None:
+        context.run(self._start, info, None, {"streams.run.taken_over": True})
+
+    def _start(
+        self, info: RunInfo, parent: SpanContext | None, attributes: dict[str, str | bool]
+    ) -> None:
+        """Starts the span of a run in the current context, and makes it the current span."""
+        span = self._tracer.start_span(
+            f"run {info.source}",
+            None if parent is None else trace.set_span_in_context(trace.NonRecordingSpan(parent)),
+            SpanKind.INTERNAL,
+            {
+                "streams.run.id": info.run,
+                "streams.source": info.source,
+                "streams.run.shared": info.shared,
+                **attributes,
+            },
+        )
+        attach(trace.set_span_in_context(span))
+        self._spans[info.run] = span
+
+    def run_fails(self, info: RunInfo, error: BaseException) -> None:
+        span = self._spans.get(info.run, trace.INVALID_SPAN)
+        shown = for_clients(error)
+        kind = type(shown if shown is not None and len(leaves(error)) == 1 else error)
+        span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
+        if as_stream_error(error).status >= 500:  # Else the source refuses on purpose.
+            span.record_exception(error)
+            span.set_status(Status(StatusCode.ERROR, str(error) or kind.__name__))
+
+    def run_ended(self, info: RunInfo, status: Outcome) -> None:
+        if (span := self._spans.pop(info.run, None)) is not None:
+            outcome = "handed_over" if status == "running" else status
+            span.set_attribute("streams.run.outcome", outcome)
+            span.end()
