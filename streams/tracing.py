@@ -38,7 +38,9 @@ class Tracing(Observer):
         """The current span, which is of an instrumented server, or else what the headers say."""
         found = trace.get_current_span().get_span_context()
         if not found.is_valid:
-            headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in scope["headers"]}
+            headers: dict[str, list[str]] = {}
+            for name, value in scope["headers"]:
+                headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
             found = trace.get_current_span(propagate.extract(headers)).get_span_context()
         return found if found.is_valid else None
 

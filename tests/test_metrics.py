@@ -251,7 +251,7 @@ async def test_a_run_that_is_lost_with_its_worker_is_counted_as_failed(sqlite_ur
 
 
 async def test_requests_in_openais_formats_are_counted_too() -> None:
-    app = Streams(models={"mock": tokens}, metrics=True, max_per_client=1, address=lambda _: "a")
+    app = Streams(models={"mock": tokens, "counter": counter}, metrics=True)
     body = {"model": "mock", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
     async with client_of(app) as client:
         assert (await client.post("/v1/chat/completions", json={})).status_code == 400
@@ -296,7 +296,7 @@ def info(name: str) -> RunInfo:
 
 
 def lines(metrics: Metrics, log: Any = None) -> Scrape:
-    log = log or MemoryLog()
+    log = MemoryLog() if log is None else log
     text = "".join(metrics.lines(log, {"gaps": 0, "threads": 0}))
     headers = {"content-type": "text/plain; version=0.0.4; charset=utf-8"}
     return Scrape(httpx.Response(200, headers={**headers, "cache-control": "no-store"}, text=text))

@@ -43,6 +43,7 @@ def test_every_option_can_be_set_by_a_variable() -> None:
             "STREAMS_HOSTS": "c.example",
             "STREAMS_API_KEYS": "k" * 16,
             "STREAMS_SECRET": "s" * 32,
+            "STREAMS_METRICS": "false",
             "STREAMS_PAGE": "false",
             "STREAMS_LOG": "redis://127.0.0.1",
         }
@@ -51,6 +52,7 @@ def test_every_option_can_be_set_by_a_variable() -> None:
     assert options["retry"] == (0.5, 2)
     assert options["linger"] is None
     assert options["origins"] == ["https://a.example", "https://b.example"]
+    assert options["metrics"] is False
     assert options["page"] is False
     assert options["max_threads"] == 20
     assert options["max_per_client"] == 30

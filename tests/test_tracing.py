@@ -102,6 +102,16 @@ async def test_a_run_is_a_span_that_continues_the_trace_of_its_request(
     assert span.instrumentation_scope.name == "streams"
 
 
+async def test_a_trace_state_may_be_in_several_headers(spans: Spans) -> None:
+    state = [("tracestate", "one=1"), ("tracestate", "other=2")]
+    async with client_of(Streams([counter])) as client:
+        headers = [("traceparent", TRACEPARENT["traceparent"]), *state]
+        await client.get("/streams/counter?count=0", headers=headers)
+        span = await spans.one("run counter")
+    assert span.context is not None
+    assert dict(span.context.trace_state) == {"one": "1", "other": "2"}
+
+
 @pytest.mark.parametrize("header", ["", "rubbish", f"00-{'0' * 32}-{PARENT}-01", "x" * 5000])
 async def test_a_run_without_a_valid_parent_begins_a_trace(spans: Spans, header: str) -> None:
     async with client_of(Streams([counter])) as client:

@@ -54,6 +54,7 @@ def app(log: str | None) -> ASGIApp:
         models={"mock": tokens},
         log=log,
         publish=lambda request: None,
+        metrics=True,
         max_runs=500,
         max_body=200_000,
         body_timeout=BODY_SECONDS,
