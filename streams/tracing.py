@@ -12,9 +12,10 @@ https://www.w3.org/TR/trace-context/
 
 from contextvars import Context
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.context import attach
 from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import Scope
 
 from streams import __version__
@@ -22,6 +23,9 @@ from streams.errors import as_stream_error, for_clients, leaves
 from streams.log import RunInfo
 from streams.log import Status as Outcome
 from streams.observer import Observer
+
+_W3C = TraceContextTextMapPropagator()
+_HEADERS = (b"traceparent", b"tracestate")
 
 
 class Tracing(Observer):
@@ -31,24 +35,37 @@ class Tracing(Observer):
     """
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
+        self._provider = provider
         self._tracer = trace.get_tracer("streams", __version__, provider)
         self._spans: dict[str, Span] = {}
 
     def parent(self, scope: Scope) -> SpanContext | None:
         """The current span, which is of an instrumented server, or else what the headers say."""
         found = trace.get_current_span().get_span_context()
-        if not found.is_valid:
-            headers: dict[str, list[str]] = {}
-            for name, value in scope["headers"]:
-                headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
-            found = trace.get_current_span(propagate.extract(headers)).get_span_context()
+        if found.is_valid:
+            return found
+        headers: dict[str, list[str]] = {}
+        for name, value in scope["headers"]:
+            if name in _HEADERS:
+                headers.setdefault(name.decode(), []).append(value.decode("latin-1"))
+        if not headers:
+            return None
+        found = trace.get_current_span(_W3C.extract(headers)).get_span_context()
         return found if found.is_valid else None
 
+    @property
+    def _records(self) -> bool:
+        """Whether there is an SDK. FastAPI brings the API, which most of its users do not use."""
+        provider = self._provider or trace.get_tracer_provider()
+        return not isinstance(provider, trace.ProxyTracerProvider)
+
     def run_starts(self, info: RunInfo, context: Context, parent: SpanContext | None) -> None:
-        context.run(self._start, info, parent, {})
+        if parent is not None or self._records:
+            context.run(self._start, info, parent, {})
 
     def run_continues(self, info: RunInfo, context: Context) -> None:
-        context.run(self._start, info, None, {"streams.run.taken_over": True})
+        if self._records:
+            context.run(self._start, info, None, {"streams.run.taken_over": True})
 
     def _start(
         self, info: RunInfo, parent: SpanContext | None, attributes: dict[str, str | bool]

@@ -219,13 +219,13 @@ async def test_a_run_that_another_worker_stops_is_counted_there(sqlite_url: str)
     assert here("runs_running", source="counter") == 0
 
 
-async def test_a_run_that_another_worker_continues_is_handed_over(sqlite_url: str) -> None:
+async def test_a_run_that_another_worker_continues_is_counted_there(sqlite_url: str) -> None:
     one, other = (Streams([counter], log=sqlite_url, metrics=True) for _ in range(2))
     async with client_of(other) as client:
         async with serving(one) as url:
-            async with connection(url, "/streams/counter?count=9&interval=60") as stream:
-                await stream.until(lambda stream: stream.body.count(b"\n\n") == 2, "an event")
-        await until(lambda: other.runs.health()["running"], "the run continues")
+            async with connection(url, "/streams/counter?count=1000&interval=0.1") as stream:
+                await stream.until(lambda stream: stream.body.count(b"\n\n") >= 2, "an event")
+        await until(lambda: other.log.events, "the run continues")
         there = await scraped(client)
     assert there("runs_taken_over_total", source="counter") == 1
     assert there("runs_started_total", source="counter") == 0
@@ -272,7 +272,7 @@ async def test_requests_in_openais_formats_are_counted_too() -> None:
     assert metrics("readers_resumed_total") == 1
     assert metrics("refused_total", status="404", reason="StreamError") == 4
     assert metrics("refused_total", status="405", reason="StreamError") == 1
-    assert metrics.labels("refused_total", "status") == {"404", "405", "422"}
+    assert metrics.labels("refused_total", "status") == {"400", "404", "405"}
 
 
 async def test_endpoints_of_the_user_are_counted_by_their_name() -> None:

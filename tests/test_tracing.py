@@ -266,6 +266,17 @@ async def test_without_an_sdk_the_trace_of_the_request_reaches_the_source() -> N
     assert [f"{trace_id:032x}" for trace_id in found] == [TRACE]
 
 
+async def test_without_an_sdk_and_a_trace_a_run_has_no_span() -> None:
+    app = Streams([counter, failing])
+    async with client_of(app) as client:
+        async with connection(str(client.base_url), "/streams/counter?interval=60") as stream:
+            await stream.until(lambda stream: stream.body.count(b"\n\n") == 2, "an event is there")
+            (tracing,) = app.runs.observers
+            assert isinstance(tracing, Tracing)
+            assert not tracing._spans
+        assert (await client.get("/streams/failing")).status_code == 200
+
+
 WITHOUT = """
 import sys
 

@@ -13,7 +13,7 @@ from streams import Streams
 from streams.errors import LogClosed, StoreDown
 from streams.event import EventId
 from streams.log import Limits
-from streams.log.shared import topics
+from streams.log.shared import leases, topics
 from streams.log.store import Cursor, Publication, Published
 from tests.log.conftest import NewWorker
 from tests.log.shared.publisher import chatter
@@ -95,7 +95,7 @@ async def knows_only(log: streams.log.shared.SharedLog) -> bool:
 async def test_a_worker_with_readers_of_a_topic_sends_its_cursor_again_to_keep_it(
     new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams.log.shared, "RENEWALS_PER_REFRESH", 1)
+    monkeypatch.setattr(leases, "RENEWALS_PER_REFRESH", 1)
     log = new_worker()
     set_cursors = log.store.set_cursors
     sent: list[Cursor] = []
