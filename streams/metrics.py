@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from streams import __version__, errors
+from streams import __version__
 from streams.errors import NOT_A_PAGE, StreamError
 from streams.histogram import BOUNDS, Histogram
 from streams.log import EventLog, RunInfo, Status
@@ -194,7 +194,8 @@ class Metrics(Observer):
 
 def _reason(error: StreamError) -> str:
     """The name of the error's class, or of the nearest one that streams.errors has."""
-    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    here = StreamError.__module__
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == here)
 
 
 def routes(streams: Any) -> list[Route]:

@@ -60,8 +60,10 @@ class Tracing(Observer):
         return not isinstance(provider, trace.ProxyTracerProvider)
 
     def run_starts(self, info: RunInfo, context: Context, parent: SpanContext | None) -> None:
-        if parent is not None or self._records:
+        if self._records:
             context.run(self._start, info, parent, {})
+        elif parent is not None:  # The source may pass it on.
+            context.run(_make_current, trace.NonRecordingSpan(parent))
 
     def run_continues(self, info: RunInfo, context: Context) -> None:
         if self._records:
@@ -82,7 +84,7 @@ class Tracing(Observer):
                 **attributes,
             },
         )
-        attach(trace.set_span_in_context(span))
+        _make_current(span)
         self._spans[info.run] = span
 
     def run_fails(self, info: RunInfo, error: BaseException) -> None:
@@ -99,3 +101,7 @@ class Tracing(Observer):
             outcome = "handed_over" if status == "running" else status
             span.set_attribute("streams.run.outcome", outcome)
             span.end()
+
+
+def _make_current(span: Span) -> None:
+    attach(trace.set_span_in_context(span))
