@@ -32,6 +32,7 @@ from streams.optional import (
     observers_of,
     openai_refusal,
     openai_routes,
+    openapi_route,
     page_routes,
     wire_for,
     wire_of,
@@ -146,7 +147,7 @@ class Streams(Responder, WireHost):
         self.bodies = Bodies(max_body, max_bytes, body_timeout)
         of_runs = RunEndpoints(self.runs, self._access, self._follow)
         health = Health(self.log, self.runs, self.bodies)
-        routes = [
+        routes: list[Route] = [
             Route("/streams", self._list),
             Route("/streams/{source}", self.endpoint(self._stream), methods=["GET", "POST"]),
             Route("/runs", self.endpoint(of_runs.list), methods=["GET"]),
@@ -161,6 +162,17 @@ class Streams(Responder, WireHost):
             routes += openai_routes(self)
         if page:
             routes += page_routes(self)
+        routes.append(
+            openapi_route(
+                self,
+                routes,
+                needs_key=self._credentials.needs_key,
+                can_sign=self._credentials.can_sign,
+                checks_hosts=self._site.checks_hosts,
+                limits_clients=clients.limited,
+                has_identity=identity is not None,
+            )
+        )
         self._router = Router(routes, redirect_slashes=False, lifespan=self.lifespan)
         self._app: ASGIApp = self._answer_http
         if self._site.origins:

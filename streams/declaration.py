@@ -5,14 +5,25 @@ Each fault is a TypeError that says what to do.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from difflib import get_close_matches
-from types import SimpleNamespace
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import SimpleNamespace, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from streams.encoding import hoist_definitions, is_model, model_schema
+from streams.encoding import hoist_definitions, is_model, model_schema, sent_schema
+from streams.event import Event
+
+_ITERATORS = (AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -58,7 +69,7 @@ def parameters_of(name: str, function: Any) -> list[tuple[inspect.Parameter, Any
     Arguments that a partial has bound are left out. The return annotation is not evaluated: it may
     need imports that only type checkers do.
     """
-    code = inspect.unwrap(inner_function(function))
+    code = _annotated(function)
     inner, bound = _without_partials(function)
     # In a partial's signature, all parameters after one that it has bound are keyword-only.
     kinds = {p.name: p.kind for p in inspect.signature(inner).parameters.values()}
@@ -69,22 +80,27 @@ def parameters_of(name: str, function: Any) -> list[tuple[inspect.Parameter, Any
             continue
         type_ = None
         if parameter.name in annotations:
-            one = {parameter.name: annotations[parameter.name]}
             try:
-                hints = get_type_hints(
-                    SimpleNamespace(__annotations__=one),
-                    getattr(code, "__globals__", {}),
-                    include_extras=True,
-                )
+                type_ = _evaluated(code, parameter.name)
             except NameError as error:
                 raise TypeError(
                     f"source {name!r}: the annotation of {parameter.name!r} cannot be evaluated: "
                     f"{error}; define it in the module, and not under `if TYPE_CHECKING`"
                 ) from None
-            type_ = hints[parameter.name]
         _check_parameter(name, parameter, type_)
         parameters.append((parameter.replace(kind=kinds[parameter.name]), type_))
     return parameters
+
+
+def _annotated(function: Any) -> Callable[..., Any]:
+    """The function that has the annotations."""
+    return inspect.unwrap(inner_function(function))
+
+
+def _evaluated(code: Callable[..., Any], name: str) -> Any:
+    """One annotation of a function. Raises what its evaluation raises."""
+    one = SimpleNamespace(__annotations__={name: code.__annotations__[name]})
+    return get_type_hints(one, getattr(code, "__globals__", {}), include_extras=True)[name]
 
 
 def _check_parameter(name: str, parameter: inspect.Parameter, type_: Any) -> None:
@@ -143,3 +159,38 @@ def _schema(name: str, types: dict[str, Any], defaults: dict[str, Any]) -> dict[
     if definitions:
         schema["$defs"] = definitions
     return schema
+
+
+def events_schema_of(function: Any) -> dict[str, Any] | None:
+    """The JSON Schema of the values that a source yields, from its return annotation.
+
+    None if nothing is known: there is no annotation of an iterator; it can be evaluated only by
+    type checkers; JSON Schema cannot represent its types; or an Event is among them, which may hold
+    anything.
+    """
+    try:
+        yielded = _evaluated(_annotated(function), "return")
+    except Exception:  # Whatever an annotation raises that nobody else evaluates.
+        return None
+    if get_origin(yielded) not in _ITERATORS or not get_args(yielded):
+        return None
+    types = _members(get_args(yielded)[0])
+    if Any in types or Event in types:
+        return None
+    try:  # msgspec refuses a union of several types that are JSON objects, so it gets each one.
+        schemas, definitions = msgspec.json.schema_components(
+            types, ref_template="#/$defs/{name}", schema_hook=sent_schema
+        )
+    except (TypeError, ValueError):  # A field may be such a union. pydantic's errors are both.
+        return None
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": [*schemas]}
+    definitions |= hoist_definitions([schema, *definitions.values()])
+    return {**schema, "$defs": definitions} if definitions else schema
+
+
+def _members(type_: Any) -> list[Any]:
+    """The types of a union; else the type itself."""
+    type_ = getattr(type_, "__value__", type_)  # What a `type` statement makes.
+    if get_origin(type_) not in (Union, UnionType):
+        return [type_]
+    return [member for part in get_args(type_) for member in _members(part)]

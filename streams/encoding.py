@@ -96,6 +96,20 @@ def model_schema(type_: Any) -> dict[str, Any]:
     return schema
 
 
+def sent_schema(type_: Any) -> dict[str, Any]:
+    """msgspec's `schema_hook` for values that are sent: the JSON Schema of a model of pydantic.
+
+    Only the app knows what becomes of other types.
+    """
+    if not is_model_type(type_):
+        return {"title": getattr(type_, "__name__", str(type_))}
+    by_alias = bool(type_.model_config.get("serialize_by_alias"))
+    schema: dict[str, Any] = type_.model_json_schema(
+        by_alias=by_alias, ref_template="#/$defs/{model}", mode="serialization"
+    )
+    return schema
+
+
 def hoist_definitions(schema: Any) -> dict[str, Any]:
     """Removes the `$defs` inside a schema, and returns them all: references begin at its root."""
     definitions: dict[str, Any] = {}

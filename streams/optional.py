@@ -1,16 +1,19 @@
 """The optional parts of the package, which are imported when they are used."""
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from streams.errors import StreamError, abbreviated
 from streams.log import EventLog, RunInfo
 from streams.observer import Observer
 from streams.policy import Policy
-from streams.request import EVENT_STREAM
+from streams.request import EVENT_STREAM, root_path
+from streams.response import json_response
 from streams.wires import EventStream, Wire
 
 MakeWire = Callable[[RunInfo], Wire]
@@ -92,3 +95,20 @@ def page_routes(streams: Any) -> list[Route]:
     from streams.page import routes
 
     return routes(streams)
+
+
+def openapi_route(streams: Any, routes: Sequence[BaseRoute], **facts: bool) -> Route:
+    """The route of the document that describes `routes`, which is made when it is asked for."""
+
+    @functools.cache
+    def document() -> dict[str, Any]:
+        from streams.openapi import Facts, document
+
+        return document(streams, routes, Facts(**facts))
+
+    async def answer(request: Request) -> Response:
+        from streams.openapi import mounted_at
+
+        return json_response(mounted_at(document(), root_path(request)))
+
+    return Route("/openapi.json", answer)

@@ -48,6 +48,11 @@ class Site:
         """Whether pages of all origins may use this server, without cookies and keys."""
         return ALL in self.origins
 
+    @property
+    def checks_hosts(self) -> bool:
+        """Whether there are names in the Host header that it does not answer to."""
+        return self._hosts is not None
+
     def check_host(self, scope: Scope) -> None:
         """Raises UnknownHost for a name in the Host header that this server does not have.
 

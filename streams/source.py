@@ -31,7 +31,13 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from streams.arguments import converted, decode_object, items_of
-from streams.declaration import inner_function, name_of, parameters_of, schema_of
+from streams.declaration import (
+    events_schema_of,
+    inner_function,
+    name_of,
+    parameters_of,
+    schema_of,
+)
 from streams.encoding import encode_json, encode_sorted
 from streams.errors import InvalidParameters, as_stream_error, for_clients
 from streams.guard import Guard, takes_arguments
@@ -156,12 +162,18 @@ class Source(Generic[P, T]):
         """Whether another worker can continue a run: it needs the arguments, but no request."""
         return self.restartable and not self._needs_request
 
+    @functools.cached_property
+    def events_schema(self) -> dict[str, Any] | None:
+        """The JSON Schema of the data of its events; None if its function does not declare it."""
+        return events_schema_of(self.function)
+
     def published(self, url: str) -> dict[str, Any]:
         """What clients may know about it."""
         return {
             "name": self.name,
             "description": self.description,
             "parameters": self.schema,
+            "events": self.events_schema,
             "shared": self.shared,
             "restartable": self.restartable,
             "url": url,

@@ -77,6 +77,7 @@ OPTIONAL = {
     "streams.log.shared",
     "streams.log.sqlite",
     "streams.metrics",
+    "streams.openapi",
     "streams.page",
     "streams.tracing",
     "streams.wires.jsonlines",
@@ -93,6 +94,15 @@ PLUGINS: dict[str, set[str]] = {
     "wires/answer": PUBLIC,
     "wires/openai": PUBLIC | {"streams.response", "streams.wires.answer"},
     "wires/ui_stream": PUBLIC | {"streams.wires.answer"},
+    "openapi": PUBLIC
+    | {
+        "streams.page.plain",
+        "streams.request",
+        "streams.source",
+        "streams.wires.openai.chat",
+        "streams.wires.openai.response_input",
+        "streams.wires.openai.response_routes",
+    },
     "page": PUBLIC,
     "client": set(),
     "metrics": PUBLIC | {"streams.histogram", "streams.observer"},
