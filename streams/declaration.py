@@ -94,7 +94,8 @@ def parameters_of(name: str, function: Any) -> list[tuple[inspect.Parameter, Any
 
 def _annotated(function: Any) -> Callable[..., Any]:
     """The function that has the annotations."""
-    return inspect.unwrap(inner_function(function))
+    code: Callable[..., Any] = inspect.unwrap(inner_function(function))
+    return code
 
 
 def _evaluated(code: Callable[..., Any], name: str) -> Any:

@@ -28,6 +28,8 @@ REFUSALS = {
     503: "An overload, a shutdown, or a log that does not answer",
 }
 
+REFUSED_BY_APP = "A source, a guard, or another function of the app refuses"
+
 BODY = (400, 408, 413, 415, 422)
 """The refusals of a body."""
 
@@ -114,8 +116,8 @@ class Writer:
         `is_open`: without an API key. `is_signed`: also with a signed URL. `any_host`: by any name.
         `is_limited`: a client has at most `max_per_client` of it.
         """
-        facts, security = self.facts, None
-        statuses = {*refusals, 503}
+        facts, statuses = self.facts, {*refusals, 503}
+        security: list[dict[str, list[str]]] | None = None
         if is_open:
             security = [] if facts.needs_key else None
         elif facts.needs_key:
@@ -130,9 +132,8 @@ class Writer:
         for status in sorted(statuses):
             responses[str(status)] = self._refusal(status, problem)
         if any_status:
-            for statuses_ in ("4XX", "5XX"):
-                described = "A source, a guard, or another function of the app refuses"
-                responses[statuses_] = (problem or self._problem)(described)
+            for any_of in ("4XX", "5XX"):
+                responses[any_of] = (problem or self._problem)(REFUSED_BY_APP)
         described = {
             "summary": summary,
             "description": description,

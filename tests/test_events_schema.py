@@ -1,0 +1,174 @@
+"""declaration.py: the schema of what a source yields, from its yield annotation."""
+
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from functools import partial
+from typing import Any, NotRequired, TypedDict
+
+import jsonschema
+import msgspec
+import pydantic
+import pytest
+
+from streams import Event
+from streams.declaration import events_schema_of
+from streams.event import payload
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: float = 0.0
+
+
+class Named(TypedDict):
+    name: str
+    nick: NotRequired[str]
+
+
+class Shape(msgspec.Struct, tag=True):
+    inside: "list[Shape]" = []
+
+
+class Model(pydantic.BaseModel):
+    from_: int = pydantic.Field(alias="from")
+
+
+class Aliased(pydantic.BaseModel, serialize_by_alias=True):
+    from_: int = pydantic.Field(alias="from")
+
+
+class Unknown:
+    """Only an app's `encode` knows what it becomes."""
+
+
+async def _points() -> AsyncIterator[Point]:
+    yield Point(1)
+
+
+def _named() -> Iterator[Named]:
+    yield {"name": "a"}
+
+
+async def _shapes() -> AsyncGenerator[Shape, None]:
+    yield Shape()
+
+
+async def _texts() -> AsyncIterator[str]:
+    return _points()  # type: ignore[return-value]
+
+
+async def _union() -> AsyncIterator[Point | Named | None]:
+    yield None
+
+
+async def _either() -> AsyncIterator["Point | list[int]"]:
+    yield [1]
+
+
+async def _model() -> AsyncIterator[Model]:
+    yield Model(**{"from": 1})
+
+
+async def _aliased() -> AsyncIterator[Aliased]:
+    yield Aliased(**{"from": 1})
+
+
+async def _unknown() -> AsyncIterator[dict[str, Unknown]]:
+    yield {}
+
+
+POINT = {
+    "title": "Point",
+    "type": "object",
+    "properties": {"x": {"type": "integer"}, "y": {"type": "number", "default": 0.0}},
+    "required": ["x"],
+}
+NAMED = {
+    "title": "Named",
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "nick": {"type": "string"}},
+    "required": ["name"],
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "schema", "definitions"),
+    [
+        (_points, {"$ref": "#/$defs/Point"}, {"Point": POINT}),
+        (partial(_points), {"$ref": "#/$defs/Point"}, {"Point": POINT}),
+        (_named, {"$ref": "#/$defs/Named"}, {"Named": NAMED}),
+        (_texts, {"type": "string"}, {}),
+        (
+            _union,
+            {"anyOf": [{"$ref": "#/$defs/Point"}, {"$ref": "#/$defs/Named"}, {"type": "null"}]},
+            {"Point": POINT, "Named": NAMED},
+        ),
+        (
+            _either,
+            {"anyOf": [{"$ref": "#/$defs/Point"}, {"type": "array", "items": {"type": "integer"}}]},
+            {"Point": POINT},
+        ),
+        (
+            _unknown,
+            {"type": "object", "additionalProperties": {"title": "Unknown"}},
+            {},
+        ),
+    ],
+)
+def test_the_schema_of_the_events_is_that_of_the_yield_annotation(
+    function: Any, schema: dict[str, Any], definitions: dict[str, Any]
+) -> None:
+    found = events_schema_of(function)
+    assert found is not None
+    assert found.pop("$defs", {}) == definitions
+    assert found == schema
+
+
+@pytest.mark.parametrize("function", [_points, _shapes, _model, _aliased])
+async def test_an_event_fits_the_schema_of_its_source(function: Any) -> None:
+    schema = events_schema_of(function)
+    assert schema is not None
+    async for event in function():
+        value = msgspec.json.decode(payload(event)[1])
+        jsonschema.validate(value, schema)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"other": value}, schema)
+
+
+class Nested(msgspec.Struct):
+    either: Point | Named
+
+
+async def _bare():
+    yield 1
+
+
+async def _events() -> AsyncIterator[Event | Point]:
+    yield Point(1)
+
+
+async def _anything() -> AsyncIterator[Any]:
+    yield 1
+
+
+async def _unparametrized() -> AsyncIterator:  # type: ignore[type-arg]
+    yield 1
+
+
+async def _for_checkers() -> "AsyncIterator[OnlyForTypeCheckers]":  # type: ignore[name-defined]  # noqa: F821
+    yield 1
+
+
+async def _nested() -> AsyncIterator[Nested]:
+    yield Nested(Point(1))
+
+
+def _topic(user: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "function", [_bare, _events, _anything, _unparametrized, _for_checkers, _nested, _topic]
+)
+def test_there_is_no_schema_where_nothing_is_known_of_the_events(function: Any) -> None:
+    assert events_schema_of(function) is None
