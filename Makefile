@@ -72,7 +72,7 @@ sdks: .venv/installed-sdks .venv/installed-instructor .venv/browser tests/llm/no
 llama: .venv/installed-llama ## test the chat source with a real model in llama.cpp (2 minutes)
 	$(BIN)/python -m pytest tests/llm/test_llama.py
 
-compat: .venv/installed-compat tests/compat/node_modules ## test with real servers, proxies, browsers and clients (minutes)
+compat: .venv/installed-compat .venv/installed-schemathesis tests/compat/node_modules ## test with real servers, proxies, browsers and clients (minutes)
 	$(BIN)/python -m pytest -q -W default tests/compat --write-tables docs/compat.md
 	@sed -n '/^<!-- tables/,/^<!-- end/p' docs/compat.md
 
@@ -140,6 +140,13 @@ clean: ## remove everything that the other targets created
 	$(PYTHON) -m venv .venv/instructor
 	.venv/instructor/bin/pip install --quiet --upgrade 'pip>=25.1'
 	.venv/instructor/bin/pip install --quiet --group instructor
+	touch $@
+
+# Its plugin of pytest would be imported by every other test.
+.venv/installed-schemathesis: .venv/installed-dev
+	$(PYTHON) -m venv .venv/schemathesis
+	.venv/schemathesis/bin/pip install --quiet --upgrade 'pip>=25.1'
+	.venv/schemathesis/bin/pip install --quiet --group schemathesis
 	touch $@
 
 tests/llm/node_modules: tests/llm/package.json .venv/installed-dev

@@ -140,7 +140,7 @@ class Nested(msgspec.Struct):
     either: Point | Named
 
 
-async def _bare():
+async def _bare():  # type: ignore[no-untyped-def]
     yield 1
 
 

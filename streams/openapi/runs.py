@@ -39,9 +39,10 @@ def _asks(writer: Writer) -> bool:
 
 def _list(writer: Writer) -> Operations:
     key: Schema = {**TEXT, "pattern": "^[ -~]+$", "maxLength": MAX_KEY}
+    prefix = {**key, "pattern": "^[ -~]*$"}
     given: dict[str, tuple[Schema, str]] = {
         "key": (key, f"Of an anonymous client: {ANONYMOUS_KEY} characters or more"),
-        "key_prefix": (key, "The beginning of the key"),
+        "key_prefix": (prefix, "The beginning of the key"),
         "source": (TEXT, "The name of the source"),
         "status": ({"enum": [*LISTED_STATUSES], "default": "running"}, "The status"),
         "limit": (

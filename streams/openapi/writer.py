@@ -7,7 +7,7 @@ import msgspec
 
 from streams.event import RESERVED_NAMES
 from streams.openapi.components import Components, Schema, ref
-from streams.request import EVENT_STREAM, JSON, JSON_LINES, MAX_KEY
+from streams.request import ANONYMOUS_KEY, EVENT_STREAM, JSON, JSON_LINES, MAX_KEY
 
 PROBLEM = "application/problem+json"
 
@@ -38,7 +38,8 @@ Operations = Mapping[str, Mapping[str, Operation]]
 """Operations by path and method."""
 
 EVENT_ID = r"[A-Za-z0-9_-]{22}\.(0|[1-9][0-9]{0,15})"
-KEY = r'"([ !#-\[\]-~]|\\["\\]){16,}"|[!#-~][ -~]{14,}[!-~]'
+KEY = r'"([ !#-\[\]-~]|\\["\\]){1,}"|[!#-~]([ -~]{0,}[!-~])?'
+ANONYMOUS = KEY.replace("{1,}", "{16,}").replace("([ -~]{0,}[!-~])?", "[ -~]{14,}[!-~]")
 
 OBJECT: Schema = {"type": "object"}
 TEXT: Schema = {"type": "string"}
@@ -194,7 +195,7 @@ class Writer:
 
     def resuming(self, *, in_query: bool) -> list[Schema]:
         """The parameters that say after which event a stream begins."""
-        add, schema = self.components.add, ref("schemas", "EventId")
+        add, schema = self.components.add, {**TEXT, "pattern": f"^({EVENT_ID})?$"}
         about = "The id of the last event that the client has had; the stream begins after it"
         found = [_parameter(add, "LastEventId", "header", "Last-Event-ID", schema, about)]
         if in_query:
@@ -206,10 +207,11 @@ class Writer:
 
     def keyed(self, *, in_query: bool = False) -> list[Schema]:
         """The parameters that name a run, so that requests with the same key are one run."""
-        schema = {**TEXT, "maxLength": MAX_KEY, "pattern": f"^({KEY})$"}
+        key = KEY if self.facts.needs_key else ANONYMOUS
+        schema = {**TEXT, "maxLength": MAX_KEY, "pattern": f"^({key})$"}
         about = (
-            "Requests with the same key attach to one run. A client with a login may send a key of "
-            "fewer than 16 characters"
+            "Requests with the same key attach to one run. From a client without a login, it has "
+            f"{ANONYMOUS_KEY} characters or more"
         )
         add = self.components.add
         found = [_parameter(add, "IdempotencyKey", "header", "Idempotency-Key", schema, about)]

@@ -14,7 +14,7 @@ from openapi_spec_validator import OpenAPIV32SpecValidator, validate
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 
 import app
 from streams import Event, StreamError, Streams, source, topic
@@ -66,7 +66,7 @@ def words(text: str) -> Iterator[str]:
 
 
 @source
-async def named():
+async def named() -> AsyncIterator[Event]:
     yield Event({"left": 1}, event="progress")
     yield Event(text="<b>done</b>")
 
@@ -82,7 +82,7 @@ async def guarded() -> AsyncIterator[dict[str, int]]:
 
 
 @topic
-def news(user: str):
+def news(user: str) -> None:
     """What a user should hear of."""
 
 
@@ -142,7 +142,12 @@ NOT_DESCRIBED = {
 def test_every_route_is_described_with_each_of_its_methods() -> None:
     streams = everything()
     described, writer = table(streams), Writer(streams, FACTS)
-    routes = {(r.path, method) for r in streams._router.routes for method in r.methods or "*"}
+    routes = {
+        (route.path, method)
+        for route in streams._router.routes
+        if isinstance(route, Route)
+        for method in route.methods or "*"
+    }
     done = set()
     for path, describe in described.items():
         for operations in describe(writer).values():
@@ -161,8 +166,8 @@ def requests(
     lines = {"Accept": "application/jsonl"}
     resume = {"Last-Event-ID": event}
     unknown = {"Last-Event-ID": f"{UNKNOWN}.1"}
-    chat = {"model": "mock", "messages": [{"role": "user", "content": "Hi"}]}
-    streamed, chat = {"stream": True}, {**chat, **FAST}
+    streamed = {"stream": True}
+    chat = {"model": "mock", "messages": [{"role": "user", "content": "Hi"}], **FAST}
     ask = {"model": "mock", "input": "Hi", **FAST}
     completions, responses = "/v1/chat/completions", "/v1/responses"
     one = f"{responses}/{response}"
