@@ -86,7 +86,8 @@ class Writer:
         schemas("Gap", _GAP)
         for name in ("Start", "End", "Gap"):
             named = {"const": name.lower()}
-            schemas(f"{name}Event", _event(named, json_text(ref("schemas", name)), "event"))
+            needed = ("event",) if name == "Gap" else ("id", "event")
+            schemas(f"{name}Event", _event(named, json_text(ref("schemas", name)), *needed))
             schemas(f"{name}Line", _line(named, ref("schemas", name), has_id=name != "Gap"))
         for name, header in HEADERS.items():
             add("headers", name, header)
@@ -173,7 +174,9 @@ class Writer:
         refs = self.components.schema
         data = None if data is None else self.components.adopted(data)
         other = {**TEXT, "not": {"enum": sorted(RESERVED_NAMES)}}
-        event = refs(f"{name}_event", _event(other, TEXT if data is None else json_text(data)))
+        event = refs(
+            f"{name}_event", _event(other, TEXT if data is None else json_text(data), "id")
+        )
         line = refs(f"{name}_line", _line(other, {} if data is None else data))
         own = {
             kind: [ref("schemas", f"{n}{kind}") for n in ("Start", "End", "Gap")] for kind in _KINDS
@@ -259,7 +262,7 @@ def json_text(schema: Schema) -> Schema:
 def _event(name: Schema, data: Schema, *required: str) -> Schema:
     """An event of an event stream. One without a name is a `message`."""
     properties = {"id": ref("schemas", "EventId"), "event": name, "data": data, "retry": COUNT}
-    return structure(properties, *required, "data")
+    return structure(properties, "data", *required)
 
 
 def _line(name: Schema, data: Schema, *, has_id: bool = True) -> Schema:
