@@ -371,6 +371,7 @@ async def test_the_list_of_sources_says_which_are_topics() -> None:
                 "name": "notifications",
                 "description": "What a user should hear of.",
                 "parameters": listed["parameters"],
+                "events": None,
                 "shared": True,
                 "restartable": False,
                 "url": "/streams/notifications",

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from streams.openapi.components import Schema, ref
+from streams.openapi.components import Schema
 from streams.openapi.writer import (
     COUNT,
     OBJECT,
@@ -39,17 +39,19 @@ RESPONSE: Schema = {
 }
 
 
-def _refusal(description: str) -> Schema:
-    return {"description": description, "content": {JSON: {"schema": ref("schemas", "ModelError")}}}
+def _error(writer: Writer) -> Schema:
+    optional = {"type": ["string", "null"]}
+    error = structure({"message": TEXT, "type": TEXT, "param": optional, "code": optional})
+    return writer.components.schema("ModelError", structure({"error": error}))
 
 
 def _operation(
     writer: Writer, summary: str, answers: Mapping[str, Any], *refusals: int, **more: Any
 ) -> Operation:
-    optional = {"type": ["string", "null"]}
-    error = structure({"message": TEXT, "type": TEXT, "param": optional, "code": optional})
-    writer.components.schema("ModelError", structure({"error": error}))
-    return writer.operation(summary, answers, *refusals, tag="models", problem=_refusal, **more)
+    def refusal(description: str) -> Schema:
+        return writer.json(description, _error(writer))
+
+    return writer.operation(summary, answers, *refusals, tag="models", problem=refusal, **more)
 
 
 def _object(kind: str, *others: str) -> Schema:
@@ -105,9 +107,7 @@ def _chat(writer: Writer) -> Operations:
     members = ("created", "model", "choices")
     whole = writer.components.schema("ChatCompletion", _object("chat.completion", *members))
     chunk = _object("chat.completion.chunk", *members)
-    data = writer.components.schema(
-        "ChatCompletionChunk", {"anyOf": [chunk, ref("schemas", "ModelError")]}
-    )
+    data = writer.components.schema("ChatCompletionChunk", {"anyOf": [chunk, _error(writer)]})
     item = structure(
         {"data": {"anyOf": [{"const": "[DONE]"}, json_text(data)]}},
     )

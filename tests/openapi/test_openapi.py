@@ -368,6 +368,28 @@ async def test_each_type_is_one_schema_and_two_types_of_one_name_are_two() -> No
     }
 
 
+@dataclasses.dataclass
+class ModelError:
+    """It has the name of a schema of the document."""
+
+    reason: str
+
+
+@source
+async def failures() -> AsyncIterator[ModelError]:
+    yield ModelError("x")
+
+
+async def test_a_type_does_not_take_the_place_of_a_schema_of_the_document() -> None:
+    streams = Streams([failures], models={"mock": failures})
+    async with client_of(streams) as client:
+        conformance = Conformance((await client.get("/openapi.json")).json())
+        path = "/v1/models/{model}"
+        conformance.check("GET", path, await client.get(f"/v1/models/{'x' * 300}"))
+        conformance.check("GET", "/streams/failures", await client.get("/streams/failures"))
+    assert conformance.document["components"]["schemas"].keys() >= {"ModelError", "ModelError_2"}
+
+
 async def test_nothing_is_said_of_events_that_a_source_does_not_declare() -> None:
     document = await document_of(Streams([named]))
     schemas = document["components"]["schemas"]
