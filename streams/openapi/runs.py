@@ -7,6 +7,7 @@ from streams.openapi.writer import (
     COUNT,
     HEADERS,
     OBJECT,
+    PROBLEM,
     TEXT,
     Describe,
     Operations,
@@ -113,18 +114,36 @@ def _one(writer: Writer) -> Operations:
 
 def _health(writer: Writer) -> Operations:
     counts = ("runs", "running", "threads", "readers", "events", "bytes", "restarts", "gaps")
-    health = structure(
-        {"worker": TEXT, **dict.fromkeys(counts, COUNT), "since": TIME, "bodies": COUNT}
-    )
-    schema = writer.components.schema("Health", health)
+    state = {
+        "version": TEXT,
+        "worker": TEXT,
+        **dict.fromkeys(counts, COUNT),
+        "since": TIME,
+        "bodies": COUNT,
+    }
+    works = structure({"status": {"const": "ok"}, **state})
+    fails = structure({"status": {"const": "unavailable"}, "detail": TEXT, **state})
+    problem = ref("schemas", "Problem")  # It is the answer during a shutdown.
+    unavailable = writer.json("The log cannot be used", writer.components.schema("Trouble", fails))
+    unavailable["headers"] = {"Retry-After": ref("headers", "RetryAfter")}
+    unavailable["content"][PROBLEM] = {"schema": problem}
     operation = writer.operation(
         "Tell whether the server works, and what it holds",
-        {"200": writer.json("It works", schema)},
+        {
+            "200": writer.json("It works", writer.components.schema("Health", works)),
+            "503": unavailable,
+        },
         tag="server",
         is_open=True,
         any_host=True,
     )
     return {"/health": {"get": operation}}
+
+
+def _metrics(writer: Writer) -> Operations:
+    answer = {"200": writer.json("Prometheus' text format", TEXT, "text/plain")}
+    operation = writer.operation("Say what this worker does", answer, 403, tag="server")
+    return {"/metrics": {"get": operation}}
 
 
 def _document(writer: Writer) -> Operations:
@@ -138,5 +157,6 @@ DESCRIBED: dict[str, Describe] = {
     "/runs": _list,
     "/runs/{run}": _one,
     "/health": _health,
+    "/metrics": _metrics,
     "/openapi.json": _document,
 }

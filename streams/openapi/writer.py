@@ -132,7 +132,8 @@ class Writer:
             statuses.add(421)
         responses = dict(answers)
         for status in sorted(statuses):
-            responses[str(status)] = self._refusal(status, problem)
+            if str(status) not in responses:
+                responses[str(status)] = self._refusal(status, problem)
         if any_status:
             for any_of in ("4XX", "5XX"):
                 responses[any_of] = (problem or self._problem)(REFUSED_BY_APP)

@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.routing import Mount, Route
 
 import app
-from streams import Event, StreamError, Streams, source, topic
+from streams import Event, MemoryLog, StreamError, Streams, source, topic
+from streams.errors import StoreDown
 from streams.openapi import Facts, table
 from streams.openapi.writer import Writer
 from streams.sources import clock, counter, tokens
@@ -97,6 +98,7 @@ def everything(**options: Any) -> Streams:
         "hosts": [],
         "max_per_client": 50,
         "max_body": 2000,
+        "metrics": True,
         **options,
     }
     return Streams([job, words, named, guarded, counter, tokens, clock, news], **given)
@@ -178,6 +180,8 @@ def requests(
     return [
         (200, "GET", "/streams", "/streams", {}),
         (200, "GET", "/health", "/health", {}),
+        (200, "GET", "/metrics", "/metrics", {}),
+        (403, "GET", "/metrics", "/metrics", {"headers": {"Origin": "https://a.example"}}),
         (200, "GET", "/openapi.json", "/openapi.json", {}),
         (401, "GET", "/openapi.json", "/openapi.json", {"headers": {"Authorization": "Bearer x"}}),
         (421, "GET", "/streams", "/streams", {"headers": {"Host": "a.example"}}),
@@ -366,6 +370,19 @@ async def test_each_type_is_one_schema_and_two_types_of_one_name_are_two() -> No
     assert schemas["other_line"]["properties"]["data"] == {
         "$ref": "#/components/schemas/Progress_2"
     }
+
+
+class Down(MemoryLog):
+    async def check(self) -> None:
+        raise StoreDown("the disk is full")
+
+
+async def test_the_health_of_a_server_without_a_log_is_as_the_document_says() -> None:
+    async with client_of(Streams([job], log=Down())) as client:
+        conformance = Conformance((await client.get("/openapi.json")).json())
+        response = await client.get("/health")
+        assert response.status_code == 503
+        conformance.check("GET", "/health", response)
 
 
 @dataclasses.dataclass
