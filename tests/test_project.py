@@ -99,6 +99,7 @@ PLUGINS: dict[str, set[str]] = {
         "streams.page.plain",
         "streams.request",
         "streams.source",
+        "streams.version",
         "streams.wires.openai.chat",
         "streams.wires.openai.response_input",
         "streams.wires.openai.response_routes",

@@ -17,9 +17,9 @@ from urllib.parse import quote
 
 from starlette.routing import BaseRoute, Route
 
-from streams import __version__
 from streams.openapi import pages, runs, sources
 from streams.openapi.writer import Describe, Facts, Writer
+from streams.version import __version__
 
 __all__ = ["Facts", "document", "mounted_at", "table"]
 
