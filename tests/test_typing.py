@@ -18,25 +18,13 @@ CHECKERS = {
 }
 
 
-def lines_with_errors(checker: str, path: Path) -> set[int]:
-    """The numbers of the lines of a file in which a type checker reports errors."""
-    command = [*CHECKERS[checker], str(path)]
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_type_checkers_accept_right_uses_and_refuse_each_wrong_one(checker: str) -> None:
+    command = [*CHECKERS[checker], str(RIGHT), str(WRONG)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170)
-    assert ran.returncode in (0, 1), ran.stdout + ran.stderr
-    found = re.findall(rf"{path.name}:(\d+):.* error:? ", ran.stdout)
-    assert bool(found) == (ran.returncode == 1), ran.stdout
-    return set(map(int, found))
-
-
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("checker", CHECKERS)
-def test_type_checkers_accept_right_uses(checker: str) -> None:
-    assert lines_with_errors(checker, RIGHT) == set()
-
-
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("checker", CHECKERS)
-def test_type_checkers_refuse_each_wrong_use(checker: str) -> None:
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    found = re.findall(r"(\w+\.py):(\d+):.* error:? ", ran.stdout)
     lines = (ROOT / WRONG).read_text().splitlines()
     wrong = {number for number, line in enumerate(lines, 1) if line.endswith("# wrong")}
-    assert lines_with_errors(checker, WRONG) == wrong
+    assert {(name, int(number)) for name, number in found} == {(WRONG.name, n) for n in wrong}

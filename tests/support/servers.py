@@ -20,11 +20,37 @@ from httpx_sse import ServerSentEvent, aconnect_sse
 ROOT = Path(__file__).parent.parent.parent
 
 
+class _ShortSleeps:
+    """asyncio for uvicorn, whose shutdown waits in steps of 10 ms instead of 0.1 s."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 10)
+
+
+vars(uvicorn.server)["asyncio"] = _ShortSleeps()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which exits when it is asked to, and not up to 0.1 s later."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.asked_to_exit = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            with anyio.move_on_after(0.1):
+                await self.asked_to_exit.wait()
+
+
 @asynccontextmanager
 async def serving(app: Any, **options: Any) -> AsyncIterator[str]:
     """Serves an app with uvicorn on this event loop and yields its URL. Runs its lifespan."""
     options = {"http": "httptools", "log_level": "warning", "lifespan": "auto", **options}
-    server = uvicorn.Server(uvicorn.Config(app, port=0, **options))
+    server = _Server(uvicorn.Config(app, port=0, **options))
     task = asyncio.create_task(server.serve())
     await until(lambda: server.started or task.done(), "the server has started")
     port = server.servers[0].sockets[0].getsockname()[1]
@@ -32,6 +58,7 @@ async def serving(app: Any, **options: Any) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
+        server.asked_to_exit.set()
         with anyio.fail_after(10):
             await task
 
@@ -46,12 +73,14 @@ async def client_of(app: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient
 async def until(holds: Callable[[], Any], what: str, seconds: float = 5) -> None:
     """Waits until `holds()` is true; `what` names that state in words.
 
-    Checks once a millisecond, and raises AssertionError after `seconds`.
+    Checks after 1 ms, then less often, at last every 20 ms: checks cost others time, too. Raises
+    AssertionError after `seconds`.
     """
-    deadline = anyio.current_time() + seconds
+    deadline, pause = anyio.current_time() + seconds, 0.001
     while not holds():
         assert anyio.current_time() < deadline, f"not reached in {seconds:g} s: {what}"
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.1, 0.02)
 
 
 async def every_event(
