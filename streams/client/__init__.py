@@ -13,7 +13,8 @@ try:
     import httpx_sse  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "streams.client needs httpx and httpx-sse: pip install 'streams[client]'"
+        "streams.client needs httpx and httpx-sse: pip install 'streams[client]'",
+        name="streams[client]",
     ) from error
 
 from streams.client.readers import AsyncStream, SyncStream

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from streams.errors import StreamError, abbreviated
 from streams.page.plain import Plain
 
-SUFFIXES = {".css", ".html", ".js", ".svg"}
+SUFFIXES = {".css", ".html", ".js", ".svg", ".ts"}
 FILES = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in SUFFIXES}
 
 HEADERS = {
@@ -43,7 +43,9 @@ def _file(name: str) -> Response:
     if name not in FILES:
         raise StreamError(f"the page has no file {abbreviated(name)}", status=404)
     # Not a FileResponse, which answers to Range as well: these files have a few kilobytes.
-    return Response(FILES[name].read_bytes(), headers=HEADERS, media_type=guess_type(name)[0])
+    # To `mimetypes`, .ts is a video.
+    media_type = "text/plain" if name.endswith(".ts") else guess_type(name)[0]
+    return Response(FILES[name].read_bytes(), headers=HEADERS, media_type=media_type)
 
 
 def routes(streams: Any) -> list[Route]:

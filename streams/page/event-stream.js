@@ -1,17 +1,18 @@
-/**
- * Reads server-sent events with fetch. Unlike EventSource, it can POST, stop a run, report errors.
- * Invariants: 1. No event is yielded twice, and none is skipped unless the server sends a `gap`.
- * 2. A response that ends without an `end` event is a lost connection: the run is then resumed.
- * An event's `data` is the parsed JSON, or the text if it is not JSON. `text` is the text as sent.
- * @typedef {{ type: string, data: any, text: string, id: string }} StreamEvent
- * The options are fetch's, and: `body` is sent as JSON with POST, an aborted `signal` throws its
- * reason in the loop, `lastEventId` is the event to start after, `control` adds `start` and `end`.
- * `key` names the run: requests with one key are one run. A POST has a random one. `retry` says
- * that the server honours keys, so that a request whose answer was lost can be sent again.
- * @typedef {{ body?: unknown, lastEventId?: string, control?: boolean, key?: string,
- *   retry?: boolean }} OwnOptions
- * @typedef {Omit<RequestInit, "body" | "method"> & OwnOptions} Options
- */
+/** Reads server-sent events with fetch. Unlike EventSource, it can POST, stop a run, report errors.
+ *  Invariants: 1. No event is yielded twice, and none is skipped unless the server sends a `gap`.
+ *  2. A response that ends without an `end` event is a lost connection: the run is then resumed. */
+
+/** An event: `data` is the parsed JSON, or the text if it is not JSON; `text` is the text as sent.
+ *  @typedef {{ type: string, data: any, text: string, id: string }} StreamEvent */
+
+/** Those of fetch, and the client's own. An aborted `signal` throws its reason in the loop.
+ *  @typedef {Omit<RequestInit, "body" | "method"> & OwnOptions} Options */
+/** @typedef {object} OwnOptions
+ *  @property {unknown} [body]  It is sent as JSON with POST.
+ *  @property {string} [lastEventId]  The id of the event to start after.
+ *  @property {boolean} [control]  Yield the events `start` and `end`, too.
+ *  @property {string} [key]  Requests with one key are one run. A POST has a random one.
+ *  @property {boolean} [retry]  The server honours keys: a request that got no answer is repeated. */
 
 const MAX_TRIES = 5; // to start a run; a resume has no limit
 const MAX_HONOURING = 100;
@@ -24,12 +25,12 @@ export const eventStream = (url, options) => new EventStream(url, options);
 /** One stream, read once: a second loop throws. Each change of `state` dispatches `statechange`. */
 export class EventStream extends EventTarget {
   state = /** @type {"connecting" | "open" | "waiting" | "closed"} */ ("connecting");
-  run = ""; // the URL of the run, empty until the server has sent it
-  status = /** @type {"" | "completed" | "failed" | "cancelled"} */ (""); // as `end` says
+  /** The URL of the run, empty until the server has sent it. */ run = "";
+  /** As `end` says. */ status = /** @type {"" | "completed" | "failed" | "cancelled"} */ ("");
   /** Why it is "waiting": the status, undefined for a lost connection, and the milliseconds. */
   reason = /** @type {{ status?: number, wait: number } | undefined} */ (undefined);
-  response = /** @type {Response | undefined} */ (undefined); // the newest, for its headers
-  heard = NaN; // when bytes last came, heartbeats too, as performance.now()
+  /** The newest. */ response = /** @type {Response | undefined} */ (undefined);
+  /** When bytes last came, heartbeats too, as performance.now(). */ heard = NaN;
   #retry = 2_000; // milliseconds
   #failures = 0; // since the last event
   #hasEvents = false;
@@ -215,7 +216,7 @@ async function pause(wait, least, signal) {
 
 /** Parses an event stream (WHATWG HTML, section 9.2.6) from bytes that are split anywhere. */
 export class EventParser {
-  retry = /** @type {number | undefined} */ (undefined); // milliseconds
+  /** Milliseconds. */ retry = /** @type {number | undefined} */ (undefined);
   #decoder = new TextDecoder(); // drops the BOM; keeps an incomplete character for the next call
   #endedInCR = false;
   #line = ""; // without its end, so far

@@ -9,7 +9,13 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
-from redis.exceptions import ResponseError
+
+try:
+    from redis.exceptions import ResponseError
+except ImportError as error:
+    raise ImportError(
+        "a log in Redis needs redis: pip install 'streams[redis]'", name="streams[redis]"
+    ) from error
 
 from streams.errors import Unavailable
 from streams.event import End, Payload, encode_json, frame

@@ -10,6 +10,13 @@ Invariants:
 5. The events have the same form as those of the mock, tokens.py.
 """
 
+try:
+    import httpx  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "streams.sources.chat needs httpx: pip install 'streams[llm]'", name="streams[llm]"
+    ) from error
+
 from streams.sources.chat.source import chat_with
 
 __all__ = ["chat_with"]
