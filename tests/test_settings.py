@@ -143,16 +143,50 @@ def test_without_the_extra_llm_a_model_exits_with_a_message_that_names_it(
     assert str(exited.value) == "LLM_BASE_URL needs httpx: pip install 'streams[llm]'"
 
 
+@pytest.mark.parametrize(
+    ("part", "library", "message"),
+    [
+        ("sources.chat", "httpx", "streams.sources.chat needs httpx: pip install 'streams[llm]'"),
+        ("log.redis", "redis.exceptions", "needs redis: pip install 'streams[redis]'"),
+        ("client", "httpx_sse", "needs httpx and httpx-sse: pip install 'streams[client]'"),
+    ],
+)
+def test_a_module_of_sources_that_needs_a_missing_extra_exits_with_what_to_install(
+    part: str, library: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "needs_an_extra.py").write_text(f"import streams.{part}")
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"streams.{part}", raising=False)
+    with pytest.raises(SystemExit) as exited:
+        settings.options({"STREAMS_SOURCES": "needs_an_extra:ticks"})
+    assert str(exited.value).endswith(message)
+
+
+def test_without_the_extra_redis_a_log_there_exits_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "redis.exceptions", None)
+    monkeypatch.delitem(sys.modules, "streams.log.redis", raising=False)
+    with pytest.raises(SystemExit) as exited:
+        settings.configured({"STREAMS_LOG": "redis://127.0.0.1:1"})
+    assert str(exited.value) == (
+        "STREAMS_LOG: a log in Redis needs redis: pip install 'streams[redis]'"
+    )
+
+
 def test_an_error_inside_the_module_of_a_source_keeps_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken_value.py").write_text("int('abc')")
     (tmp_path / "broken_import.py").write_text("import no_such_module")
+    (tmp_path / "broken_from.py").write_text("from os import no_such_name")
     (tmp_path / "broken_name.py").write_text("import os\nos.no_such_name")
     for module, error in (
         ("broken_value", ValueError),
         ("broken_import", ModuleNotFoundError),
+        ("broken_from", ImportError),
         ("broken_name", AttributeError),
     ):
         with pytest.raises(error):
