@@ -106,7 +106,10 @@ def _run(given: argparse.Namespace) -> None:
     # once; a server would start a worker that fails again and again.
     several = given.workers > 1 or given.reload
     logging.disable(logging.CRITICAL if several else logging.NOTSET)
-    streams = settings.configured(os.environ)
+    try:
+        streams = settings.configured(os.environ)
+    except InvalidSetting as error:
+        raise InvalidSetting(_as_typed(str(error), given)) from None
     logging.disable(logging.NOTSET)
     sys.stderr.write(_welcome(streams, given.host, given.port) + warning(os.environ, given.host))
     uvicorn.run(
@@ -119,6 +122,15 @@ def _run(given: argparse.Namespace) -> None:
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         limit_concurrency=max_connections(),
     )
+
+
+def _as_typed(message: str, given: argparse.Namespace) -> str:
+    """An error's message without the name of a variable whose value was an argument."""
+    if given.sources:
+        message = message.removeprefix("STREAMS_SOURCES: ")
+    if given.log is not None and message.startswith("STREAMS_LOG: "):
+        message = f"--log: {message.removeprefix('STREAMS_LOG: ')}"
+    return message
 
 
 def _check_address(host: str, port: int) -> None:

@@ -211,7 +211,11 @@ def _import(name: str, setting: str = "STREAMS_SOURCES") -> Source[..., Any]:
     except AttributeError:
         if module not in sys.modules:
             raise  # Its own code raised this.
-        raise InvalidSetting(f"{setting}: module {module!r} has no {attribute!r}") from None
+        found = vars(sys.modules[module]).items()
+        sources = ", ".join(name for name, value in found if isinstance(value, Source))
+        raise InvalidSetting(
+            f"{setting}: module {module!r} has no {attribute!r}; its sources: {sources or 'none'}"
+        ) from None
     if not isinstance(source, Source):
         raise InvalidSetting(
             f"{setting}: {name} is not a source; decorate it with @source or @topic"

@@ -194,13 +194,14 @@ async def test_run_with_reload_serves_the_changed_source(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere:words"], "'nowhere:words' cannot be imported"),
+        (["nowhere:words"], "run: 'nowhere:words' cannot be imported"),
+        (["streams.sources:count"], "has no 'count'; its sources: clock, counter"),
         (["streams.sources"], "'streams.sources' must have the form package.module:name"),
-        (["streams.sources:counter", "streams.sources:counter"], "two sources have the name"),
+        (["streams.sources:counter", "streams.sources:counter"], "run: two sources have the name"),
         (["--port", "65536"], "'65536' is not a port: give a number below 65536"),
         (["--port", "http"], "'http' is not a port"),
         (["--workers", "0"], "'0' is not a number of processes: give 1 or more"),
-        (["--log", "file:x"], "the URL of a log begins with sqlite:"),
+        (["--log", "file:x"], "run: --log: the URL of a log begins with sqlite:"),
         (["--host", "203.0.113.1"], "cannot listen on 203.0.113.1 port "),
         (["--ports", "1"], "unrecognized arguments: --ports"),
     ],

@@ -200,7 +200,7 @@ def test_a_source_may_be_in_a_module_whose_name_has_a_hyphen(
     (tmp_path / "my-sources.py").write_text("from streams.sources import clock as ticks")
     [ticks] = settings.options({"STREAMS_SOURCES": "my-sources:ticks"})["sources"]
     assert ticks.name == "clock"
-    with pytest.raises(SystemExit, match="module 'my-sources' has no 'tick'"):
+    with pytest.raises(SystemExit, match="module 'my-sources' has no 'tick'; its sources: ticks"):
         settings.options({"STREAMS_SOURCES": "my-sources:tick"})
 
 

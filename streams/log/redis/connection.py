@@ -113,8 +113,8 @@ class RedisLink:
                 version = str(client.info("server")["redis_version"])
         except FAILURES as error:
             raise StoreDown(
-                f"Redis at {self.address} cannot be used: {error}. "
-                "Start it, or correct the URL of the log"
+                f"Redis at {self.address} cannot be used: {str(error).rstrip('.')}; start it, or "
+                "correct the URL of the log"
             ) from None
         if tuple(map(int, version.split(".")[:2])) < (6, 2):
             raise StoreDown(f"Redis at {self.address} is version {version}: use 6.2 or newer")
