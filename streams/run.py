@@ -275,6 +275,10 @@ class Run:
             # A cancellation that is still to come must not interrupt the cleanup.
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
+            # Since Python 3.13, a task group that ends with an error cancels its task once more if
+            # that counts as being cancelled: the first `await` of a `finally` would be interrupted.
+            while self.task.uncancel():
+                pass
             if isinstance(events, AsyncGenerator):
                 with suppress(asyncio.CancelledError, StopAsyncIteration):
                     await events.athrow(asyncio.CancelledError())
