@@ -76,7 +76,7 @@ lowest: .venv/browser .venv/node_modules ## run the tests with the lowest depend
 	.venv-lowest/bin/pip install --quiet --editable '.[server,client,llm,redis]' --group dev -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest -n 3 --dist worksteal
 
-dist: .venv/installed-dev ## build the wheel and the sdist into dist/; try them in empty environments (5 minutes)
+dist: .venv/installed-dev ## build the wheel and the sdist into dist/; try them in empty environments (minutes)
 	rm -rf dist
 	$(BIN)/python -m hatchling build
 	$(BIN)/python -m pytest -q tests/release

@@ -528,8 +528,10 @@ UPSTREAMS: dict[str, Case] = {
         {"choices": [], "usage": {"prompt_tokens": "many"}},
         failure=f"{INVALID}whose usage has a count that is not a number",
     ),
-    "sends JSON that is 10,000 deep": stream(
-        HELLO, 10_000 * '{"a":' + "1" + 10_000 * "}", failure=f"{INVALID}which is nested too deeply"
+    "sends JSON that is 150,000 deep": stream(
+        HELLO,
+        150_000 * '{"a":' + "1" + 150_000 * "}",
+        failure=f"{INVALID}which is nested too deeply",
     ),
     "sends a number of 5,000 digits": stream(
         HELLO, f'{{"created": {5000 * "9"}}}', failure=f"{INVALID}which is not JSON"
