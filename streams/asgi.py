@@ -160,8 +160,7 @@ class Streams(Responder, WireHost):
             routes += metrics_routes(self)
         if self.models:
             routes += openai_routes(self)
-        if page:
-            routes += page_routes(self)
+        routes += page_routes(self, playground=page)
         routes.append(
             openapi_route(
                 self,

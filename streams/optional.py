@@ -91,10 +91,10 @@ def metrics_routes(streams: Any) -> list[Route]:
     return routes(streams)
 
 
-def page_routes(streams: Any) -> list[Route]:
+def page_routes(streams: Any, *, playground: bool) -> list[Route]:
     from streams.page import routes
 
-    return routes(streams)
+    return routes(streams, playground=playground)
 
 
 def openapi_route(streams: Any, routes: Sequence[BaseRoute], **facts: bool) -> Route:

@@ -424,7 +424,7 @@ async def test_urls_include_a_prefix_that_only_the_raw_path_has(prefix: str) -> 
         assert page.headers["content-type"].startswith("text/html")
 
 
-async def test_the_page_is_served_unless_page_is_false() -> None:
+async def test_page_false_leaves_out_the_playground_and_keeps_the_client() -> None:
     async with client_of(Streams([counter])) as client:
         response = await client.get("/")
         assert response.headers["content-type"].startswith("text/html")
@@ -433,6 +433,9 @@ async def test_the_page_is_served_unless_page_is_false() -> None:
     async with client_of(Streams([counter], page=False)) as client:
         assert problem(await client.get("/"), 404)
         assert problem(await client.get("/page/index.html"), 404)
+        assert problem(await client.get("/page/about.json"), 404)
+        script = await client.get("/page/event-stream.js")
+        assert script.headers["content-type"].startswith("text/javascript")
 
 
 async def test_a_websocket_is_refused() -> None:

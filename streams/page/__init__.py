@@ -4,6 +4,7 @@ The playground shows the mock model's answer twice, as a run and as a plain Stre
 Starlette, so that one sees what a run is for. See `plain`.
 """
 
+from collections.abc import Container
 from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from streams.page.plain import Plain
 
 SUFFIXES = {".css", ".html", ".js", ".svg", ".ts"}
 FILES = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in SUFFIXES}
+CLIENT = ("event-stream.js", "event-stream.d.ts")
+"""The files that an app needs which has a page of its own."""
 
 HEADERS = {
     "Cache-Control": "no-cache",
@@ -39,8 +42,12 @@ async def _asset(request: Request) -> Response:
     return _file(request.path_params["file"])
 
 
-def _file(name: str) -> Response:
-    if name not in FILES:
+async def _client(request: Request) -> Response:
+    return _file(request.path_params["file"], CLIENT)
+
+
+def _file(name: str, files: Container[str] = FILES) -> Response:
+    if name not in files:
         raise StreamError(f"the page has no file {abbreviated(name)}", status=404)
     # Not a FileResponse, which answers to Range as well: these files have a few kilobytes.
     # To `mimetypes`, .ts is a video.
@@ -48,8 +55,10 @@ def _file(name: str) -> Response:
     return Response(FILES[name].read_bytes(), headers=HEADERS, media_type=media_type)
 
 
-def routes(streams: Any) -> list[Route]:
-    """The routes of the page of a Streams."""
+def routes(streams: Any, *, playground: bool) -> list[Route]:
+    """The routes of a Streams for the client event-stream.js, and those for the playground."""
+    if not playground:
+        return [Route("/page/{file}", _client)]
     plain = Plain(streams)
 
     async def about(request: Request) -> Response:
