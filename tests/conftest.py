@@ -3,10 +3,13 @@
 import json
 import os
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from functools import wraps
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import settings
 
@@ -28,6 +31,28 @@ settings.load_profile("unhurried")
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     """Replaces lone surrogates in reports: pytest-xdist sends them as UTF-8, which has none."""
     return json.loads(json.dumps((yield), ensure_ascii=False).encode(errors="replace"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Ends an async test that takes too long, 5 s before pytest-timeout does.
+
+    The signal of pytest-timeout raises an error between two steps of uvloop, which loses it: the
+    test would not fail, but hang for ever.
+    """
+    if iscoroutinefunction(pyfuncitem.obj):
+        marker = pyfuncitem.get_closest_marker("timeout")
+        seconds = marker.args[0] if marker else pyfuncitem.config.getini("timeout")
+        pyfuncitem.obj = within(float(seconds) - 5, pyfuncitem.obj)
+
+
+def within(seconds: float, test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @wraps(test)
+    async def limited(**fixtures: Any) -> None:
+        with anyio.fail_after(seconds):
+            await test(**fixtures)
+
+    return limited
 
 
 @pytest.fixture
