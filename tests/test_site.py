@@ -15,6 +15,7 @@ from streams import StreamError, Streams, source, topic
 from streams.log import Status
 from streams.sources import clock, counter, tokens
 from tests.support.servers import client_of, connection, serving
+from tests.test_asgi import problem
 
 EVIL = "https://evil.example"
 CROSS = {"Sec-Fetch-Site": "cross-site", "Origin": EVIL}
@@ -25,12 +26,6 @@ SANDBOX = {"Origin": "null"}
 STRANGERS = [CROSS, SAME_SITE, NO_ORIGIN, PLAIN_HTTP, SANDBOX]
 
 UNKNOWN = "A" * 22
-
-
-def detail(response: httpx.Response, status: int) -> str:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    return str(response.json()["detail"])
 
 
 @source
@@ -106,7 +101,7 @@ async def test_a_page_of_another_site_starts_joins_and_stops_nothing(
 @pytest.mark.parametrize("stranger", [CROSS, PLAIN_HTTP], ids=str)
 async def test_the_refusal_is_the_line_that_allows_the_origin(stranger: dict[str, str]) -> None:
     async with client_of(Streams([counter])) as client:
-        said = detail(await client.get("/streams/counter", headers=stranger), 403)
+        said = problem(await client.get("/streams/counter", headers=stranger), 403)
     assert 'origins=["https://evil.example"]' in said
     assert f"STREAMS_ORIGINS={EVIL}" in said
     async with client_of(Streams([counter], origins=[EVIL])) as client:
@@ -121,7 +116,7 @@ async def test_the_refusal_repeats_no_long_or_odd_origin() -> None:
     async with client_of(Streams([counter])) as client:
         for origin in ["https://" + "a" * 5000, "https://a\"b'c", "x y" * 500, "null"]:
             headers = {"Origin": origin}
-            said = detail(await client.get("/streams/counter", headers=headers), 403)
+            said = problem(await client.get("/streams/counter", headers=headers), 403)
             assert len(said) < 350
             assert "origins" in said
 
@@ -170,8 +165,8 @@ def arguments_of(method: str) -> dict[str, Any]:
 )
 async def test_another_host_or_port_is_another_origin(headers: dict[str, str]) -> None:
     async with client_of(Streams([counter]), proxy_headers=False) as client:
-        detail(await client.get("/streams/counter", headers=headers), 403)
-        detail(await client.post("/streams/counter", json={}, headers=headers), 403)
+        problem(await client.get("/streams/counter", headers=headers), 403)
+        problem(await client.post("/streams/counter", json={}, headers=headers), 403)
 
 
 async def test_the_host_that_a_trusted_proxy_passes_on_counts() -> None:
@@ -185,9 +180,9 @@ async def test_the_host_that_a_trusted_proxy_passes_on_counts() -> None:
     path = "/streams/counter?count=0"
     async with client_of(Streams([counter])) as client:
         assert (await client.get(path, headers=proxied)).status_code == 200
-        detail(await client.get(path, headers=spoofed), 403)
+        problem(await client.get(path, headers=spoofed), 403)
     async with client_of(Streams([counter]), forwarded_allow_ips="192.0.2.1") as client:
-        detail(await client.get(path, headers=proxied), 403)
+        problem(await client.get(path, headers=proxied), 403)
 
 
 @pytest.mark.parametrize("purpose", ["image", "iframe", "script", "object", "video", "document"])
@@ -197,7 +192,7 @@ async def test_an_element_starts_nothing_even_of_an_allowed_origin(purpose: str)
         for site in ("same-origin", "cross-site"):
             headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": purpose, "Origin": EVIL}
             if (site, purpose) != ("same-origin", "document"):
-                assert "Sec-Fetch-Dest" in detail(
+                assert "Sec-Fetch-Dest" in problem(
                     await client.get("/streams/counter", headers=headers), 403
                 )
     assert await statuses(streams) == []
@@ -215,7 +210,7 @@ async def test_all_origins_start_runs_only_without_cookies_and_keys() -> None:
                 assert "access-control-allow-credentials" not in response.headers
                 for name in ("Cookie", "Authorization"):
                     headers = {**stranger, name: "x"}
-                    said = detail(await client.get("/streams/counter", headers=headers), 403)
+                    said = problem(await client.get("/streams/counter", headers=headers), 403)
                     assert "origins=[" in said
             own = {"Sec-Fetch-Site": "same-origin", "Cookie": "x", "Authorization": "x"}
             response = await client.get("/streams/counter?count=0", headers=own)
@@ -232,8 +227,8 @@ async def test_a_guard_is_not_asked_about_a_page_of_another_site() -> None:
         yield 1
 
     async with client_of(Streams([guarded])) as client:
-        detail(await client.get("/streams/guarded", headers=CROSS), 403)
-        detail(await client.get("/streams/guarded"), 402)
+        problem(await client.get("/streams/guarded", headers=CROSS), 403)
+        problem(await client.get("/streams/guarded"), 402)
 
 
 async def test_the_page_and_what_starts_nothing_is_there_for_every_site() -> None:
@@ -320,7 +315,7 @@ async def test_another_name_in_the_host_header_is_misdirected(host: str) -> None
     async with client_of(app) as client:
         headers = {"Host": host}
         for path in ("/streams/counter?count=0", "/", "/runs", f"/runs/{UNKNOWN}", "/ask", "/no"):
-            said = detail(await client.get(path, headers=headers), 421)
+            said = problem(await client.get(path, headers=headers), 421)
             assert "hosts" in said
         response = await client.post("/v1/chat/completions", json={}, headers=headers)
         assert response.status_code == 421
@@ -346,10 +341,10 @@ async def test_without_hosts_every_name_passes(hosts: Any, host: str) -> None:
 
 async def test_the_421_says_what_to_set_and_repeats_nothing_long() -> None:
     async with client_of(Streams([counter], hosts=[])) as client:
-        said = detail(await client.get("/streams", headers={"Host": "a.example:80"}), 421)
+        said = problem(await client.get("/streams", headers={"Host": "a.example:80"}), 421)
         assert 'hosts=["a.example"]' in said
         assert "STREAMS_HOSTS=a.example" in said
-        said = detail(await client.get("/streams", headers={"Host": "a" * 5000}), 421)
+        said = problem(await client.get("/streams", headers={"Host": "a" * 5000}), 421)
         assert len(said) < 250
 
 
@@ -360,7 +355,7 @@ async def test_a_name_that_a_page_puts_into_x_forwarded_host_does_not_pass() -> 
             "X-Forwarded-Host": "localhost",
             "X-Forwarded-For": "127.0.0.1",
         }
-        detail(await client.get("/streams/counter", headers=headers), 421)
+        problem(await client.get("/streams/counter", headers=headers), 421)
 
 
 async def test_health_passes_under_a_mount_too() -> None:
@@ -368,7 +363,7 @@ async def test_health_passes_under_a_mount_too() -> None:
     async with client_of(app) as client:
         headers = {"Host": "evil.example"}
         assert (await client.get("/live/health", headers=headers)).status_code == 200
-        detail(await client.get("/live/streams", headers=headers), 421)
+        problem(await client.get("/live/streams", headers=headers), 421)
         assert (await client.get("/live/streams")).status_code == 200
 
 

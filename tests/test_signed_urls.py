@@ -1,4 +1,4 @@
-"""API keys, and URLs that the app has signed."""
+"""URLs that the app has signed."""
 
 import asyncio
 import secrets
@@ -10,219 +10,21 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount
 
-from streams import StreamError, Streams, credentials, current_run, source, topic
-from streams.sources import counter, tokens
+from streams import StreamError, Streams, credentials, source
+from streams.sources import counter
+from tests.support.owners import BEARER, COUNTER, JSON, KEY, news, owner, owner_of
 from tests.support.servers import client_of, connection, every_event, serving, until
+from tests.test_asgi import problem
 
-KEY, OTHER_KEY = "key-" + "a" * 12, "key-" + "b" * 12
 SECRET = "s" * 32
-BEARER = {"Authorization": f"Bearer {KEY}"}
-OTHER = {"Authorization": f"Bearer {OTHER_KEY}"}
-JSON = {"Accept": "application/json"}
-
-COUNTER = "/streams/counter?count=2&interval=0"
-
-
-def detail(response: httpx.Response, status: int) -> str:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    return str(response.json()["detail"])
-
-
-@source
-async def owner() -> AsyncIterator[Any]:
-    yield {"owner": current_run().owner}
-    await asyncio.Event().wait()
 
 
 @source(shared=True)
 async def feed(room: str = "a") -> AsyncIterator[Any]:
     yield room
     await asyncio.Event().wait()
-
-
-@topic
-def news(user: str) -> None:
-    """What a user should hear of."""
-
-
-async def owner_of(url: str, path: str = "/streams/owner", headers: str = "") -> str | None:
-    """Who owns the run that a request starts."""
-    async with connection(url, path, headers=headers) as stream:
-        await stream.until(lambda stream: b'"owner":' in stream.body, "the run says its owner")
-    text = stream.body.partition(b'"owner":')[2].partition(b"}")[0].decode()
-    return None if text == "null" else text.strip('"')
-
-
-# API keys
-
-
-async def test_with_api_keys_all_but_the_page_and_health_need_one() -> None:
-    streams = Streams(
-        [counter, news], models={"mock": tokens}, api_keys=[KEY], publish=lambda request: None
-    )
-    async with client_of(streams) as client:
-        for method, path in [
-            ("GET", "/streams"),
-            ("GET", COUNTER),
-            ("HEAD", COUNTER),
-            ("POST", "/streams/counter"),
-            ("GET", "/runs"),
-            ("GET", f"/runs/{'A' * 22}"),
-            ("DELETE", f"/runs/{'A' * 22}"),
-            ("POST", "/topics/news?user=ann"),
-            ("GET", "/nothing"),
-            ("GET", "/health/x"),
-            ("GET", "/page"),
-            ("GET", "/%70age"),
-        ]:
-            response = await client.request(method, path)
-            assert response.status_code == 401, (method, path)
-            assert response.headers["www-authenticate"] == 'Bearer realm="streams"'
-            if method != "HEAD":
-                assert "Authorization: Bearer" in detail(response, 401)
-        for path in ("/", "/health", "/page/page.js", "/page/event-stream.js"):
-            assert (await client.get(path)).status_code == 200
-        assert not await streams.runs.list()
-        assert (await client.get("/streams", headers=BEARER)).status_code == 200
-        assert "event: end" in (await client.get(COUNTER, headers=BEARER)).text
-
-
-async def test_under_v1_the_401_is_openais() -> None:
-    async with client_of(Streams(models={"mock": tokens}, api_keys=[KEY])) as client:
-        for path in ("/v1/models", "/v1/nothing"):
-            response = await client.get(path)
-            assert response.status_code == 401
-            assert response.json()["error"]["code"] == "invalid_api_key"
-        chat = {"model": "mock", "messages": [{"role": "user", "content": "hi"}]}
-        response = await client.post("/v1/chat/completions", json=chat, headers=OTHER)
-        assert response.status_code == 401
-        assert "not one of" in response.json()["error"]["message"]
-        response = await client.post("/v1/chat/completions", json=chat, headers=BEARER)
-        assert response.status_code == 200
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        OTHER_KEY,
-        f"Bearer {OTHER_KEY}",
-        f"Bearer {KEY}x",
-        f"Bearer {KEY[:-1]}",
-        f"Bearer {KEY.upper()}",
-        "Bearer",
-        "",
-        KEY,
-        f"Basic {KEY}",
-        f"Bearer {KEY} {KEY}",
-        f"Bearer\t{KEY}",
-    ],
-)
-async def test_what_is_not_a_key_is_refused(given: str) -> None:
-    async with client_of(Streams([counter], api_keys=[KEY])) as client:
-        response = await client.get("/streams", headers={"Authorization": given})
-        said = detail(response, 401)
-        assert "is not one of this server's" in said
-        assert KEY not in said
-        assert 'error="invalid_token"' in response.headers["www-authenticate"]
-
-
-@pytest.mark.parametrize("given", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER   {KEY}"])
-async def test_the_scheme_has_any_case(given: str) -> None:
-    async with client_of(Streams([counter], api_keys=[OTHER_KEY, KEY])) as client:
-        assert (await client.get("/streams", headers={"Authorization": given})).status_code == 200
-
-
-async def test_two_authorization_headers_are_refused() -> None:
-    async with client_of(Streams([counter], api_keys=[KEY])) as client:
-        both = [("Authorization", f"Bearer {KEY}"), ("Authorization", f"Bearer {OTHER_KEY}")]
-        detail(await client.get("/streams", headers=both), 401)
-
-
-async def test_each_key_has_its_own_runs() -> None:
-    streams = Streams([owner], api_keys=[KEY, OTHER_KEY])
-    async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
-        async with connection(
-            url, "/streams/owner", headers=f"Authorization: Bearer {KEY}\r\n"
-        ) as stream:
-            await stream.until(lambda stream: b'"owner":"key:' in stream.body, "it has an owner")
-            assert KEY.encode() not in stream.received
-            path = f"/runs/{stream.run}"
-            detail(await client.get(path, headers={**OTHER, **JSON}), 404)
-            detail(await client.delete(path, headers=OTHER), 404)
-            detail(await client.delete(path), 401)
-            listed = (await client.get("/runs", headers=BEARER)).json()["runs"]
-            assert [run["run"] for run in listed] == [stream.run]
-            assert (await client.get("/runs", headers=OTHER)).json()["runs"] == []
-            assert (await client.delete(path, headers=BEARER)).status_code == 204
-
-
-async def test_what_identity_says_comes_before_the_key() -> None:
-    def identity(request: Request) -> str | None:
-        return request.headers.get("x-user")
-
-    streams = Streams([owner], api_keys=[KEY], identity=identity)
-    async with serving(streams) as url:
-        bearer = f"Authorization: Bearer {KEY}\r\n"
-        assert await owner_of(url, headers=f"{bearer}X-User: ann\r\n") == "ann"
-        assert str(await owner_of(url, headers=bearer)).startswith("key:")
-
-
-async def test_a_run_of_an_endpoint_belongs_to_the_key_that_its_client_sends() -> None:
-    streams = Streams([], api_keys=[KEY])
-
-    async def ask(request: Request) -> Response:
-        return streams.response(request, owner.function)
-
-    app = Starlette(routes=[Route("/ask", ask), Mount("/live", streams)])
-    async with serving(app) as url:
-        named = await owner_of(url, "/ask", f"Authorization: Bearer {KEY}\r\n")
-        assert str(named).startswith("key:")
-        for headers in ("", "Authorization: Bearer the-apps-own-token\r\n"):
-            assert await owner_of(url, "/ask", headers) is None, "the endpoint is the app's"
-
-
-async def test_a_preflight_request_needs_no_key() -> None:
-    origin = "https://a.example"
-    async with client_of(Streams([counter], api_keys=[KEY], origins=[origin])) as client:
-        asking = {
-            "Origin": origin,
-            "Access-Control-Request-Method": "POST",
-            "Access-Control-Request-Headers": "authorization",
-        }
-        response = await client.options("/streams/counter", headers=asking)
-        assert response.status_code == 200
-        assert response.headers["access-control-allow-headers"] == "authorization"
-        refused = await client.get(COUNTER, headers={"Origin": origin})
-        detail(refused, 401)
-        assert refused.headers["access-control-allow-origin"] == origin
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        (KEY, "is one text; give a list"),
-        (["k" * 15], "key 1 has 15 characters"),
-        ([KEY, ""], "key 2 has 0 characters"),
-        ([KEY, 1], "key 2 is not a text"),
-        (["ä" * 16], "key 1 is not a text of printable ASCII"),
-        (["k k" * 10], "without spaces"),
-    ],
-)
-def test_an_invalid_key_is_a_type_error_that_does_not_show_it(keys: Any, message: str) -> None:
-    with pytest.raises(TypeError, match=message) as raised:
-        Streams([counter], api_keys=keys)
-    assert KEY not in str(raised.value)
-
-
-def test_a_key_of_16_characters_is_enough() -> None:
-    Streams([counter], api_keys=["k" * 16])
-
-
-# Signed URLs
 
 
 class Clock:
@@ -249,7 +51,7 @@ def signing(*sources: Any, **options: Any) -> Streams:
 async def test_a_signed_url_starts_a_stream_without_a_key() -> None:
     streams = signing(api_keys=[KEY])
     async with serving(streams) as url, httpx.AsyncClient(base_url=url) as client:
-        detail(await client.get(COUNTER), 401)
+        problem(await client.get(COUNTER), 401)
         assert len(await every_event(client, streams.signed_url(COUNTER))) == 4
         async with connection(url, streams.signed_url("/streams/news?user=ann")) as stream:
             await stream.until(lambda stream: b"event: start" in stream.body, "it has joined")
@@ -301,7 +103,7 @@ async def test_whoever_changes_a_signed_url_gets_a_403(
     assert changed != signed
     async with client_of(streams) as client:
         for headers in ({}, BEARER):
-            said = detail(await client.get(changed, headers=headers), 403)
+            said = problem(await client.get(changed, headers=headers), 403)
             assert "the signature is not one for this URL" in said
         assert (await client.get(signed)).status_code == 200
     assert len(await streams.runs.list()) == 1
@@ -328,7 +130,7 @@ async def test_a_signed_url_is_for_get(method: str) -> None:
     streams = signing()
     async with client_of(streams) as client:
         response = await client.request(method, streams.signed_url("/streams/counter"), json={})
-        detail(response, 403)
+        problem(response, 403)
         assert (await client.head(streams.signed_url(COUNTER))).status_code == 200
     assert not await streams.runs.list()
 
@@ -337,7 +139,7 @@ async def test_another_secret_or_none_accepts_no_signature() -> None:
     signed = signing().signed_url(COUNTER)
     for secret in (None, "t" * 32):
         async with client_of(Streams([counter], secret=secret)) as client:
-            detail(await client.get(signed), 403)
+            problem(await client.get(signed), 403)
 
 
 async def test_no_request_with_a_signature_that_is_not_valid_gets_to_a_guard() -> None:
@@ -362,12 +164,12 @@ async def test_no_request_with_a_signature_that_is_not_valid_gets_to_a_guard() -
                 "signature=x&signature=y",
                 "count=1;signature=x&signature",
             ):
-                detail(await client.get(f"/streams/guarded?{query}"), 403)
+                problem(await client.get(f"/streams/guarded?{query}"), 403)
     assert not asked
     streams = signing(guarded)
     async with client_of(streams) as client:
         assert "data: 1" in (await client.get(streams.signed_url("/streams/guarded"))).text
-        detail(await client.get("/streams/guarded"), 402)
+        problem(await client.get("/streams/guarded"), 402)
     assert len(asked) == 2
 
 
@@ -382,7 +184,7 @@ async def test_after_its_time_a_signed_url_starts_and_joins_nothing(clock: Clock
                 {"Last-Event-ID": ""},
                 {"Idempotency-Key": "k" * 20},
             ):
-                said = detail(await client.get(signed, headers=headers), 403)
+                said = problem(await client.get(signed, headers=headers), 403)
                 assert "is over; ask the app for another one" in said
             gone = {"Last-Event-ID": f"{'A' * 22}.1"}
             assert (await client.get(signed, headers=gone)).status_code in (403, 410)
@@ -418,7 +220,7 @@ async def test_after_its_time_it_resumes_the_run_that_it_started(path: str, cloc
         clock.now += 10_000
         if path == "/streams/owner":
             response = await client.get(others, headers={"Last-Event-ID": last})
-            detail(response, 410)
+            problem(response, 410)
         else:
             async with connection(url, others, headers=f"Last-Event-ID: {last}\r\n") as third:
                 await third.until(lambda stream: b".1\n" in stream.body, "a shared run is for all")
@@ -435,7 +237,7 @@ async def test_after_its_time_it_does_not_join_another_run_of_a_shared_source(
             await first.until(lambda stream: b".1\n" in stream.body, "the run has begun")
             clock.now += 10_000
             gone = {"Last-Event-ID": f"{'A' * 22}.1"}
-            detail(await client.get(signed, headers=gone), 403)
+            problem(await client.get(signed, headers=gone), 403)
 
 
 async def test_a_signed_url_of_a_run_reads_that_run_of_its_owner() -> None:
@@ -444,9 +246,9 @@ async def test_a_signed_url_of_a_run_reads_that_run_of_its_owner() -> None:
         async with connection(url, streams.signed_url("/streams/owner", owner="ann")) as first:
             await first.until(lambda stream: b".1\n" in stream.body, "the run has begun")
             path = f"/runs/{first.run}"
-            detail(await client.get(path), 401)
-            detail(await client.get(path, headers=BEARER), 404)
-            detail(await client.get(streams.signed_url(path, owner="bob")), 404)
+            problem(await client.get(path), 401)
+            problem(await client.get(path, headers=BEARER), 404)
+            problem(await client.get(streams.signed_url(path, owner="bob")), 404)
             state = await client.get(streams.signed_url(path, owner="ann"), headers=JSON)
             assert state.json()["status"] == "running"
             async with connection(url, streams.signed_url(path, owner="ann")) as second:
@@ -464,7 +266,7 @@ async def test_a_signed_url_works_under_a_mount_and_at_no_other_one() -> None:
             assert signed.startswith(f"{mount}{COUNTER}&signature=")
             assert len(await every_event(client, signed)) == 4
             moved = signed.replace(mount, "/tenant-2")
-            detail(await client.get(moved), 403)
+            problem(await client.get(moved), 403)
 
 
 async def test_it_does_not_matter_how_the_url_is_quoted() -> None:
@@ -548,7 +350,7 @@ async def test_pages_of_another_site_need_to_be_allowed_with_a_signed_url_too() 
     cross = {"Sec-Fetch-Site": "cross-site", "Origin": "https://a.example"}
     streams = signing()
     async with client_of(streams) as client:
-        detail(await client.get(streams.signed_url(COUNTER), headers=cross), 403)
+        problem(await client.get(streams.signed_url(COUNTER), headers=cross), 403)
     streams = signing(origins="*", api_keys=[KEY])
     async with client_of(streams) as client:
         response = await client.get(streams.signed_url(COUNTER), headers=cross)
