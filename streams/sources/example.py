@@ -66,8 +66,12 @@ FORMATS = {
 
 async def example(schema: Any, budget: Budget) -> Any:
     """A value that fits the schema. Raises NoExample."""
+    maker = _Maker(schema, budget)
     try:
-        value = await _Maker(schema, budget).value(schema, "text", frozenset("#"), 0)
+        value = await maker.value(schema, "text", frozenset("#"), 0)
+        maker.takes_any_of_one = True
+        if not await maker.fits(value, schema, 0):  # A merged schema may say less than its parts.
+            raise NoExample("the parts of an allOf exclude the value that was made for them")
     except TooLarge as error:
         raise NoExample(str(error)) from None
     except OverflowError:
@@ -88,8 +92,9 @@ class _Maker(SchemaReader):
         if depth > DEEPEST:
             raise NoExample(f"it is nested deeper than {DEEPEST} levels")
         rest = {key: flat[key] for key in flat.keys() - {"const", "enum", "examples", "default"}}
+        more = {"enum": flat["enum"]} if "const" in flat and "enum" in flat else {}
         for given in _given(flat, self._nth):
-            if await self.fits(given, rest, 0):
+            if await self.fits(given, rest | more, 0):
                 self.budget.count(len(msgspec.json.encode(given)))
                 return given
         if "const" in flat or keyword_list(flat, "enum") is not None:
@@ -261,13 +266,16 @@ class _Maker(SchemaReader):
 
 
 def _given(schema: dict[str, Any], nth: int) -> Iterator[Any]:
-    """The values that a schema names, the one to take first."""
+    """The values that a schema names, the one to take first. `const` and `enum` allow no others."""
     if "const" in schema:
         yield schema["const"]
+        return
     for keyword in ("enum", "examples"):
         values = keyword_list(schema, keyword) or []
         for index in range(len(values)):
             yield values[(index + nth) % len(values)]
+        if keyword_list(schema, "enum") is not None:
+            return
     if schema.get("default") is not None:
         yield schema["default"]
 

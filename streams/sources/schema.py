@@ -6,6 +6,7 @@ the `dependent…` keywords. A `$ref` leads to a place in the same schema.
 Invariant: work is bounded, and the event loop gets its turns, whatever the schema is.
 """
 
+from math import lcm
 from typing import Any
 from urllib.parse import unquote
 
@@ -83,10 +84,15 @@ class Budget:
 
 
 class SchemaReader:
-    """Follows references, merges schemas and checks values, within a budget."""
+    """Follows references, merges schemas and checks values, within a budget.
+
+    `takes_any_of_one`: `oneOf` is read as `anyOf`, because a keyword that is not checked, such as
+    `pattern`, may exclude the other alternatives.
+    """
 
     def __init__(self, root: Any, budget: Budget) -> None:
         self.budget = budget
+        self.takes_any_of_one = False
         self._root = root
 
     async def flat(self, schema: Any, refs: Refs) -> tuple[dict[str, Any], Refs]:
@@ -151,7 +157,8 @@ class SchemaReader:
                 fitting = 0
                 for alternative in each:
                     fitting += await self.fits(value, alternative, depth + 1)
-                needed = {"allOf": fitting == len(each), "oneOf": fitting == 1}
+                one = fitting == 1 or (self.takes_any_of_one and fitting > 0)
+                needed = {"allOf": fitting == len(each), "oneOf": one}
                 if not needed.get(keyword, fitting > 0):
                     return False
         if "type" in schema and not any(is_of_type(value, kind) for kind in types_of(schema)):
@@ -272,6 +279,10 @@ def merged(keyword: str, one: Any, other: Any) -> Any:
             return [*pairs, *one[len(other) :], *other[len(one) :]]
         case "required", list(), list():
             return [*one, *other]
+        case "const", _, _ if not same(one, other):
+            raise NoExample("it has two values of const, and both apply")
+        case "multipleOf", int(), int() if one > 0 and other > 0:
+            return lcm(one, other)
         case "enum", list(), list():
             return [value for value in one if any(same(value, each) for each in other)]
         case (("anyOf" | "oneOf"), list(), list()):

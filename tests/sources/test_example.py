@@ -270,6 +270,19 @@ def containers(parts: Any) -> Any:
 
 
 @for_example({"allOf": [{"prefixItems": [{"enum": [0]}]}, {"prefixItems": [True, {"const": 1}]}]})
+@for_example({"allOf": [{"const": "c"}, {"enum": [0]}]})
+@for_example({"allOf": [{"const": 1}, {"const": 2}]})
+@for_example(
+    {
+        "allOf": [
+            {"type": "array", "items": {"type": "null"}},
+            {"prefixItems": [True], "minItems": 1},
+        ]
+    }
+)
+@for_example({"allOf": [{"multipleOf": 2}, {"multipleOf": 3}], "type": "integer"})
+@for_example({"enum": [0], "type": "string", "examples": ["a"], "default": "b"})
+@for_example({"const": 0, "type": "string", "enum": [0, "a"], "default": "b"})
 @given(st.recursive(LEAVES, containers, max_leaves=8))
 def test_an_example_fits_its_schema_if_one_is_found(schema: Any) -> None:
     try:
