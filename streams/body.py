@@ -19,7 +19,10 @@ MAX_DEPTH = 64
 MAX_CONTAINERS = 10_000
 """It has at most this many arrays and objects: a megabyte of `[]` costs a tenth of a second."""
 
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+MAX_VALUES = 50_000
+"""It has at most this many values: a megabyte of `1,` costs a tenth of a second, too."""
+
+_NO_MARKS = bytes(set(range(256)) - set(b'[]{},"'))
 
 
 class Bodies:
@@ -118,18 +121,25 @@ class Body:
 
 
 def check_structure(json: bytes | bytearray) -> None:
-    """Raises InvalidBody for JSON that is nested too deep, or of too many arrays and objects.
+    """Raises InvalidBody for JSON that is nested too deep, or of too many values.
 
     Each step is one pass in C. What is not JSON may pass: the decoder says what is wrong with it.
     """
-    if json.count(b"[") + json.count(b"{") <= MAX_DEPTH:
+    openers = json.count(b"[") + json.count(b"{")
+    if openers <= MAX_DEPTH and openers + json.count(b",") <= MAX_VALUES:
         return
-    outside_strings = json.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]
-    brackets = b"".join(outside_strings).translate(None, _NO_BRACKETS)
-    if (count := brackets.count(b"[") + brackets.count(b"{")) > MAX_CONTAINERS:
-        raise InvalidBody(
-            f"the body has {count} arrays and objects, and {MAX_CONTAINERS} is the limit; send less"
-        )
+    marks = json.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NO_MARKS)
+    if marks.count(b'"') > 4 * MAX_VALUES:  # A value has two strings at most: a name, itself.
+        raise _too_many("values", f"more than {MAX_VALUES}", MAX_VALUES)
+    structure = b"".join(marks.split(b'"')[::2])  # what is outside of strings
+    containers = structure.count(b"[") + structure.count(b"{")
+    if containers > MAX_CONTAINERS:
+        raise _too_many("arrays and objects", f"{containers}", MAX_CONTAINERS)
+    if (values := containers + structure.count(b",")) > MAX_VALUES:
+        raise _too_many("values", f"{values}", MAX_VALUES)
+    brackets = structure.translate(None, b",")
+    if len(brackets) > 2 * containers:  # It is not JSON, and could be long.
+        return
     for _ in range(MAX_DEPTH):
         innermost_removed = brackets
         for pair in (b"[]", b"{}"):
@@ -142,3 +152,7 @@ def check_structure(json: bytes | bytearray) -> None:
         raise InvalidBody(
             f"the body is nested deeper than {MAX_DEPTH} arrays and objects; flatten it"
         )
+
+
+def _too_many(what: str, count: str, limit: int) -> InvalidBody:
+    return InvalidBody(f"the body has {count} {what}, and {limit} is the limit; send less")

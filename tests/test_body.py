@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from streams import Streams, source, topic
-from streams.body import MAX_CONTAINERS, MAX_DEPTH, Bodies, Body, check_structure
+from streams.body import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, Bodies, Body, check_structure
 from streams.errors import BodyTooSlow, InvalidBody
 from streams.sources import tokens
 from tests.support.servers import Connection, client_of, connection, serving, until
@@ -88,6 +88,27 @@ def test_json_has_at_most_10_000_arrays_and_objects() -> None:
         for more in (0, 1):
             pairs = pair * (count + more)
             assert ("10000 is the limit" in refusal(pairs)) == bool(more)
+
+
+@pytest.mark.parametrize("value", ["1", '"[,"', r'"\",\\"', '"[,":"],"'])
+def test_json_has_at_most_50_000_values(value: str) -> None:
+    for more in (0, 1):
+        values = ",".join([value] * (MAX_VALUES + more))
+        content = f"{{{values}}}" if ":" in value else f"[{values}]"
+        assert json.loads(content)
+        assert ("50000 is the limit" in refusal(content.encode())) == bool(more)
+
+
+def test_json_with_more_texts_than_values_can_have_is_refused_before_they_are_looked_at() -> None:
+    members = b'"[":"]",' * MAX_VALUES
+    assert refusal(members) == ""
+    assert "more than 50000 values" in refusal(members + b'"[')
+
+
+def test_what_closes_more_than_it_opens_is_left_to_the_decoder() -> None:
+    deep = b"[" * (MAX_DEPTH + 1)
+    assert "nested deeper" in refusal(deep + b"]" * (MAX_DEPTH + 1))
+    assert refusal(deep + b"]" * (MAX_DEPTH + 2)) == ""
 
 
 @given(

@@ -110,7 +110,7 @@ class Answer:
     def _piece(self, data: bytes) -> Piece:
         try:
             value = msgspec.json.decode(data)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return Piece(data.decode())  # The source yielded an Event with a text.
         if not isinstance(value, dict):
             return Piece(value if isinstance(value, str) else data.decode())

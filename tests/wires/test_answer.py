@@ -23,6 +23,7 @@ def event(value: Any, name: str = "message") -> LoggedEvent:
     [
         ("Hel", Piece("Hel")),
         (b"Hel", Piece("Hel")),
+        pytest.param(b"[" * 10_000, Piece("[" * 10_000), id="a text that looks like deep JSON"),
         (3, Piece("3")),
         (message(content="Hel"), Piece("Hel")),
         (message(reasoning="Hm"), Piece(reasoning="Hm")),
