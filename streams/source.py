@@ -289,12 +289,20 @@ class Source(Generic[P, T]):
         extra: dict[str, Any] = {}
         if self._request_parameter is not None:
             extra[self._request_parameter] = request
+        elif request is not None:
+            _forget_body(request)
         if self.restartable:
             extra["after"] = after
         produced: Any = self.function(**arguments, **extra)  # type: ignore[call-arg]
         if inspect.iscoroutine(produced):
             produced = await produced
         return produced
+
+
+def _forget_body(request: Request) -> None:
+    """Drops what Starlette keeps of a body: the request lives as long as its response."""
+    for cached in ("_body", "_json"):
+        request.__dict__.pop(cached, None)
 
 
 def _is_list(type_: Any) -> bool:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.access import Access
 from streams.body import Bodies
+from streams.encoding import encode_json
 from streams.endpoint import Answer, Endpoint
 from streams.event import Event
 from streams.job import Job
@@ -110,6 +111,7 @@ class WireHost:
             owner=owner,
             clients=await self._access.enter(request, owner),
             arguments_hash=None if key is None else hash_of(asked),
+            argument_bytes=len(encode_json(complete)),
             guard_arguments=source.for_guard(arguments),
             key=key,
             parent=parent_of(self.runs.observers, request.scope),

@@ -9,11 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams import Streams, source, topic
 from streams.settings import from_environ
-from tests.support.servers import connection, every_event, serving, until
+from tests.support.servers import client_of, connection, every_event, serving, until
 
 EVENTS = 800
 TEXT = "x" * 10_000
@@ -196,3 +197,44 @@ async def test_a_stranger_stops_neither_a_shared_run_nor_a_topic(
                     f"/runs/{viewer.run}", headers={"Accept": "application/json"}
                 )
                 assert state.json()["status"] == "running"
+
+
+LONG = "x" * 100_000
+MESSAGES = [{"role": "user", "content": LONG}]
+STARTS = {
+    "/streams/waiting": {"prompt": LONG},
+    "/v1/chat/completions": {"model": "waiting", "messages": MESSAGES},
+    "/v1/responses": {"model": "waiting", "input": LONG, "store": False},
+}
+
+
+@pytest.mark.parametrize("path", STARTS)
+async def test_what_a_client_asks_counts_while_its_run_is_running_and_is_held_once(
+    path: str,
+) -> None:
+    requests: list[Request] = []
+    release = asyncio.Event()
+
+    @source(guard=requests.append)
+    async def waiting(prompt: str) -> AsyncIterator[str]:
+        await release.wait()
+        yield prompt[:1]
+
+    streams = Streams([waiting], models={"waiting": waiting})
+    async with client_of(streams) as client:
+        asking = asyncio.create_task(client.post(path, json=STARTS[path]))
+        await until(lambda: streams.log.bytes >= len(LONG), "the arguments are counted")
+        await until(lambda: LONG not in str(vars(requests[0])), "the body is dropped")
+        release.set()
+        assert (await asking).status_code == 200
+    assert streams.log.bytes < len(LONG)
+
+
+async def test_a_source_that_takes_its_request_can_read_the_body() -> None:
+    @source
+    async def echo(prompt: str, request: Request) -> AsyncIterator[Any]:
+        yield [prompt, await request.json()]
+
+    async with client_of(Streams([echo])) as client:
+        answer = await client.post("/streams/echo", json={"prompt": "Hello"})
+    assert 'data: ["Hello",{"prompt":"Hello"}]' in answer.text

@@ -317,6 +317,8 @@ class ResponsesWire(Wire):
 
     def event(self, event: LoggedEvent) -> bytes:
         events = self._response.feed(event)
+        if event.number == REQUEST_NUMBER and (kept := self._response.kept) is not None:
+            kept.input, kept.earlier = [], []  # No event has them, and they may be megabytes.
         self.done = self._response.over
         return b"".join([_block(e) for e in events if e["sequence_number"] > self._starting_after])
 

@@ -1,6 +1,7 @@
 """A response as the events of a run make it, read by the models of OpenAI's own client."""
 
 import json
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
@@ -349,3 +350,18 @@ def test_the_bytes_after_a_number_do_not_depend_on_the_pieces_and_repeat_nothing
     after = data.draw(st.integers(-1, len(blocks) - 1))
     rest = b"".join(block + b"\n\n" for block in blocks[after + 1 :])
     assert sent(pieces, after) == rest
+
+
+def test_a_reader_does_not_keep_the_conversation() -> None:
+    size = 2_000_000
+    start, request, *_ = frames_of(request=kept(input=size * "x"))
+    tracemalloc.start()
+    try:
+        wire = ResponsesWire(INFO)
+        wire.start(start, None)
+        body = wire.feed(request)
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert b"response.in_progress" in body
+    assert held < size < most
