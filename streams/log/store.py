@@ -21,11 +21,14 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
-from streams.errors import Unavailable, for_log
+from streams.errors import ProducerLost, Unavailable, for_log
 from streams.event import MAX_EVENTS, End, Payload
 from streams.log import Limits, RunInfo, Selection, Status
 
 STATUSES = frozenset(get_args(Status))
+
+LOST = End.failed(ProducerLost("the log has lost events of this run; start a new run"))
+"""How a damaged run ends."""
 
 REFUSAL_SECONDS = 10
 """For this long, the workers whose clients wait for the opening of a run learn of its refusal."""

@@ -269,7 +269,11 @@ class SharedLog(Leases):
         appends = [run.uncommitted() for run in runs]
         outcomes = await self._work.timed("append", self.store.append(appends))
         for run, outcome in zip(runs, outcomes, strict=True):
-            if isinstance(outcome, Committed):
+            if isinstance(outcome, Committed) and run.is_producer and outcome.last > run.memory.last:
+                self._release(run)
+                run.on_lost()
+                self._work.end_damaged(run, outcome.last)
+            elif isinstance(outcome, Committed):
                 run.on_committed(outcome.last, outcome.first)
                 if run.memory.last - outcome.last >= APPEND_EVENTS:  # Nothing is gained by waiting.
                     self._next_append = 0.0

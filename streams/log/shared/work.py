@@ -6,12 +6,10 @@ from collections.abc import Awaitable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from streams.errors import ProducerLost
-from streams.event import End
 from streams.log import Histogram
 from streams.log.memory import MemoryLog
 from streams.log.shared.repeat import until_answered
-from streams.log.store import Damaged, Entry, State, Store, report_damage
+from streams.log.store import LOST, Damaged, Entry, State, Store, report_damage
 
 if TYPE_CHECKING:
     from streams.log.shared.run import SharedRun
@@ -24,8 +22,6 @@ CLOCK_SECONDS = 0.1
 """This worker keeps a finished run for this much longer than the store: their clocks differ."""
 
 T = TypeVar("T")
-
-LOST = End.failed(ProducerLost("the log has lost events of this run; start a new run"))
 
 
 class Work:

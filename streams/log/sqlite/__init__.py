@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 
 from streams.errors import Unavailable
-from streams.event import End, frame
+from streams.event import End
 from streams.log import Limits, RunInfo, Selection
 from streams.log.sqlite.database import Database
 from streams.log.sqlite.follower import Follower
@@ -25,17 +25,14 @@ from streams.log.sqlite.link import Link
 from streams.log.sqlite.locks import Deaths
 from streams.log.sqlite.produced import Produced, ProducedRun
 from streams.log.sqlite.rows import (
-    LAST,
+    close_run,
     find_by_key,
     find_run,
     find_state,
-    insert_batches,
     insert_run,
     load_state,
-    packed,
     raise_generation,
     read_entries,
-    read_generation,
     select_runs,
 )
 from streams.log.sqlite.topics import keep, publish
@@ -164,16 +161,7 @@ class SQLiteStore:
     async def close(self, run: str, end: End, *, frees_key: bool) -> bool:
         def close(db: sqlite3.Connection) -> bool:
             db.execute("BEGIN IMMEDIATE")
-            query = f"SELECT id, {LAST} FROM run AS r WHERE app = ? AND name = ? AND status = ?"
-            found = db.execute(query, (self._app, run, "running")).fetchone()
-            if found is None:
-                return False
-            number, last = found
-            ends = packed([frame(run.encode(), last + 1, b"end", end.encode())])
-            batch = (number, last + 1, end.status, frees_key, *ends)
-            insert_batches(db, batch, read_generation(db))
-            raise_generation(db)
-            return True
+            return close_run(db, self._app, run, end, frees_key=frees_key)
 
         closed = await self._link.do(close)
         self._follower.is_due(run)

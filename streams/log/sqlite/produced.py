@@ -15,6 +15,8 @@ from streams.errors import for_log
 from streams.log.sqlite.rows import (
     FIRST,
     LAST,
+    can_follow,
+    close_run,
     find_run,
     find_state,
     insert_batches,
@@ -22,6 +24,7 @@ from streams.log.sqlite.rows import (
     read_generation,
 )
 from streams.log.store import (
+    LOST,
     Append,
     Committed,
     Fenced,
@@ -95,14 +98,18 @@ class Produced:
     def _append_one_by_one(
         self, db: sqlite3.Connection, appends: Sequence[Append], error: sqlite3.IntegrityError
     ) -> list[Outcome]:
-        """Forgets the run to which nothing can be appended, and appends to the others."""
+        """Ends the run to which nothing can be appended, and appends to the others."""
         if len(appends) > 1:
             return [outcome for append in appends for outcome in self.append(db, [append])]
-        name = appends[0].run
-        report_damage(name, error)
-        forget = "UPDATE run SET name = NULL, expires = 0, status = 'cancelled' WHERE id = ?"
-        db.execute(forget, (self.runs.pop(name).id,))
-        return [Forgotten()]
+        self._end_damaged(db, appends[0].run, error)
+        return [Fenced()]
+
+    def _end_damaged(self, db: sqlite3.Connection, run: str, what: object) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        close_run(db, self._app, run, LOST, frees_key=True)
+        db.execute("COMMIT")
+        self.runs.pop(run, None)
+        report_damage(run, what)
 
     def _commit(self, db: sqlite3.Connection, batches: list[object]) -> bool:
         """Returns False, and stores nothing, if the generation is not the one of the last look."""
@@ -154,6 +161,8 @@ class Produced:
             (self._worker,),
         ).fetchall()
         runs = {name: ProducedRun(*columns) for name, *columns in rows}
+        for run in [run for run, produced in runs.items() if not can_follow(produced.last)]:
+            self._end_damaged(db, run, f"event {runs.pop(run).last} is none of its own")
         for run in self.runs.keys() - runs.keys():
             state = find_state(db, self._app, run)
             if state is None:

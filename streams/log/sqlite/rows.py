@@ -13,7 +13,7 @@ from struct import Struct
 
 from msgspec import UNSET
 
-from streams.event import encode_json
+from streams.event import MAX_EVENTS, End, encode_json, frame
 from streams.log import Limits, RunInfo, Selection, Status
 from streams.log.store import Damaged, Entry, State, report_damage, state_of, unsound
 
@@ -201,6 +201,29 @@ def _insert(count: int) -> str:
         "INSERT INTO batch (run, last, status, frees_key, ends, frames) "
         f"SELECT * FROM (VALUES {rows}) WHERE (SELECT number FROM generation) = ?"
     )
+
+
+def can_follow(last: object) -> bool:
+    """Whether an event can follow event `last`, which is what a column has: a value of any type."""
+    return type(last) is int and last < MAX_EVENTS - 1
+
+
+def close_run(db: sqlite3.Connection, app: str, run: str, end: End, *, frees_key: bool) -> bool:
+    """Closes a running run on behalf of any worker, in a transaction that has begun.
+
+    Events that no other could follow are deleted: no worker has written them.
+    """
+    query = "SELECT id FROM run WHERE app = ? AND name = ? AND status = 'running'"
+    found = db.execute(query, (app, run)).fetchone()
+    if found is None:
+        return False
+    odd = "DELETE FROM batch WHERE run = ? AND (typeof(last) != 'integer' OR last >= ?)"
+    db.execute(odd, (*found, MAX_EVENTS - 1))
+    number, last = db.execute(f"SELECT id, {LAST} FROM run AS r WHERE id = ?", found).fetchone()
+    ends = packed([frame(run.encode(), last + 1, b"end", end.encode())])
+    insert_batches(db, (number, last + 1, end.status, frees_key, *ends), read_generation(db))
+    raise_generation(db)
+    return True
 
 
 def raise_generation(db: sqlite3.Connection) -> None:

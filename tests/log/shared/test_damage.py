@@ -12,12 +12,17 @@ import pytest
 import redis
 
 from streams import Streams, source
+from streams.event import COMPLETED, frame
+from streams.log import Limits, Status
 from streams.log.shared import SharedLog
+from streams.log.store import Append, Committed, Fenced
 from streams.sources import counter
 from tests.log.shared.workers import kill, numbers, workers
+from tests.support.event_logs import info
 from tests.support.servers import Connection, connection, every_event, serving
+from tests.support.stores import STORES
 
-KEYED = "Idempotency-Key: kkkkkkkkkkkkkkkkk\r\n"
+CLOSE = "Connection: close\r\n"
 
 FOREIGN = b'id: AAAAAAAAAAAAAAAAAAAAAA.2\ndata: {"number":99}\n\n'
 
@@ -56,6 +61,16 @@ class SQLite:
             except sqlite3.IntegrityError:
                 await asyncio.sleep(0.001)
 
+    async def insert_at(self, run: str, last: Any) -> None:
+        """Inserts an event with this number, whatever the schema says."""
+        with closing(sqlite3.connect(self._path, timeout=10)) as db, db:
+            db.execute("PRAGMA ignore_check_constraints = ON")
+            db.execute(
+                "INSERT INTO batch (run, last, frees_key, ends, frames) "
+                "SELECT id, ?, 0, ?, ? FROM run WHERE name = ?",
+                (last, b"\1\0\0\0", b"x", run),
+            )
+
     async def set(self, run: str, column: str, value: Any) -> None:
         self._execute(f"UPDATE run SET {column} = ? WHERE name = ?", value, run)
 
@@ -77,6 +92,9 @@ SQLITE: dict[str, Callable[[SQLite, str], Any]] = {
     "ends beyond the frames": lambda db, run: db.insert(run, FOREIGN, b"\xff" * 8),
     "no ends": lambda db, run: db.insert(run, FOREIGN, b""),
     "an unknown status": lambda db, run: db.insert(run, FOREIGN, None, "odd"),
+    "the last number of an event": lambda db, run: db.insert_at(run, 2**53 - 1),
+    "the last number but one of an event": lambda db, run: db.insert_at(run, 2**53 - 2),
+    "a text as the number of an event": lambda db, run: db.insert_at(run, "odd"),
     "a refusal of a run that is open": lambda db, run: db.insert(run, FOREIGN, None, "refused"),
 }
 
@@ -125,6 +143,8 @@ REDIS: dict[str, Callable[[Valkey, str], Any]] = {
     "a number of an event near 2^53": lambda db, run: db.insert(run, {"f": "x"}, 2**53),
     "a text in place of the events": lambda db, run: db.replace("log", run),
     "a text in place of the run": lambda db, run: db.replace("run", run),
+    "a newest number near 2^53": lambda db, run: db.set(run, "last", 2**53 - 2),
+    "a newest number beyond 2^53": lambda db, run: db.set(run, "last", 2**60),
     "a text as the newest number": lambda db, run: db.set(run, "last", "odd"),
 }
 
@@ -153,13 +173,13 @@ async def test_a_damaged_run_ends_and_its_neighbours_go_on(
     store: Any = SQLite(url) if kind == "sqlite" else Valkey(url)
     async with workers(2, url, [steady, counter]) as (one, other):
         async with (
-            connection(one, "/streams/steady") as started,
+            connection(one, "/streams/steady", headers=CLOSE) as started,
             connection(one, "/streams/steady") as neighbour,
         ):
             await begun(started)
             await begun(neighbour)
             async with (
-                connection(other, f"/runs/{started.run}") as viewed,
+                connection(other, f"/runs/{started.run}", headers=CLOSE) as viewed,
                 connection(other, f"/runs/{neighbour.run}") as healthy,
             ):
                 await begun(viewed)
@@ -176,6 +196,56 @@ async def test_a_damaged_run_ends_and_its_neighbours_go_on(
                         assert await every_event(client, "/streams/counter?count=1&interval=0.01")
     assert f"run {started.run} is damaged in the log: " in caplog.text
     assert "unexpected error" not in caplog.text
+
+
+MORE: dict[str, Callable[[SQLite, str], Any]] = {
+    "text as the state": lambda db, run: db.set(run, "info", "{"),
+    "bytes as the state": lambda db, run: db.set(run, "info", b"\xff"),
+    **{
+        f"{value!r} as a number": lambda db, run, value=value: db.insert_at(run, value)
+        for value in (2**53, 2**63 - 1, 1e300, 0.5, 3.5, b"odd")
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [*CASES, *(pytest.param("sqlite", damage, id=name) for name, damage in MORE.items())],
+)
+async def test_one_operation_appends_to_the_neighbours_of_a_damaged_run(
+    kind: str,
+    damage: Callable[[Any, str], Any],
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url = request.getfixturevalue(f"{kind}_url")
+    by_hand: Any = SQLite(url) if kind == "sqlite" else Valkey(url)
+    store, other = STORES[kind](url), STORES[kind](url)
+    for worker, opened in (("one", store), ("other", other)):
+        await opened.open(worker)
+        await opened.renew([])
+    runs = ("damaged", "neighbour", "closed")
+    for run in runs:
+        await store.create(info(run), Limits(2**20, 300))
+
+    def append(run: str, number: int, status: Status | None = None) -> Append:
+        return Append(run, number, [frame(run.encode(), number, None, b"0")], status=status)
+
+    for number in (0, 1):
+        await store.append([append(run, number) for run in runs])
+    await damage(by_hand, "damaged")
+    for number in (2, 3, 4):
+        if number == 3:  # Whoever closes a run has its producer look what it still produces.
+            await other.close("closed", COMPLETED, frees_key=False)
+        end: Status | None = "completed" if number == 4 else None
+        outcomes = await store.append([append("damaged", number, end), append("neighbour", number)])
+        assert outcomes[1] == Committed(number, 0)
+    (state,) = await other.load(["damaged"])
+    if isinstance(outcomes[0], Fenced):
+        assert state is None or (state.last, state.status) in [(3, "failed"), (2, "refused")]
+    for opened in (store, other):
+        await opened.aclose()
+    assert "cannot be used" not in caplog.text
 
 
 @pytest.mark.parametrize(
