@@ -269,7 +269,11 @@ class SharedLog(Leases):
         appends = [run.uncommitted() for run in runs]
         outcomes = await self._work.timed("append", self.store.append(appends))
         for run, outcome in zip(runs, outcomes, strict=True):
-            if isinstance(outcome, Committed) and run.is_producer and outcome.last > run.memory.last:
+            if (
+                isinstance(outcome, Committed)
+                and run.is_producer
+                and outcome.last > run.memory.last
+            ):
                 self._release(run)
                 run.on_lost()
                 self._work.end_damaged(run, outcome.last)

@@ -8,8 +8,16 @@ import sqlite3
 import time
 
 from streams.event import frame
-from streams.log.sqlite.rows import LAST, insert_batches, insert_run, packed, read_generation
-from streams.log.store import Publication, Published
+from streams.log.sqlite.rows import (
+    LAST,
+    can_follow,
+    insert_batches,
+    insert_run,
+    packed,
+    raise_generation,
+    read_generation,
+)
+from streams.log.store import Publication, Published, report_damage
 
 EVICTED = 512
 """A publish looks at no more than this many old events, so that none takes long."""
@@ -24,6 +32,9 @@ def publish(db: sqlite3.Connection, app: str, publication: Publication) -> Publi
         "WHERE app = ? AND unique_key = ? AND expires > ?"
     )
     row = db.execute(query, (app, key, now)).fetchone()
+    if row is not None and not can_follow(row[3]):
+        _drop_damaged(db, row)
+        row = None
     if row is None:
         row = _make(db, app, publication)
     number, run, status, last, size, window = row
@@ -41,6 +52,14 @@ def publish(db: sqlite3.Connection, app: str, publication: Publication) -> Publi
     update = "UPDATE run SET size = ?, expires = max(expires, ?) WHERE id = ?"
     db.execute(update, (size, now + publication.keep, number))
     return Published(run, last)
+
+
+def _drop_damaged(db: sqlite3.Connection, row: tuple[int, str, str, object, int, int]) -> None:
+    number, run, _, last, *_ = row
+    report_damage(run, f"event {last} is none of its own")
+    drop = "UPDATE run SET name = NULL, expires = 0, status = 'cancelled' WHERE id = ?"
+    db.execute(drop, (number,))
+    raise_generation(db)
 
 
 def _make(

@@ -11,8 +11,8 @@ import httpx
 import pytest
 import redis
 
-from streams import Streams, source
-from streams.event import COMPLETED, frame
+from streams import Streams, source, topic
+from streams.event import COMPLETED, EventId, frame
 from streams.log import Limits, Status
 from streams.log.shared import SharedLog
 from streams.log.store import Append, Committed, Fenced
@@ -246,6 +246,22 @@ async def test_one_operation_appends_to_the_neighbours_of_a_damaged_run(
     for opened in (store, other):
         await opened.aclose()
     assert "cannot be used" not in caplog.text
+
+
+@pytest.mark.parametrize("number", [2**53 - 1, "odd"])
+async def test_a_damaged_topic_is_made_again_at_the_next_publish(
+    number: Any, sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @topic
+    def room() -> None: ...
+
+    async with Streams([room], log=sqlite_url) as streams:
+        first = EventId.parse(await streams.publish("room", 1)).run
+        await SQLite(sqlite_url).insert_at(first, number)
+        second, third = [EventId.parse(await streams.publish("room", n)) for n in (2, 3)]
+        assert second.run == third.run != first
+        assert (second.number, third.number) == (1, 2)
+    assert f"run {first} is damaged in the log: event {number} " in caplog.text
 
 
 @pytest.mark.parametrize(
