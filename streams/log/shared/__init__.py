@@ -269,15 +269,7 @@ class SharedLog(Leases):
         appends = [run.uncommitted() for run in runs]
         outcomes = await self._work.timed("append", self.store.append(appends))
         for run, outcome in zip(runs, outcomes, strict=True):
-            if (
-                isinstance(outcome, Committed)
-                and run.is_producer
-                and outcome.last > run.memory.last
-            ):
-                self._release(run)
-                run.on_lost()
-                self._work.end_damaged(run, outcome.last)
-            elif isinstance(outcome, Committed):
+            if isinstance(outcome, Committed) and outcome.last <= run.memory.last:
                 run.on_committed(outcome.last, outcome.first)
                 if run.memory.last - outcome.last >= APPEND_EVENTS:  # Nothing is gained by waiting.
                     self._next_append = 0.0
@@ -301,6 +293,10 @@ class SharedLog(Leases):
                     self._work.in_background(until_answered(partial(run.close_in_store, run.lost)))
             case Fenced():
                 self._on_fenced(run)
+            case Committed(last) if run.is_producer:  # It has not appended so many events.
+                self._release(run)
+                run.on_lost()
+                self._work.end_damaged(run, last)
             case _:
                 if run.is_producer:
                     self._forget(run.info.run)

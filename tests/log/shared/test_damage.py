@@ -198,11 +198,15 @@ async def test_a_damaged_run_ends_and_its_neighbours_go_on(
     assert "unexpected error" not in caplog.text
 
 
+def numbered(value: Any) -> Callable[[SQLite, str], Any]:
+    return lambda db, run: db.insert_at(run, value)
+
+
 MORE: dict[str, Callable[[SQLite, str], Any]] = {
     "text as the state": lambda db, run: db.set(run, "info", "{"),
     "bytes as the state": lambda db, run: db.set(run, "info", b"\xff"),
     **{
-        f"{value!r} as a number": lambda db, run, value=value: db.insert_at(run, value)
+        f"{value!r} as a number": numbered(value)
         for value in (2**53, 2**63 - 1, 1e300, 0.5, 3.5, b"odd")
     },
 }
