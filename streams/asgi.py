@@ -27,6 +27,7 @@ from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
 from streams.optional import (
+    Wires,
     log_at,
     metrics_routes,
     observers_of,
@@ -34,8 +35,6 @@ from streams.optional import (
     openai_routes,
     openapi_route,
     page_routes,
-    wire_for,
-    wire_of,
 )
 from streams.policy import Policy, PolicyOptions
 from streams.request import (
@@ -134,6 +133,7 @@ class Streams(Responder, WireHost):
         self.runs = Runs(
             self.log, sources_by_name, Encoder(encode), max_threads, clients.runs, observers
         )
+        self._wires = Wires()
         self._lifetime = Lifetime(self.log, self.runs, self._policies)
         self._site, self._credentials = Site(origins, hosts), Credentials(api_keys, secret)
         if self._site.allows_all and self._credentials.needs_key and secret is None:
@@ -267,10 +267,12 @@ class Streams(Responder, WireHost):
             complete = source.complete(arguments or source.from_values({}))
             await self._access.admit(source, request, complete)
         if request.method == "HEAD":
-            return head_response(wire_of(media_type, policy))
+            return head_response(self._wires.of(media_type, policy))
         job = await self._entered(request, job)
         position = await self.runs.attach(job, last, resumed)
-        return self._read(position, policy, root_path(request), wire_for(media_type, policy))
+        return self._read(
+            position, policy, root_path(request), self._wires.maker(media_type, policy)
+        )
 
     async def _follow(self, request: Request, log: RunLog, media_type: str) -> Response:
         """The stream of a run, through its own URL."""
@@ -278,7 +280,9 @@ class Streams(Responder, WireHost):
         policy = self.policy if source is None else self._policies[source]
         if request.method == "HEAD":
             url = run_url(root_path(request), log.info.run)
-            return head_response(wire_of(media_type, policy), url)
+            return head_response(self._wires.of(media_type, policy), url)
         await self._access.enter(request)
         position = await self.runs.position(log, last_event_id(request))
-        return self._read(position, policy, root_path(request), wire_for(media_type, policy))
+        return self._read(
+            position, policy, root_path(request), self._wires.maker(media_type, policy)
+        )

@@ -32,17 +32,22 @@ def log_at(url: str, limits: Mapping[str, int]) -> EventLog:
     return SharedLog(store, **limits)
 
 
-def wire_of(media_type: str, policy: Policy) -> Wire:
-    """The wire of a media type that a client has asked for."""
-    if media_type == EVENT_STREAM:
-        return EventStream(policy.retry)
-    from streams.wires.jsonlines import JSONLines
+class Wires:
+    """The wires of one Streams, by the media types that clients ask for."""
 
-    return JSONLines(media_type)
+    @functools.cached_property
+    def _json_lines(self) -> Callable[[str], Wire]:
+        from streams.wires.jsonlines import JSONLines, Lines
 
+        return functools.partial(JSONLines, shared=Lines())
 
-def wire_for(media_type: str, policy: Policy) -> MakeWire:
-    return lambda info: wire_of(media_type, policy)
+    def of(self, media_type: str, policy: Policy) -> Wire:
+        if media_type == EVENT_STREAM:
+            return EventStream(policy.retry)
+        return self._json_lines(media_type)
+
+    def maker(self, media_type: str, policy: Policy) -> MakeWire:
+        return lambda info: self.of(media_type, policy)
 
 
 def wire_named(wire: str | MakeWire | None) -> MakeWire | None:

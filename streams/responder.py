@@ -20,7 +20,7 @@ from streams.endpoint import (
 from streams.errors import StreamError, Unavailable
 from streams.job import Job
 from streams.observer import parent_of
-from streams.optional import MakeWire, wire_for, wire_named
+from streams.optional import MakeWire, Wires, wire_named
 from streams.policy import Policy, PolicyOptions
 from streams.publish import Publisher
 from streams.request import (
@@ -43,6 +43,7 @@ class Responder(Publisher):
 
     policy: Policy
     _site: Site
+    _wires: Wires
 
     def response(
         self,
@@ -142,7 +143,9 @@ class Responder(Publisher):
             self._check_site(request)
             await self._lifetime.serve()
             position = await newest_running(self.runs, self._access, request, owner, key_prefix)
-            make = make or wire_for(preferred(request, STREAM_TYPES) or EVENT_STREAM, self.policy)
+            make = make or self._wires.maker(
+                preferred(request, STREAM_TYPES) or EVENT_STREAM, self.policy
+            )
             if position is not None and request.method == "HEAD":
                 return head_response(make(position.log.info))
             await self._access.enter(request, owner)
@@ -152,7 +155,7 @@ class Responder(Publisher):
 
     async def _answer_endpoint(self, request: Request, wire: MakeWire | None, job: Job) -> Response:
         media_type = preferred(request, STREAM_TYPES) or EVENT_STREAM
-        wire = wire or wire_for(media_type, job.policy)
+        wire = wire or self._wires.maker(media_type, job.policy)
         if request.method == "HEAD":
             return head_response(wire(info_of(job, self.log)))
         try:

@@ -27,16 +27,26 @@ MAX_SHARED = 2**17
 """A piece of frames with no more bytes is converted once for all the readers that get it."""
 
 NOTHING = (b"", b"")
-_newest = [NOTHING]  # the newest such piece with its lines, as one object: there may be threads
+
+
+class Lines:
+    """The newest such piece with its lines, for all readers of one Streams."""
+
+    def __init__(self) -> None:
+        self.newest = NOTHING
 
 
 class JSONLines(Wire):
-    """The events of a run, for a client that asked for `media_type`."""
+    """The events of a run, for a client that asked for `media_type`.
+
+    Readers with the same `shared` share what one of them has converted.
+    """
 
     heartbeat = b"\n"
 
-    def __init__(self, media_type: str = "application/jsonl") -> None:
+    def __init__(self, media_type: str = "application/jsonl", shared: Lines | None = None) -> None:
         self.media_type = media_type
+        self._shared = shared or Lines()
 
     def headers(self) -> Mapping[str, str]:
         # A middleware that compresses would hold lines back. It leaves alone what has an encoding.
@@ -46,15 +56,15 @@ class JSONLines(Wire):
         return self.feed(with_url(frames, url))
 
     def feed(self, frames: bytes) -> bytes:
-        newest, lines = _newest[0]
+        newest, lines = self._shared.newest
         if frames is not newest:  # The readers of a run get the same object, one after another.
             lines = escape_separators(FRAME.sub(_line, frames))
             if len(frames) <= MAX_SHARED:
-                _newest[0] = frames, lines
+                self._shared.newest = frames, lines
         return lines
 
     def finish(self) -> bytes:
-        _newest[0] = NOTHING  # What a run has sent is not kept after its streams.
+        self._shared.newest = NOTHING  # What a run has sent is not kept after its streams.
         return b""
 
     def gap(self, missed: int | None, last: EventId | None) -> bytes:

@@ -21,7 +21,7 @@ from streams import Event, StreamError, Streams, source
 from streams.event import EventId, frame, parse_frames, payload
 from streams.sources import clock, counter, tokens
 from streams.wires import jsonlines
-from streams.wires.jsonlines import MAX_SHARED, JSONLines
+from streams.wires.jsonlines import MAX_SHARED, NOTHING, JSONLines, Lines
 from tests.support.servers import client_of, connection, dechunked, serving, until
 from tests.support.sources import gated
 
@@ -334,11 +334,28 @@ def test_readers_of_the_same_piece_share_its_lines_until_a_stream_ends(
     size: int, is_shared: bool
 ) -> None:
     frames = of_size(size)
-    one, other = JSONLines(), JSONLines("application/x-ndjson")
+    shared = Lines()
+    one, other = JSONLines(shared=shared), JSONLines("application/x-ndjson", shared)
     lines = one.feed(frames)
     assert (other.feed(frames) is lines) is is_shared
     assert other.feed(frames) == one.feed(bytes(bytearray(frames))) == lines
     other.feed(of_size(200))
     assert one.feed(frames) == lines
     assert one.finish() == b""
-    assert jsonlines._newest == [jsonlines.NOTHING], "nothing of a run is kept"
+    assert shared.newest == NOTHING, "nothing of a run is kept"
+
+
+async def test_two_apps_share_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Lines] = []
+
+    class Counted(Lines):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(jsonlines, "Lines", Counted)
+    apps = [Streams([counter]), Streams([counter])]
+    for app in (*apps, *apps):
+        async with client_of(app) as client:
+            await client.get("/streams/counter?count=1&interval=0.01", headers=LINES)
+    assert len(made) == 2
