@@ -79,6 +79,9 @@ over_http2 = pytest.mark.parametrize(
     "server", [server for server in SERVERS if server.http2], ids=lambda server: server.name
 )
 
+LONG_ENOUGH = 0.05
+"""Seconds in which a server usually begins with a request. If it does not, a test proves less."""
+
 IDLE = "/streams/counter?interval=60"
 BUSY = "/streams/counter?interval=0.01&count=100000"
 
@@ -167,6 +170,21 @@ async def test_a_disconnect_is_noticed_before_the_next_heartbeat(server: Server)
             with anyio.fail_after(1):
                 while await readers(client, opened.run):
                     pass
+
+
+@every_server
+async def test_a_client_that_leaves_amid_its_body_is_met_with_silence(server: Server) -> None:
+    headers = "Content-Type: application/json\r\nContent-Length: 100000\r\n"
+    async with serving(server) as (process, client):
+        url = f"http://127.0.0.1:{client.base_url.port}"
+        for path in ("/streams/counter", "/v1/chat/completions", "/v1/responses"):
+            for body in (b"", b'{"count":', 60_000 * b" "):
+                async with connection(url, path, method="POST", headers=headers) as leaving:
+                    leaving.writer.write(body)
+                    await leaving.writer.drain()
+                    await anyio.sleep(LONG_ENOUGH)
+        assert await every_event(client, "/streams/counter?count=1&interval=0.01")
+        assert not re.search("Traceback|[Ee]rror|ERROR", process.log), process.log
 
 
 async def readers(client: httpx.AsyncClient, run: str) -> int:

@@ -32,6 +32,19 @@ PATHS = [
     "/page/event-stream.js",
 ]
 
+
+def asked(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+ABANDONED = [
+    b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 70000\r\n\r\n{"model":"mock"%b' % (path, size * b" ")
+    for path in (b"/streams/counter", b"/v1/chat/completions", b"/v1/responses")
+    for size in (0, 60_000)
+]
+"""Requests whose body is not complete: their clients leave in the middle of it."""
+
 LIES = [
     ("GET", "/streams/counter?count=-1", ""),
     ("GET", "/streams/counter?nonsense=1", ""),
@@ -131,8 +144,7 @@ class Load:
         with suppress(OSError):
             reader, writer = await asyncio.open_connection(*random.choice(self._addresses))
             try:
-                path = random.choice(PATHS)
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                writer.write(random.choice([*ABANDONED, *map(asked, PATHS)]))
                 stay = random.choice([0, 0, 0.05, random.expovariate(1)])
                 if stay:
                     with anyio.move_on_after(stay):
