@@ -11,6 +11,8 @@ import pytest
 from starlette.requests import Request
 
 from streams import StreamError, Streams, client_address, source
+from streams.admission import Clients, leave
+from streams.errors import TooManyRequests
 from tests.support.servers import Connection, connection, retry_of, serving, until
 
 EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
@@ -293,3 +295,28 @@ async def test_a_run_of_a_shared_source_that_nobody_watches_makes_room_for_anoth
     state = {"Accept": "application/json"}
     assert (await site.get(f"/runs/{one.run}", **state)).json()["status"] == "running"
     assert (await site.get(f"/runs/{two.run}", **state)).json()["status"] == "cancelled"
+
+
+def anns_request() -> Request:
+    return Request({"type": "http", "headers": []})
+
+
+def test_what_is_given_back_is_given_back_once() -> None:
+    clients, requests = Clients(2, None), [anns_request() for _ in range(3)]
+    for request in requests[:2]:
+        clients.enter(request, "ann")
+    for _ in range(2):
+        leave(requests[0].scope)
+    clients.enter(requests[0], "ann")
+    with pytest.raises(TooManyRequests):
+        clients.enter(requests[2], "ann")
+
+
+def test_a_request_that_enters_twice_is_one_reader() -> None:
+    clients, request = Clients(1, None), anns_request()
+    for _ in range(2):
+        clients.enter(request, "ann")
+    with pytest.raises(TooManyRequests):
+        clients.enter(anns_request(), "ann")
+    leave(request.scope)
+    clients.enter(anns_request(), "ann")

@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import QueryParams
 
 from streams import Streams, source, topic
-from streams.arguments import MAX_PARAMETERS
+from streams.arguments import MAX_PARAMETERS, converted
 from streams.encoding import MAX_FAULTS
 from streams.errors import InvalidBody, InvalidParameters
 from streams.sources import counter, tokens
@@ -27,6 +28,29 @@ async def anything(
 ) -> AsyncIterator[Any]:
     """Takes what comes."""
     yield value
+
+
+class Nested(msgspec.Struct):
+    inner: "Nested | None" = None
+
+
+def test_a_value_that_cannot_be_converted_is_a_fault_of_its_parameter() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(10_000):
+        deep = {"inner": deep}
+    for value, type_ in (("\ud800", int), (deep, Nested)):
+        with pytest.raises(InvalidParameters) as raised:
+            converted({"value": value}, {"value": type_}, [], strict=type_ is Nested)
+        assert str(raised.value).startswith("value: ")
+        assert len(str(raised.value)) < 300
+
+
+async def test_json_that_opens_a_thousand_arrays_and_closes_none_is_a_422() -> None:
+    async with client_of(Streams([anything])) as client:
+        answer = await client.post(
+            "/streams/anything", content=b'{"value":' + b"[" * 5000, headers=JSON
+        )
+    assert "the body must be a JSON object: " in problem(answer, 422)
 
 
 def test_a_query_has_at_most_100_parameters() -> None:

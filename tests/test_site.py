@@ -195,6 +195,7 @@ async def test_an_element_starts_nothing_even_of_an_allowed_origin(purpose: str)
                 assert "Sec-Fetch-Dest" in problem(
                     await client.get("/streams/counter", headers=headers), 403
                 )
+                assert (await client.head("/streams/counter", headers=headers)).status_code == 403
     assert await statuses(streams) == []
 
 
@@ -324,19 +325,19 @@ async def test_another_name_in_the_host_header_is_misdirected(host: str) -> None
     assert await statuses(streams) == []
 
 
-@pytest.mark.parametrize("host", [*NAMED, *FIXED])
-async def test_the_servers_names_addresses_and_the_machines_own_names_pass(host: str) -> None:
+async def test_the_servers_names_addresses_and_the_machines_own_names_pass() -> None:
     async with client_of(Streams([counter], hosts=["Streams.example"])) as client:
-        response = await client.get("/streams/counter?count=0", headers={"Host": host})
-        assert response.status_code == 200
+        for host in (*NAMED, *FIXED, ""):  # An empty one is no name.
+            response = await client.get("/streams/counter?count=0", headers={"Host": host})
+            assert response.status_code == 200, host
 
 
-@pytest.mark.parametrize("host", [*NAMED, *FIXED, *OTHERS])
 @pytest.mark.parametrize("hosts", [None, "*", ["*"]])
-async def test_without_hosts_every_name_passes(hosts: Any, host: str) -> None:
+async def test_without_hosts_every_name_passes(hosts: Any) -> None:
     async with client_of(Streams([counter], hosts=hosts)) as client:
-        response = await client.get("/streams/counter?count=0", headers={"Host": host})
-        assert response.status_code == 200
+        for host in (*NAMED, *FIXED, *OTHERS):
+            response = await client.get("/streams/counter?count=0", headers={"Host": host})
+            assert response.status_code == 200, host
 
 
 async def test_the_421_says_what_to_set_and_repeats_nothing_long() -> None:
