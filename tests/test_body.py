@@ -6,7 +6,7 @@ import gc
 import json
 import logging
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
+from starlette.types import Message, Scope
 
 from streams import Streams, source, topic
 from streams.body import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, Bodies, Body, check_structure
-from streams.errors import BodyTooSlow, InvalidBody
+from streams.errors import BodyTooLarge, BodyTooSlow, InvalidBody
 from streams.sources import tokens
 from tests.support.servers import Connection, client_of, connection, serving, until
 
@@ -195,7 +196,8 @@ async def test_a_client_that_leaves_amid_its_body_is_met_with_silence(
 ) -> None:
     streams = app()
     with caplog.at_level(logging.INFO):
-        async with serving(streams, http=http) as url:
+        # Without a configuration, uvicorn's own records reach `caplog`.
+        async with serving(streams, http=http, log_config=None) as url:
             async with posting(url, path, 2):
                 await until(lambda: len(streams.bodies) == 1, "the server waits for the body")
             await until(lambda: len(streams.bodies) == 0, "the server has noticed")
@@ -242,3 +244,40 @@ async def test_a_408_has_no_connection_header_in_http_2() -> None:
     with pytest.raises(BodyTooSlow) as raised:
         await Request(scope, Body(Bodies(100, 100, 0.01), scope, silent)).body()
     assert raised.value.headers == {}
+
+
+def received_by(messages: Iterable[Message], bodies: Bodies) -> Body:
+    """A body whose server gives these messages, one every 30 ms."""
+    given = iter(messages)
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.03)
+        return next(given)
+
+    return Body(bodies, SCOPE, receive)
+
+
+PIECE: Message = {"type": "http.request", "body": b"12345", "more_body": True}
+LAST: Message = {**PIECE, "more_body": False}
+SCOPE: Scope = {"type": "http", "headers": []}
+
+
+async def test_a_body_has_max_body_bytes() -> None:
+    pieces = [PIECE, LAST]
+    body = received_by(pieces, Bodies(10, 100, 60))
+    assert await Request(SCOPE, body).body() == b"1234512345"
+    with pytest.raises(BodyTooLarge, match="more than 9 bytes"):
+        await Request(SCOPE, received_by(pieces, Bodies(9, 100, 60))).body()
+
+
+async def test_the_time_of_a_body_does_not_begin_again_with_each_piece() -> None:
+    with pytest.raises(BodyTooSlow):
+        await Request(SCOPE, received_by([PIECE] * 10, Bodies(100, 100, 0.05))).body()
+
+
+async def test_a_client_may_leave_at_any_time_after_its_body() -> None:
+    bodies = Bodies(10, 100, 0.04)
+    body = received_by([LAST, {"type": "http.disconnect"}], bodies)
+    assert await body() == LAST
+    assert (len(bodies), bodies.bytes) == (0, 0)
+    assert (await body())["type"] == "http.disconnect"

@@ -312,6 +312,10 @@ async def test_no_other_url_takes_a_signature() -> None:
             for headers in ({}, BEARER):
                 response = await client.get(f"{path}?signature={signature}", headers=headers)
                 assert response.status_code == 403
+        elsewhere = streams.signed_url(f"/live{COUNTER}")  # for a Streams that is mounted
+        assert (await client.get(elsewhere)).status_code == 403
+        twice = f"{streams.signed_url(COUNTER)}&signature={signature}"
+        assert (await client.get(twice)).status_code == 403
 
 
 def test_invalid_arguments_of_signed_url() -> None:
