@@ -46,6 +46,16 @@ def test_a_value_that_cannot_be_converted_is_a_fault_of_its_parameter() -> None:
         assert len(str(raised.value)) < 300
 
 
+class Picky(msgspec.Struct):
+    def __post_init__(self) -> None:
+        raise ValueError
+
+
+def test_a_fault_without_words_is_called_invalid() -> None:
+    with pytest.raises(InvalidParameters, match="^value: is invalid, given {}$"):
+        converted({"value": {}}, {"value": Picky}, [], strict=True)
+
+
 async def test_json_that_opens_a_thousand_arrays_and_closes_none_is_a_422() -> None:
     async with client_of(Streams([anything])) as client:
         answer = await client.post(
