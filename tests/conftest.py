@@ -35,7 +35,7 @@ def pytest_report_to_serializable() -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Ends an async test that takes too long, 5 s before pytest-timeout does.
+    """Ends an async test that takes too long, 30 s before pytest-timeout does.
 
     The signal of pytest-timeout raises an error between two steps of uvloop, which loses it: the
     test would not fail, but hang for ever.
@@ -43,7 +43,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     if iscoroutinefunction(pyfuncitem.obj):
         marker = pyfuncitem.get_closest_marker("timeout")
         seconds = marker.args[0] if marker else pyfuncitem.config.getini("timeout")
-        pyfuncitem.obj = within(float(seconds) - 5, pyfuncitem.obj)
+        pyfuncitem.obj = within(float(seconds) - 30, pyfuncitem.obj)
 
 
 def within(seconds: float, test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

@@ -212,7 +212,7 @@ def bomb(byte: bytes, mebibytes: int) -> bytes:
 
 @pytest.mark.parametrize("media_type", [STREAM, JSON])
 async def test_a_gzip_bomb_fails(media_type: str) -> None:
-    response = http(bomb(b"a", 256), media_type, "Content-Encoding: gzip")
+    response = http(bomb(b"a", 64), media_type, "Content-Encoding: gzip")
     assert len(response) < MIB
     with memory_below(16 * MIB):
         error = await failure(response)
@@ -220,7 +220,7 @@ async def test_a_gzip_bomb_fails(media_type: str) -> None:
 
 
 async def test_a_gzip_bomb_in_an_error_is_cut() -> None:
-    response = http(bomb(b"a", 256), "Content-Encoding: gzip", status="400 Bad Request")
+    response = http(bomb(b"a", 64), "Content-Encoding: gzip", status="400 Bad Request")
     with memory_below(16 * MIB):
         error = await failure(response)
     assert str(error) == f"the model's server refuses with status 400: {200 * 'a'}…"
