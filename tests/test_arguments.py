@@ -52,7 +52,7 @@ class Picky(msgspec.Struct):
 
 
 def test_a_fault_without_words_is_called_invalid() -> None:
-    with pytest.raises(InvalidParameters, match="^value: is invalid, given {}$"):
+    with pytest.raises(InvalidParameters, match=r"^value: is invalid, given {}$"):
         converted({"value": {}}, {"value": Picky}, [], strict=True)
 
 
