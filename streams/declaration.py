@@ -182,7 +182,7 @@ def events_schema_of(function: Any) -> dict[str, Any] | None:
         schemas, definitions = msgspec.json.schema_components(
             types, ref_template="#/$defs/{name}", schema_hook=sent_schema
         )
-    except (TypeError, ValueError):  # A field may be such a union. pydantic's errors are both.
+    except Exception:  # A field may be such a union. pydantic raises errors of several classes.
         return None
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": [*schemas]}
     definitions |= hoist_definitions([schema, *definitions.values()])

@@ -1,7 +1,7 @@
 """declaration.py: the schema of what a source yields, from its yield annotation."""
 
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any, NotRequired, TypedDict
 
@@ -164,11 +164,20 @@ async def _nested() -> AsyncIterator[Nested]:
     yield Nested(Point(1))
 
 
+class Calling(pydantic.BaseModel):
+    call: Callable[[], int]
+
+
+async def _callings() -> AsyncIterator[Calling]:
+    yield Calling(call=int)
+
+
 def _topic(user: str) -> None: ...
 
 
 @pytest.mark.parametrize(
-    "function", [_bare, _events, _anything, _unparametrized, _for_checkers, _nested, _topic]
+    "function",
+    [_bare, _events, _anything, _unparametrized, _for_checkers, _nested, _callings, _topic],
 )
 def test_there_is_no_schema_where_nothing_is_known_of_the_events(function: Any) -> None:
     assert events_schema_of(function) is None
