@@ -15,7 +15,7 @@ from streams.admission import Quota
 from streams.errors import TooManyRuns
 from streams.event import NO_READER, Encoder, Payload
 from streams.job import Job, Opener
-from streams.log import RunLog
+from streams.log import RunLog, Status
 from streams.observer import Observer
 from streams.policy import Policy
 from streams.run import Run
@@ -113,11 +113,9 @@ class Producing:
         if log.info.shared:
             self._shared.setdefault(log.info.source, {})[log.info.run] = run
 
-    def _ended(self, clients: Sequence[str], run: Run) -> None:
+    def _ended(self, clients: Sequence[str], run: Run, status: Status) -> None:
         info = run.log.info
         self.of_clients.give_back(clients)
-        for observer in self.observers:
-            observer.run_ended(info, run.log.status)
         if self._runs.get(info.run) is run:
             del self._runs[info.run]
         others = self._shared.get(info.source, {})
@@ -125,6 +123,8 @@ class Producing:
             del others[info.run]
         if not others:
             self._shared.pop(info.source, None)
+        for observer in self.observers:
+            observer.run_ended(info, status)
 
     def pop(self) -> Run:
         """Takes out a run of an event loop that is over, and forgets its task."""

@@ -26,7 +26,7 @@ from streams.errors import (
     leaves,
 )
 from streams.event import COMPLETED, NO_READER, SHUTDOWN, Encoder, End, Payload
-from streams.log import RunInfo, RunLog
+from streams.log import RunInfo, RunLog, Status
 from streams.observer import Observer
 from streams.policy import Policy
 from streams.thread import ThreadIterator, close_iterator
@@ -59,7 +59,8 @@ class Run:
 
     It opens the log when the source has taken its first step, to its first event or to where it
     waits; if the source fails in it, the log refuses the clients. `preface` is an event between
-    `start` and the first one of the source. `ended` is called after the task has ended.
+    `start` and the first one of the source. `ended` is called after the task has ended, with the
+    status that the run had when this worker ceased to produce it.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Run:
         preface: Payload | None = None,
         context: contextvars.Context | None = None,
         *,
-        ended: Callable[["Run"], None],
+        ended: Callable[["Run", Status], None],
         observers: Sequence[Observer] = (),
     ) -> None:
         self.log = log
@@ -86,6 +87,7 @@ class Run:
         self._readers = log.readers
         self._events: AsyncIterator[Any] | None = None
         self._turns = 0
+        self._left_as: Status | None = None
         self._over = False
         self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -239,6 +241,8 @@ class Run:
 
     def hand_over(self) -> None:
         """Stops the source without ending the run: another worker continues it."""
+        # While the source is closed, readers here may already read how the other worker ends it.
+        self._left_as = self.log.status
         self._over = True
         self._stop()
 
@@ -246,7 +250,7 @@ class Run:
         """Forgets a run whose event loop is closed: nothing of it can be awaited."""
         self._over = True
         self.log.watch(_ignore)
-        self._ended(self)
+        self._ended(self, self._left_as or self.log.status)
         try:
             if (coroutine := self.task.get_coro()) is not None:
                 coroutine.close()
@@ -314,7 +318,7 @@ class Run:
         self._stop_timer()
         self._events = None
         self.log.watch(_ignore)
-        self._ended(self)
+        self._ended(self, self._left_as or self.log.status)
         if not task.cancelled():
             task.exception()  # It has been logged.
 
