@@ -299,9 +299,8 @@ class Runs:
 
     async def cancel(self, log: RunLog, reason: str = "stopped") -> None:
         """Stops a run, on whichever worker it is produced. Does nothing if it has ended."""
-        is_elsewhere = log.status == "running" and not (log.producing or log.info.topic)
-        await log.cancel(End.cancelled(reason))
-        if is_elsewhere:
+        is_elsewhere = not (log.producing or log.info.topic)
+        if await log.cancel(End.cancelled(reason)) and is_elsewhere:
             for observer in self.observers:
                 observer.ended_elsewhere(log.info, "cancelled")
 

@@ -256,8 +256,8 @@ class RunLog(Protocol):
         Only the producer calls this. Raises LogClosed if the log is closed.
         """
 
-    async def cancel(self, end: End) -> None:
-        """Closes the log, on whichever worker this is called; does nothing if it is closed.
+    async def cancel(self, end: End) -> bool:
+        """Closes the log, on whichever worker this is called; returns False if it was closed.
 
         Refuses a run that has not opened, with RunGone. Events that the producer has appended and
         that no reader could see yet may be lost.

@@ -162,11 +162,14 @@ class MemoryRun(OpeningRun):
         self.drop_arguments()
         self.resume_producer()
 
-    async def cancel(self, end: End) -> None:
-        if self.opening and not self.closed:
+    async def cancel(self, end: End) -> bool:
+        if self.closed:
+            return False
+        if self.opening:
             self.refuse(RunGone.stopped(self.info.run))
-        elif not self.closed:
+        else:
             self.close(end)
+        return True
 
     @property
     def _limit(self) -> int:

@@ -716,8 +716,7 @@ async def test_cancel_closes_the_log_once_and_calls_the_producers_watcher(
     log.watch(lambda: told.append(log.producing))
     log.append(None, b"0")
     assert log.producing
-    for _ in range(2):
-        await log.cancel(CANCELLED)
+    assert [await log.cancel(CANCELLED) for _ in range(2)] == [True, False]
     assert (log.status, log.last, told) == ("cancelled", 1, [False])
     assert (await read_all(log, 0)) == frame(b"r", 1, b"end", CANCELLED.encode())
     with pytest.raises(LogClosed):

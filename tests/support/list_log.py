@@ -251,11 +251,14 @@ class ListRun:
 
         self.expiry = loop.call_later(self.limits.retain, discard)
 
-    async def cancel(self, end: End) -> None:
+    async def cancel(self, end: End) -> bool:
         if self.opening:
             self.refuse(RunGone.stopped(self.info.run))
         elif self.status == "running":
             self.close(end)
+        else:
+            return False
+        return True
 
     @contextmanager
     def read(self, after: int) -> Iterator["ListReader"]:

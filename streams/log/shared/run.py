@@ -144,16 +144,17 @@ class SharedRun:
         self.open()
         self._watcher()
 
-    async def cancel(self, end: End) -> None:
-        if self.producing and self.opening:
+    async def cancel(self, end: End) -> bool:
+        if not self.producing:
+            return self.status == "running" and await self.close_in_store(end)
+        if self.opening:
             self.refuse(RunGone.stopped(self.info.run))
-        elif self.producing:
+        else:
             self.close(end)
-        elif self.status == "running":
-            await self.close_in_store(end)
+        return True
 
-    async def close_in_store(self, end: End) -> None:
-        await self._work.store.close(self.info.run, end, frees_key=self.info.frees_key(end))
+    async def close_in_store(self, end: End) -> bool:
+        return await self._work.store.close(self.info.run, end, frees_key=self.info.frees_key(end))
 
     def uncommitted(self) -> Append:
         """What to send to the store next."""
