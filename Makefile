@@ -81,7 +81,7 @@ dist: .venv/installed-dev ## build the wheel and the sdist into dist/; try them 
 	$(BIN)/python -m hatchling build
 	$(BIN)/python -m pytest -q tests/release
 
-docs: .venv/installed-dev ## run each block of the documentation and follow its links
+docs: .venv/installed-dev .venv/browser ## run each block of the documentation and follow its links
 	$(BIN)/python -m pytest -q tests/test_project.py tests/test_jobs.py tests/test_use_chat.py
 
 release-check: lowest dist docs bench-quick ## run what a release needs besides make check
