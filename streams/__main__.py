@@ -219,7 +219,9 @@ def _add_publish(commands: Any) -> None:
         "STREAMS_SOURCES",
     )
     publish.add_argument("data", metavar="DATA", help="the event's data, as JSON")
-    publish.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="its parameters")
+    publish.add_argument(
+        "parameters", nargs="*", default=[], metavar="NAME=VALUE", help="its parameters"
+    )
     publish.set_defaults(command=_publish, parser=publish)
 
 

@@ -95,7 +95,7 @@ LOG = ("--log", "sqlite:runs.db")
         (["--log", "memory", TOPIC, DATA, "user=ann"], "which serves nothing, so nobody could see"),
         (["--log", "sqlite:", TOPIC, DATA, "user=ann"], "does not name a database file"),
         (["--log", "sqlite:no/runs.db", TOPIC, DATA, "user=ann"], "cannot be written"),
-        ([*LOG, TOPIC], "the following arguments are required: DATA"),
+        ([*LOG, TOPIC], "the following arguments are required: DATA; see"),
         ([*LOG, "--logs", "x", TOPIC, DATA], "unrecognized arguments: --logs"),
     ],
 )
