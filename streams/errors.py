@@ -362,7 +362,10 @@ def for_log(text: Any) -> str:
 
     It can neither begin a line of its own nor send commands to a terminal.
     """
-    text = str(text)
+    try:
+        text = str(text)
+    except Exception:  # An error of the app may have a `__str__` that fails.
+        text = f"<{type(text).__name__}>"
     shown = _escaped(text[: MAX_LOGGED + 1])
     return shown if len(shown) <= MAX_LOGGED else f"{shown[: MAX_LOGGED - 1]}…"
 

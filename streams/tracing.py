@@ -10,6 +10,7 @@ Invariants:
 https://www.w3.org/TR/trace-context/
 """
 
+from contextlib import suppress
 from contextvars import Context
 
 from opentelemetry import trace
@@ -19,7 +20,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.types import Scope
 
 from streams import __version__
-from streams.errors import as_stream_error, for_clients, leaves
+from streams.errors import as_stream_error, for_clients, for_log, leaves
 from streams.log import RunInfo
 from streams.log import Status as Outcome
 from streams.observer import Observer
@@ -93,8 +94,9 @@ class Tracing(Observer):
         kind = type(shown if shown is not None and len(leaves(error)) == 1 else error)
         span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
         if as_stream_error(error).status >= 500:  # Else the source refuses on purpose.
-            span.record_exception(error)
-            span.set_status(Status(StatusCode.ERROR, str(error) or kind.__name__))
+            with suppress(Exception):  # An error of the app may have a `__str__` that fails.
+                span.record_exception(error)
+            span.set_status(Status(StatusCode.ERROR, for_log(error) or kind.__name__))
 
     def run_ended(self, info: RunInfo, status: Outcome) -> None:
         if (span := self._spans.pop(info.run, None)) is not None:

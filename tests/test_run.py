@@ -62,6 +62,15 @@ async def close_itself() -> None:
     raise GeneratorExit
 
 
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+async def raise_unprintable() -> None:
+    raise Unprintable
+
+
 async def test_a_preface_precedes_the_events_of_the_source() -> None:
     @source
     async def word() -> AsyncIterator[str]:
@@ -81,7 +90,7 @@ async def test_a_preface_precedes_the_events_of_the_source() -> None:
     assert named == [("request", '{"asked":1}'), ("message", '"one"')]
 
 
-UNUSUAL = [await_a_cancelled_task, panic, exit_process, close_itself]
+UNUSUAL = [await_a_cancelled_task, panic, exit_process, close_itself, raise_unprintable]
 Failing = Callable[[], Awaitable[None]]
 
 
