@@ -108,13 +108,13 @@ class Metrics(Observer):
         yield from _family(
             "runs_taken_over_total",
             "counter",
-            "Runs of other workers that this one has begun to go on with.",
+            "Runs of other workers that this one continues.",
             _by("source", self._continued),
         )
         yield from _family(
             "runs_ended_total",
             "counter",
-            "Runs ended. handed_over: another worker has taken it over, or stopped it.",
+            "Runs ended. handed_over: another worker took it over, or stopped it, and counts its end.",
             [
                 ({"source": source, "outcome": outcome}, count)
                 for (source, outcome), count in self._ended.items()
@@ -129,7 +129,7 @@ class Metrics(Observer):
         yield from _family(
             "runs_evicted_total",
             "counter",
-            "Runs forgotten before their time, to make room at max_runs or max_bytes.",
+            "Runs evicted before they expired, to make room at max_runs or max_bytes.",
             _one(log.evictions),
         )
         yield from _histograms(
@@ -156,13 +156,13 @@ class Metrics(Observer):
         yield from _family(
             "readers_opened_total",
             "counter",
-            "Responses that have begun to stream a run.",
+            "Responses that began to stream a run.",
             _one(self._all_streams),
         )
         yield from _family(
             "readers_resumed_total",
             "counter",
-            "Those of them that went on after the last event of a client.",
+            "Responses that resumed after the last event of a client.",
             _one(self._resumed),
         )
         yield from _family(

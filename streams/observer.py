@@ -39,7 +39,7 @@ class Observer:
         """The source of a run has raised an error. The run ends."""
 
     def run_ended(self, info: RunInfo, status: Status) -> None:
-        """This worker has ceased to produce a run; `running`: another worker has or had it."""
+        """This worker no longer produces a run; `running`: another worker took it over or ended it."""
 
     def ended_elsewhere(self, info: RunInfo, status: Status) -> None:
         """This worker has ended a run that it did not produce."""
@@ -51,7 +51,7 @@ class Observer:
         """A response that was `opened` is over."""
 
     def resumed(self) -> None:
-        """A client goes on with a stream after the last event that it had."""
+        """A response resumes after the last event of its client."""
 
     def refused(self, error: StreamError) -> None:
         """A request was refused."""

@@ -138,7 +138,7 @@ class WireHost:
     ) -> Response:
         """A response that reads a run of `source` from its beginning, through a wire.
 
-        `resumes`: the wire goes on after what its client has had, which is counted.
+        `resumes`: the wire continues after the events that its client has had. This is counted.
         """
         for observer in self.runs.observers if resumes else ():
             observer.resumed()
