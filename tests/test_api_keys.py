@@ -43,6 +43,8 @@ async def test_with_api_keys_all_but_the_page_and_health_need_one() -> None:
             ("POST", "/topics/news?user=ann"),
             ("GET", "/nothing"),
             ("GET", "/health/x"),
+            ("GET", "/metrics"),
+            ("GET", "/openapi.json"),
             ("GET", "/page"),
             ("GET", "/%70age"),
         ]:
@@ -56,6 +58,14 @@ async def test_with_api_keys_all_but_the_page_and_health_need_one() -> None:
         assert not await streams.runs.list()
         assert (await client.get("/streams", headers=BEARER)).status_code == 200
         assert "event: end" in (await client.get(COUNTER, headers=BEARER)).text
+
+
+async def test_where_streams_is_mounted_the_page_and_health_need_no_key_either() -> None:
+    app = Starlette(routes=[Mount("/live", Streams([counter], api_keys=[KEY]))])
+    async with client_of(app) as client:
+        for path in ("/", "/health", "/page/page.js"):
+            assert (await client.get(f"/live{path}")).status_code == 200
+        assert (await client.get(f"/live{COUNTER}")).status_code == 401
 
 
 async def test_under_v1_the_401_is_openais() -> None:
