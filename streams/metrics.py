@@ -114,7 +114,7 @@ class Metrics(Observer):
         yield from _family(
             "runs_ended_total",
             "counter",
-            "Runs ended. handed_over: another worker took it over, or stopped it, and counts its end.",
+            "Runs ended. handed_over: another worker took it over or stopped it, and counts that.",
             [
                 ({"source": source, "outcome": outcome}, count)
                 for (source, outcome), count in self._ended.items()

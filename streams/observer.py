@@ -39,7 +39,7 @@ class Observer:
         """The source of a run has raised an error. The run ends."""
 
     def run_ended(self, info: RunInfo, status: Status) -> None:
-        """This worker no longer produces a run; `running`: another worker took it over or ended it."""
+        """This worker produces a run no longer; `running`: another one took it over or ended it."""
 
     def ended_elsewhere(self, info: RunInfo, status: Status) -> None:
         """This worker has ended a run that it did not produce."""

@@ -120,9 +120,7 @@ class SharedRun:
 
     def append(self, name: bytes | None, data: bytes) -> bool:
         if not self.is_producer:
-            raise LogClosed(
-                f"run {self.info.run}: this worker cannot append, {self.producer} is its producer"
-            )
+            raise LogClosed(f"run {self.info.run}: {self.producer} produces it, not this worker")
         memory, last = self.memory, self.memory.buffer.last
         memory.add(frame(self._id, last + 1, name, data))
         self._work.local.events += 1
