@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 import streams
 from streams import EventLog, MemoryLog, Streams, health
@@ -113,22 +115,42 @@ async def test_health_is_503_while_the_file_can_be_read_but_not_written(
 
 
 class Hanging(MemoryLog):
-    """A log whose check never returns."""
+    """A log that does not answer before it is `released`."""
 
-    checks = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.checks = 0
+        self.released = False
 
     async def check(self) -> None:
         self.checks += 1
-        await asyncio.Event().wait()
+        while not self.released:
+            await asyncio.sleep(0.01)
 
 
-async def test_many_probes_ask_a_log_that_hangs_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "CHECK_SECONDS", 0.2)
-    log = Hanging()
-    async with asked(log) as client:
-        answers = await asyncio.gather(*(client.get("/health") for _ in range(50)))
-    assert {answer.status_code for answer in answers} == {503}
+async def test_many_probes_ask_a_log_that_hangs_once() -> None:
+    log, arrived = Hanging(), 0
+    app = Streams([counter], log=log)
+
+    async def counting(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal arrived
+        arrived += scope["type"] == "http"
+        await app(scope, receive, send)
+
+    async with client_of(counting, lifespan="on") as client:
+        probes = [asyncio.ensure_future(client.get("/health")) for _ in range(50)]
+        await until(lambda: arrived == 50, "all probes have arrived", 30)
+        await anyio.wait_all_tasks_blocked()
+        log.released = True
+        answers = await asyncio.gather(*probes)
+    assert {answer.status_code for answer in answers} == {200}
     assert log.checks == 1
+
+
+async def test_a_log_that_hangs_is_an_answer_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "CHECK_SECONDS", 0.2)
+    async with asked(Hanging()) as client:
+        assert (await client.get("/health")).status_code == 503
 
 
 async def test_a_probe_that_leaves_does_not_end_the_question_of_the_others(
