@@ -26,14 +26,14 @@ install: .venv/installed-dev ## create .venv with everything that development ne
 run: .venv/installed ## serve on http://HOST:PORT with WORKERS processes; the log is in streams.db (LOG=memory, LOG=redis://…)
 	@$(BIN)/python -m streams run --host $(HOST) --port $(PORT) --workers $(WORKERS) $(if $(LOG),--log '$(LOG)')
 
-# Many tests wait, so three processes keep two cores busy. A process that is done takes tests of another
+# Many tests wait, so four processes keep two cores busy. A process that is done takes tests of another
 # one.
 test: .venv/installed-dev .venv/browser .venv/node_modules ## run the tests
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 # Measuring takes long. `coverage report` checks the total, as pyproject.toml says.
 coverage: .venv/installed-dev .venv/browser .venv/node_modules ## run the tests and report branch coverage
-	$(BIN)/python -m pytest -n 3 --dist worksteal --cov --cov-report= --cov-fail-under=0
+	$(BIN)/python -m pytest -n 4 --dist worksteal --cov --cov-report= --cov-fail-under=0
 	$(BIN)/coverage report
 
 lint: .venv/installed-dev .venv/node_modules ## check format, style and types without changing files
@@ -74,7 +74,7 @@ lowest: .venv/browser .venv/node_modules ## run the tests with the lowest depend
 	    > .venv-lowest/constraints.txt
 	.venv-lowest/bin/pip install --quiet --upgrade 'pip>=25.1'
 	.venv-lowest/bin/pip install --quiet --editable '.[server,client,llm,redis]' --group dev -c .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pytest -n 3 --dist worksteal
+	.venv-lowest/bin/python -m pytest -n 4 --dist worksteal
 
 dist: .venv/installed-dev ## build the wheel and the sdist into dist/; try them in empty environments (minutes)
 	rm -rf dist
