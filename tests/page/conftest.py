@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect
 
 from tests.support.browser import chromium
 from tests.support.playground import Open
@@ -27,7 +27,9 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    """A window in which nothing is animated, because each frame takes time."""
+    window: ViewportSize = {"width": 1280, "height": 900}
+    context = browser.new_context(viewport=window, reduced_motion="reduce")
     context.set_default_timeout(20_000)
     yield context
     context.close()

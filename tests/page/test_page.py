@@ -638,6 +638,7 @@ def test_both_themes_are_accessible_at_both_widths(page: Page, scheme: Any, widt
 
 def test_reduced_motion_turns_animations_off(page: Page) -> None:
     animation = "getComputedStyle(document.querySelector('#state'), '::before').animationName"
+    page.emulate_media(reduced_motion="no-preference")
     start(page, "counter", count=10_000, interval=0.1)
     expect_state(page, "open")
     assert page.evaluate(animation) == "pulse"
