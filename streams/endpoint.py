@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from streams.access import Access, check_owner
@@ -74,7 +74,7 @@ def route_of(scope: Scope) -> str:
     what is before a template with one; the path is used instead.
     """
     route, path = scope.get("route"), scope["path"].strip("/")
-    methods = sorted(getattr(route, "methods", None) or {"GET"})
+    methods = sorted(getattr(route or _matched(scope), "methods", None) or {"GET"})
     prefix = "" if "GET" in methods else f"{','.join(methods)} "
     template = None if isinstance(route, Mount) else getattr(route, "path", None)
     if template is None:
@@ -84,6 +84,18 @@ def route_of(scope: Scope) -> str:
     segments = path.split("/") if path else []
     own = template.strip("/").split("/") if template.strip("/") else []
     return f"{prefix}/" + "/".join([*segments[: max(len(segments) - len(own), 0)], *own])
+
+
+def _matched(scope: Scope) -> Route | None:
+    """The route of a request in older versions of Starlette, whose scope has its endpoint only."""
+    routes = list(getattr(scope.get("router"), "routes", ()))
+    while routes:
+        route = routes.pop(0)
+        if isinstance(route, Mount):
+            routes += route.routes
+        elif isinstance(route, Route) and route.endpoint is scope.get("endpoint"):
+            return route
+    return None
 
 
 def source_name(events: Any, scope: Scope) -> str:

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, Router
 
 from streams import StreamError, Streams
 from streams.endpoint import route_of
@@ -386,6 +386,17 @@ async def test_a_run_is_resumed_only_by_the_endpoint_of_its_path_that_started_it
                 assert (await client.request(method, path, headers=resume)).status_code == 200
                 response = await client.request(other, path, headers=resume)
                 assert response.status_code == (200 if path == "/both" else 410), (path, method)
+
+
+def test_methods_tell_routes_apart_where_the_scope_does_not_name_the_route() -> None:
+    read, write, both = (PlainTextResponse(name) for name in ("read", "write", "both"))
+    inner = [Route("/ask", read), Route("/ask", write, methods=["POST"])]
+    router = Router([Mount("/in", routes=inner), Route("/ask", both, methods=["GET", "POST"])])
+    found = [
+        route_of({"path": "/ask", "router": router, "endpoint": endpoint})
+        for endpoint in (read, write, both)
+    ]
+    assert found == ["/ask", "POST /ask", "/ask"]
 
 
 def test_the_route_is_the_template_that_a_framework_gives_or_the_path() -> None:
