@@ -19,9 +19,8 @@ from streams.log.buffer import FrameBuffer
 from streams.log.opening import OpeningRun
 from streams.log.run_table import RunTable
 
-# The most bytes of one write, unless one event has more. A client that stops reading costs this
-# much in addition to the server's own write buffer, which has the same size.
-CHUNK = 64 * 1024
+# The most bytes of one piece, unless one event has more. A wire takes up to 5 ms for this much.
+CHUNK = 16 * 1024
 
 NO_PIECE = (-1, -1, b"")
 
@@ -347,6 +346,8 @@ class MemoryReader:
             frames, self._given = await run.backing.load_evicted(self.after)
         else:
             frames, self._given = run.piece(self.after)
+        if len(frames) > CHUNK // 2:  # A reader that has to catch up lets others have their turns.
+            await asyncio.sleep(0)
         return frames
 
     @property

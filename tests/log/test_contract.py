@@ -107,6 +107,26 @@ async def test_a_reader_gets_each_event_once_from_replay_to_live(make_log: MakeL
     assert b"".join(got) == await read_all(log)
 
 
+async def test_a_reader_that_catches_up_lets_others_have_their_turns(make_log: MakeLog) -> None:
+    store = make_log()
+    log = await new(store)
+    for _ in range(500):
+        log.append(None, DATA)
+    log.close(COMPLETED)
+    await settled(store)
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count_turns())
+    assert len(await read_all(log)) / 2**15 < turns
+    counting.cancel()
+
+
 async def test_nothing_can_be_appended_to_a_closed_log(make_log: MakeLog) -> None:
     log = await new(make_log())
     log.close(End("failed"))

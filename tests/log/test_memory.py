@@ -36,7 +36,7 @@ async def test_a_replay_comes_in_pieces_of_limited_size_that_end_with_a_whole_fr
         assert [piece async for piece in other] == pieces
     assert all(len(piece) <= CHUNK for piece in pieces if b"id: r.1000\n" not in piece)
     assert all(piece.endswith(b"\n\n") for piece in pieces)
-    assert len(pieces) < 20
+    assert sum(map(len, pieces)) >= len(pieces) * CHUNK / 2
 
 
 @given(

@@ -300,7 +300,9 @@ class ListReader:
         if self.after < self.log.first - 1:
             raise LostHistory(self.log.first - 1 - self.after, self.log.first)
         self.given = self.after + 1
-        return self.log.frames[self.given - self.log.first]
+        frames = self.log.frames[self.given - self.log.first]
+        await asyncio.sleep(0)
+        return frames
 
     @property
     def ready(self) -> bool:
