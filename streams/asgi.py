@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.access import Access, Identity, check_owner
 from streams.admission import AddressOf, Clients
-from streams.body import Bodies
+from streams.body import Bodies, give_turn
 from streams.credentials import Credentials
 from streams.errors import StreamError, UnknownSource, abbreviated
 from streams.event import Encoder
@@ -252,12 +252,14 @@ class Streams(Responder, WireHost):
         last = last_event_id(request)
         if request.method == "POST":
             source.check_query_of_post(request.query_params)
-            arguments = source.from_json(await self.read_json(request), resumes=last is not None)
+            body = await self.read_json(request)
+            arguments = source.from_json(body, resumes=last is not None)
+            await give_turn(len(body))
         else:
             arguments = source.from_query(request.query_params, resumes=last is not None)
         policy, owner = self._policies[source], await self._access.owner(request)
         key = idempotency_key(request, owner)
-        job = source.job(arguments, request, policy=policy, owner=owner, key=key)
+        job = await source.job(arguments, request, policy=policy, owner=owner, key=key)
         resumed = None if last is None else await self.runs.resumed(job, last)
         if resumed is None:
             self._credentials.check_start(request.scope)

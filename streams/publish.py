@@ -51,7 +51,7 @@ class Publisher:
         for more than `max_body` bytes, TopicEnded, Unavailable, and RuntimeError if the log is in
         the memory of a process that serves nobody.
         """
-        return await self._publish(self._topic_job(topic, parameters), data)
+        return await self._publish(await self._topic_job(topic, parameters), data)
 
     async def _publish(self, job: Job, data: Any) -> str:
         await self._lifetime.publish()
@@ -88,7 +88,7 @@ class Publisher:
         A viewer that joins within `retain` seconds gets the newest events and the end. Raises what
         `publish` raises.
         """
-        job = self._topic_job(topic, parameters)
+        job = await self._topic_job(topic, parameters)
         await self._lifetime.publish()
         await self.log.end_topic(info_of(job, self.log), limits_of(job.policy), COMPLETED)
 
@@ -102,16 +102,17 @@ class Publisher:
         if access.publish_takes_arguments:
             await access.admit_publisher(request, topic.complete(arguments))
         data = decode_json(await read_json(request))
-        job = topic.job(arguments, None, policy=self._policies[topic])
+        job = await topic.job(arguments, None, policy=self._policies[topic])
         try:
             published = await self._publish(job, data)
         except UnencodableValue as error:
             raise InvalidBody(f"the body must be JSON: {error}") from None
         return json_response({"id": published})
 
-    def _topic_job(self, name: str, parameters: Mapping[str, Any]) -> Job:
+    async def _topic_job(self, name: str, parameters: Mapping[str, Any]) -> Job:
         topic = self.topic_named(name)
-        return topic.job(topic.from_values(parameters), None, policy=self._policies[topic])
+        given = topic.from_values(parameters)
+        return await topic.job(given, None, policy=self._policies[topic])
 
     def topic_named(self, name: str) -> Topic[..., Any]:
         """Raises UnknownSource."""

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Scope
 
 from streams.arguments import items_of
-from streams.body import check_structure
+from streams.body import check_structure, give_turn
 from streams.errors import (
     Forbidden,
     InvalidKey,
@@ -246,7 +246,9 @@ async def read_json(request: Request) -> bytes:
         raise UnsupportedMediaType(
             f"the body's Content-Type is {abbreviated(kind)}; send JSON, as {JSON}"
         )
+    await give_turn(len(body))
     check_structure(body)
+    await give_turn(len(body))
     return body
 
 

@@ -12,7 +12,7 @@ import inspect
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from hashlib import sha256
+from hashlib import blake2b
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -31,6 +31,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from streams.arguments import converted, decode_object, items_of
+from streams.body import give_turn
 from streams.declaration import (
     events_schema_of,
     inner_function,
@@ -109,7 +110,7 @@ class Source(Generic[P, T]):
             )
         self._restartable_with = restartable
         program = (code.__module__, code.__qualname__, self.schema, self.movable, version)
-        self.fingerprint = sha256(encode_sorted(program)).hexdigest()
+        self.fingerprint = hash_of(program)
 
     def check_function(self, code: Callable[..., Any]) -> None:
         """Raises TypeError for a function that cannot be the source's."""
@@ -227,7 +228,7 @@ class Source(Generic[P, T]):
     def _arguments(self, given: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
         return converted(given, self._types, self._required, strict=strict)
 
-    def job(
+    async def job(
         self,
         arguments: Mapping[str, Any],
         request: Request | None,
@@ -240,13 +241,16 @@ class Source(Generic[P, T]):
         complete = self.complete(arguments)
         movable = self.movable and self._is_restartable(complete)
         encoded = encode_sorted(complete)
+        await give_turn(len(encoded))
+        arguments_hash = hash_of_json(encoded)
+        await give_turn(len(encoded))
         return Job(
             source=self.name,
             policy=policy,
             open=functools.partial(self.open, arguments, request),
             owner=None if self.shared else owner,
             arguments=encode_json(arguments).decode() if movable else None,
-            arguments_hash=sha256(encoded).hexdigest(),
+            arguments_hash=arguments_hash,
             argument_bytes=len(encoded),
             guard_arguments=self.for_guard(arguments),
             gives_arguments=bool(arguments),
@@ -318,7 +322,14 @@ def _is_list(type_: Any) -> bool:
 
 def hash_of(arguments: Any) -> str:
     """A hash of what may be a megabyte of arguments: a retained run keeps only this."""
-    return sha256(encode_sorted(arguments)).hexdigest()
+    return hash_of_json(encode_sorted(arguments))
+
+
+def hash_of_json(*parts: bytes) -> str:
+    hashed = blake2b(digest_size=32)
+    for part in parts:
+        hashed.update(part)
+    return hashed.hexdigest()
 
 
 def check_source(source: Any) -> None:

@@ -10,10 +10,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.access import Access
-from streams.body import Bodies
-from streams.encoding import encode_json
+from streams.body import Bodies, give_turn
+from streams.encoding import encode_sorted
 from streams.endpoint import Answer, Endpoint
-from streams.event import Event
+from streams.event import Payload
 from streams.job import Job
 from streams.lifetime import Lifetime
 from streams.log import RunLog
@@ -23,7 +23,7 @@ from streams.request import idempotency_key, read_json, root_path, run_url
 from streams.response import RunResponse
 from streams.runs import Position, Runs
 from streams.site import Site
-from streams.source import Source, hash_of
+from streams.source import Source, hash_of_json
 from streams.wires import Wire
 
 
@@ -87,7 +87,7 @@ class WireHost:
         source: Source[..., Any],
         arguments: Mapping[str, Any],
         *,
-        preface: Event | None = None,
+        preface: Payload | None = None,
         **policy: Unpack[PolicyOptions],
     ) -> RunLog:
         """Starts a run of one of the sources or models, which no other worker continues.
@@ -102,20 +102,24 @@ class WireHost:
         owner = await self._access.owner(request)
         own, key = self._policies[source], idempotency_key(request, owner)
         changed = own.replace(policy, f"source {source.name!r}")
-        event = None if preface is None else self.runs.encoder.payload(preface)
-        asked = (complete, event) if event else complete
+        encoded = encode_sorted(complete)
+        await give_turn(len(encoded))
+        asked = (encoded, *filter(None, preface or ()))
+        arguments_hash = None if key is None else hash_of_json(*asked)
+        guard_arguments = source.for_guard(arguments)
+        await give_turn(len(encoded))
         job = Job(
             source=source.name,
             policy=own if key is not None and changed.linger == 0 else changed,
             open=functools.partial(source.open, arguments, request),
             owner=owner,
             clients=await self._access.enter(request, owner),
-            arguments_hash=None if key is None else hash_of(asked),
-            argument_bytes=len(encode_json(complete)),
-            guard_arguments=source.for_guard(arguments),
+            arguments_hash=arguments_hash,
+            argument_bytes=len(encoded),
+            guard_arguments=guard_arguments,
             key=key,
             parent=parent_of(self.runs.observers, request.scope),
-            preface=event,
+            preface=preface,
         )
         return await self.runs.start(job)
 

@@ -99,9 +99,9 @@ def test_the_schema_of_a_pydantic_parameter_is_published() -> None:
     assert schema["required"] == ["box"]
 
 
-def test_a_pydantic_argument_can_be_moved_to_another_worker() -> None:
+async def test_a_pydantic_argument_can_be_moved_to_another_worker() -> None:
     arguments = packed.from_json(b'{"box": {"size": {"side": 1}}}')
-    job = packed.job(arguments, None, policy=Streams().policy)
+    job = await packed.job(arguments, None, policy=Streams().policy)
     assert job.arguments is not None
     assert packed.from_json(job.arguments.encode()) == arguments
 

@@ -378,7 +378,7 @@ async def test_a_shutdown_does_not_interrupt_a_cleanup_that_has_begun() -> None:
 
     streams = Streams([answer])
     async with streams:
-        log = await streams.runs.start(answer.job({}, None, policy=streams.policy))
+        log = await streams.runs.start(await answer.job({}, None, policy=streams.policy))
         await until(lambda: log.last == 1, "the event is there")
         await streams.runs.cancel(log)
         await begun.wait()
@@ -431,7 +431,7 @@ async def started(streams: Streams, source: Source[..., Any]) -> RunLog:
     """Starts a run as a request does."""
     await streams._lifetime.serve()
     policy = streams._policies[source]
-    return await streams.runs.start(source.job({}, None, policy=policy))
+    return await streams.runs.start(await source.job({}, None, policy=policy))
 
 
 class Left:

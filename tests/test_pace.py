@@ -640,7 +640,7 @@ async def test_a_run_that_is_stopped_before_its_first_step_closes_what_is_joined
         return joined(connected, merge=join_text)
 
     runs = Streams([answer]).runs
-    starting = asyncio.create_task(runs.start(answer.job({}, None, policy=Policy())))
+    starting = asyncio.create_task(runs.start(await answer.job({}, None, policy=Policy())))
     await until(lambda: runs.health()["running"], "the source opens")
     starting.cancel()
     await until(lambda: not runs.health()["running"], "the run is over")

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from streams import Event, MemoryLog, StreamError, Streams, source
+from streams import MemoryLog, StreamError, Streams, source
 from streams.job import Job
 from streams.policy import Policy
 from streams.runs import Runs
@@ -79,7 +79,7 @@ async def test_a_preface_precedes_the_events_of_the_source() -> None:
     streams = Streams([word])
 
     async def answer(request: Request) -> Response:
-        preface = Event({"asked": 1}, event="request")
+        preface = (b"request", b'{"asked":1}')
         log = await streams.start(request, word, {}, preface=preface)
         return streams.read(request, log, word, EventStream((1, 1)))
 
@@ -146,7 +146,7 @@ def test_a_keyboard_interrupt_in_a_source_goes_up_and_fails_the_run() -> None:
 
     async def main() -> None:
         streams = Streams([interrupted])
-        job = interrupted.job({}, None, policy=streams.policy)
+        job = await interrupted.job({}, None, policy=streams.policy)
         logs.append(await streams.runs.start(job))
         await anyio.sleep(20)
 
@@ -165,7 +165,7 @@ def test_a_run_whose_event_loop_ends_is_cancelled_by_the_shutdown() -> None:
 
     async def main() -> None:
         streams = Streams([endless])
-        logs.append(await streams.runs.start(endless.job({}, None, policy=streams.policy)))
+        logs.append(await streams.runs.start(await endless.job({}, None, policy=streams.policy)))
 
     asyncio.run(main())
     assert logs[0].status == "cancelled"
@@ -334,7 +334,7 @@ async def test_a_child_that_fails_while_the_source_is_suspended_at_a_yield_fails
 
     streams = Streams([group])
     log = await streams.runs.start(
-        group.job({}, None, policy=streams.policy.replace(group.policy, ""))
+        await group.job({}, None, policy=streams.policy.replace(group.policy, ""))
     )
     await until(lambda: log.is_full(), "the source waits for a reader")
     gate.set()
@@ -347,7 +347,7 @@ async def started(source: Any) -> Any:
     """The log of a new run of `source`, which has no reader."""
     streams = Streams()
     policy = streams.policy.replace(source.policy, "a test")
-    return await streams.runs.start(source.job({}, None, policy=policy))
+    return await streams.runs.start(await source.job({}, None, policy=policy))
 
 
 async def body_of(log: Any) -> str:
@@ -404,7 +404,7 @@ async def test_a_cleanup_that_ignores_its_interruption_is_interrupted_again(
                     interruptions += 1
 
     streams = Streams([stubborn])
-    log = await streams.runs.start(stubborn.job({}, None, policy=streams.policy))
+    log = await streams.runs.start(await stubborn.job({}, None, policy=streams.policy))
     await streams.runs.cancel(log)
     await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
     assert interruptions == 3
@@ -431,7 +431,7 @@ async def test_the_aclose_of_an_iterator_that_takes_too_long_is_interrupted(
         return Events()
 
     streams = Streams([slow])
-    log = await streams.runs.start(slow.job({}, None, policy=streams.policy))
+    log = await streams.runs.start(await slow.job({}, None, policy=streams.policy))
     await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
     assert log.status == "completed"
     assert "did not stop within 0.02 s" in caplog.text
@@ -459,7 +459,7 @@ async def test_an_iterator_whose_close_is_async_is_closed() -> None:
         return Events()
 
     streams = Streams([upstream])
-    log = await streams.runs.start(upstream.job({}, None, policy=streams.policy))
+    log = await streams.runs.start(await upstream.job({}, None, policy=streams.policy))
     await streams.runs.cancel(log)
     await until(lambda: closed, "the iterator is closed")
     assert log.status == "cancelled"
@@ -649,7 +649,7 @@ async def test_a_viewer_who_leaves_while_a_shared_run_opens_does_not_cancel_it()
         yield 3
 
     streams = Streams()
-    job = slow.job({}, None, policy=streams.policy)
+    job = await slow.job({}, None, policy=streams.policy)
     first = asyncio.ensure_future(streams.runs.attach(job, None))
     second = asyncio.ensure_future(streams.runs.attach(job, None))
     await until(lambda: len(streams.log), "the run opens")
@@ -672,7 +672,7 @@ async def test_a_private_run_whose_starter_is_cancelled_while_it_opens_is_discar
         raise AssertionError
 
     streams = Streams()
-    job = slow.job({}, None, policy=streams.policy)
+    job = await slow.job({}, None, policy=streams.policy)
     starting = asyncio.ensure_future(streams.runs.start(job))
     await until(lambda: len(streams.log), "the run opens")
     await asyncio.sleep(0)
@@ -709,7 +709,7 @@ async def test_a_shared_run_does_not_see_the_context_of_the_viewer_who_starts_it
 
     request_variable.set("of the first viewer")
     streams = Streams()
-    await streams.runs.start(contextual.job({}, None, policy=streams.policy))
+    await streams.runs.start(await contextual.job({}, None, policy=streams.policy))
     assert seen == [None, None]
 
 
@@ -721,17 +721,18 @@ def test_a_shared_source_with_a_request_is_a_type_error() -> None:
             yield 1
 
 
-def test_a_shared_runs_key_has_the_same_length_for_all_arguments() -> None:
+async def test_a_shared_runs_key_has_the_same_length_for_all_arguments() -> None:
     @source(shared=True)
     async def repeat(text: str, count: int = 1) -> AsyncIterator[str]:
         yield text * count
 
-    def key(**arguments: Any) -> str:
-        return repeat.job(arguments, None, policy=Policy()).arguments_hash or ""
+    async def key(**arguments: Any) -> str:
+        job = await repeat.job(arguments, None, policy=Policy())
+        return job.arguments_hash or ""
 
-    assert len(key(text="a" * 10**6)) == len(key(text="")) < 100
-    assert key(text="a") == key(count=1, text="a")
-    assert len({key(text="a"), key(text="b"), key(text="a", count=2)}) == 3
+    assert len(await key(text="a" * 10**6)) == len(await key(text="")) < 100
+    assert await key(text="a") == await key(count=1, text="a")
+    assert len({await key(text="a"), await key(text="b"), await key(text="a", count=2)}) == 3
 
 
 @pytest.mark.parametrize(

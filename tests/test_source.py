@@ -57,13 +57,13 @@ def test_a_query_and_a_body_give_the_same_arguments() -> None:
     assert everything.from_json(b'{"count":1,"box":{"side":2}}') == {"count": 1, "box": Box(2)}
 
 
-def test_the_attributes_of_a_function_do_not_replace_those_of_its_source() -> None:
+async def test_the_attributes_of_a_function_do_not_replace_those_of_its_source() -> None:
     async def scheduled() -> AsyncIterator[int]:
         yield 1
 
     scheduled.job = "every day"  # type: ignore[attr-defined]
     made = Source(scheduled)
-    assert made.job({}, None, policy=Policy()).source == "scheduled"
+    assert (await made.job({}, None, policy=Policy())).source == "scheduled"
     assert made.__doc__ is scheduled.__doc__
 
 
@@ -234,15 +234,15 @@ async def test_what_restartable_raises_is_a_problem(
     assert ("secret" in caplog.text) == (status == 500)
 
 
-def test_a_source_may_be_restartable_with_some_arguments_only() -> None:
+async def test_a_source_may_be_restartable_with_some_arguments_only() -> None:
     @source(restartable=lambda arguments: not arguments["joined"])
     async def some(joined: bool = False, *, after: int = 0) -> AsyncIterator[int]:
         yield after
 
     assert some.restartable
-    job = some.job({}, None, policy=Policy())
+    job = await some.job({}, None, policy=Policy())
     assert (job.arguments, job.fingerprint) == ("{}", some.fingerprint)
-    job = some.job({"joined": True}, None, policy=Policy())
+    job = await some.job({"joined": True}, None, policy=Policy())
     assert (job.arguments, job.fingerprint) == (None, None)
     with pytest.raises(TypeError, match="needs a keyword-only parameter `after`"):
 

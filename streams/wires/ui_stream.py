@@ -20,6 +20,7 @@ package `ai`, versions 5 to 7.
 """
 
 from collections.abc import Iterator, Mapping
+from io import StringIO
 from typing import Any, Literal
 
 import msgspec
@@ -57,7 +58,7 @@ class UIStream(Wire):
         self._parts = 0
         self._open: str | None = None
         """The kind of the open part: "text" or "reasoning"."""
-        self._calls: dict[int, ToolCall] = {}
+        self._calls: dict[int, tuple[ToolCall, StringIO]] = {}
         """The tool calls that are not complete, by index, with their arguments so far."""
         self._called = set[str]()
         self._step_is_over = False
@@ -122,30 +123,33 @@ class UIStream(Wire):
         return end
 
     def _fragment(self, call: ToolCall) -> bytes:
-        begun, body = self._calls.get(call.index), b""
+        begun, arguments = self._calls.get(call.index, (None, StringIO()))
+        body = b""
         if begun is None or call.id not in (None, begun.id):
             if call.id is None:
                 return b""  # It has no beginning, without which the client fails.
             body = self._complete_calls() if begun else b""
-            begun = ToolCall(call.index, call.id, call.name or "")
+            begun, arguments = ToolCall(call.index, call.id, call.name or ""), StringIO()
+            self._calls[call.index] = begun, arguments
             self._called.add(call.id)
             body += chunk("tool-input-start", toolCallId=begun.id, toolName=begun.name)
-        arguments = begun.arguments + call.arguments
-        self._calls[call.index] = msgspec.structs.replace(begun, arguments=arguments)
+        arguments.write(call.arguments)
         if call.arguments:
             body += chunk("tool-input-delta", toolCallId=begun.id, inputTextDelta=call.arguments)
         return body
 
     def _complete_calls(self) -> bytes:
         body = b""
-        for call in self._calls.values():
+        for call, arguments in self._calls.values():
             members: dict[str, Any] = {"toolCallId": call.id, "toolName": call.name}
+            given = arguments.getvalue()
             try:
-                arguments = _json((call.arguments or "{}").encode())
-                body += chunk("tool-input-available", **members, input=arguments)
+                body += chunk(
+                    "tool-input-available", **members, input=_json((given or "{}").encode())
+                )
             except (msgspec.DecodeError, RecursionError) as error:
                 reason = f"the arguments are not JSON: {error}"
-                body += chunk("tool-input-error", **members, input=call.arguments, errorText=reason)
+                body += chunk("tool-input-error", **members, input=given, errorText=reason)
         self._calls.clear()
         return body
 

@@ -332,9 +332,9 @@ async def test_a_long_reply_is_not_cut_before_it_is_sent() -> None:
     assert CountedText.work - before < TURN
 
 
-def test_only_an_answer_of_single_tokens_can_be_continued_by_another_worker() -> None:
+async def test_only_an_answer_of_single_tokens_can_be_continued_by_another_worker() -> None:
     for arguments, restartable in (({}, True), ({"every": 0.0}, True), ({"every": 0.05}, False)):
-        job = tokens.job(arguments, None, policy=Policy())
+        job = await tokens.job(arguments, None, policy=Policy())
         assert (job.arguments is not None) is restartable
         assert (job.fingerprint is not None) is restartable
 

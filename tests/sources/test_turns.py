@@ -379,7 +379,7 @@ async def test_another_worker_continues_with_the_same_turn() -> None:
     given = {**QUICK, "messages": ASKED, "reply": TURNS, "tools": [WEATHER], "seed": -(10**30)}
     arguments = tokens.from_json(json.dumps(given).encode())
     whole = await all_of(tokens(**arguments))
-    job = tokens.job(arguments, None, policy=Policy())
+    job = await tokens.job(arguments, None, policy=Policy())
     assert job.arguments is not None
     again = tokens.from_json(job.arguments.encode())
     assert again == arguments

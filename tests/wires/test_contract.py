@@ -21,12 +21,12 @@ from streams.log import RunInfo
 from streams.wires import EventStream
 from streams.wires.jsonlines import JSONLines
 from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
-from streams.wires.openai.responses import REQUEST, Kept, ResponsesWire
+from streams.wires.openai.responses import REQUEST, Kept, ResponsesWire, encoded
 from streams.wires.ui_stream import UIStream
 from tests.support.ui_messages import chunks_of, ui_message
 
 INFO = RunInfo(run="A" * 22, source="s", started=datetime.now(UTC))
-KEPT = Kept(response={"model": "m"}, input=[])
+KEPT = Kept(response={"model": encoded("m")})
 
 
 class Read(NamedTuple):

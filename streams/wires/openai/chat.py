@@ -7,7 +7,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,7 +18,13 @@ from streams.event import EventId, LoggedEvent, payload
 from streams.log import RunInfo
 from streams.wires import Wire
 from streams.wires.answer import NOTHING, Answer, Piece, ToolCall
-from streams.wires.openai.common import MODEL_NAME, arguments_for, error_object, estimated_tokens
+from streams.wires.openai.common import (
+    MODEL_NAME,
+    JSONText,
+    arguments_for,
+    error_object,
+    estimated_tokens,
+)
 from streams.wires.openai.stop import StopSequences
 
 StopSequence = Annotated[str, Meta(max_length=1000)]
@@ -129,26 +135,12 @@ class ChatAnswer(Answer):
     def usage_chunk(self) -> dict[str, Any]:
         return self._object("chat.completion.chunk", [], usage=self._usage())
 
-    def completion(self, pieces: Iterable[Piece]) -> dict[str, Any]:
-        """The whole answer, of its pieces."""
-        pieces = list(pieces)
-        tool_calls = joined_calls(call for piece in pieces for call in piece.tool_calls)
-        refusal = "".join(piece.refusal for piece in pieces) or None
-        text = "".join(piece.text for piece in pieces)
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": text or (None if tool_calls or refusal else ""),
-            "refusal": refusal,
-            "annotations": [],
-        }
-        if reasoning := "".join(piece.reasoning for piece in pieces):
-            message["reasoning_content"] = reasoning
-        if tool_calls:
-            message["tool_calls"] = tool_calls
+    def whole(self, completion: "Completion") -> dict[str, Any]:
+        """The whole answer, which `completion` has got piece by piece."""
         choice = {
             "index": 0,
-            "message": message,
-            "logprobs": joined_logprobs(piece.logprobs for piece in pieces if piece.logprobs),
+            "message": completion.message(),
+            "logprobs": completion.logprobs,
             "finish_reason": self.finish,
         }
         return self._object("chat.completion", [choice], usage=self._usage())
@@ -193,31 +185,53 @@ def fragment(call: ToolCall) -> dict[str, Any]:
     return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
-def joined_calls(fragments: Iterable[ToolCall]) -> list[dict[str, Any]]:
-    """The tool calls of a whole answer, in the order in which they began."""
-    calls: dict[int, list[ToolCall]] = {}
-    for each in fragments:
-        calls.setdefault(each.index, []).append(each)
-    return [
-        {
-            "id": parts[0].id,
-            "type": "function",
-            "function": {
-                "name": parts[0].name,
-                "arguments": "".join(part.arguments for part in parts),
-            },
+class Completion:
+    """The message of a whole answer, of which it gets piece after piece.
+
+    Tool calls are in the order in which they begin. `logprobs` are the lists of all pieces, one
+    after the other, and None if no piece has any.
+    """
+
+    def __init__(self) -> None:
+        self.logprobs: dict[str, Any] | None = None
+        self._text = JSONText()
+        self._reasoning = JSONText()
+        self._refusal = JSONText()
+        self._calls: dict[int, tuple[ToolCall, JSONText]] = {}
+
+    def add(self, piece: Piece) -> None:
+        self._text.add(piece.text)
+        self._reasoning.add(piece.reasoning)
+        self._refusal.add(piece.refusal)
+        for call in piece.tool_calls:
+            self._calls.setdefault(call.index, (call, JSONText()))[1].add(call.arguments)
+        for name, values in (piece.logprobs or {}).items():
+            self.logprobs = self.logprobs or {}
+            if self.logprobs.get(name) is None:
+                self.logprobs[name] = values and [*values]
+            else:
+                self.logprobs[name] += values or ()
+
+    def message(self) -> dict[str, Any]:
+        only_content = not (self._calls or self._refusal)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": self._text.as_json() if self._text or only_content else None,
+            "refusal": self._refusal.as_json() if self._refusal else None,
+            "annotations": [],
         }
-        for parts in calls.values()
-    ]
-
-
-def joined_logprobs(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The log probabilities of a whole answer: the lists of its pieces, one after the other."""
-    joined: dict[str, Any] = {}
-    for part in parts:
-        for name, values in part.items():
-            joined[name] = (joined.get(name) or []) + values if values else joined.get(name)
-    return joined or None
+        if self._reasoning:
+            message["reasoning_content"] = self._reasoning.as_json()
+        if self._calls:
+            message["tool_calls"] = [
+                {
+                    "id": begun.id,
+                    "type": "function",
+                    "function": {"name": begun.name, "arguments": arguments.as_json()},
+                }
+                for begun, arguments in self._calls.values()
+            ]
+        return message
 
 
 class ChatWire(Wire):

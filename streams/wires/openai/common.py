@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from streams import Source, StreamError, Streams
 from streams.errors import LostHistory, abbreviated, as_json_value, retry_after
-from streams.event import LoggedEvent, encode_json, parse_frames
+from streams.event import LoggedEvent, encode_json, escape_separators, parse_frames
 from streams.log import RunLog
 from streams.response import json_response
 from streams.wires.answer import Answer, Piece
@@ -145,7 +146,7 @@ def arguments_for(
         arguments |= {n: v for n, v in rest.items() if n not in HINTS and v is not False}
     if "messages" not in parameters and "prompt" in parameters:
         arguments.setdefault("prompt", text_of(messages[-1].get("content")))
-    return source.from_json(encode_json(arguments))
+    return source.from_values(arguments)
 
 
 def text_of(content: Any) -> str:
@@ -160,19 +161,41 @@ def estimated_tokens(messages: Sequence[dict[str, Any]]) -> int:
     return sum(-(-len(text_of(m.get("content"))) // CHARACTERS_PER_TOKEN) for m in messages)
 
 
-async def read_whole(request: Request, log: RunLog, answer: Answer) -> list[Piece]:
-    """The pieces of a run's answer, which is over afterwards."""
-    pieces: list[Piece] = []
+class JSONText:
+    """A text that grows, in JSON. It is encoded as it comes: no step has to encode all of it, and
+    its pieces are not kept.
+    """
+
+    def __init__(self) -> None:
+        self._json = bytearray()
+        self._whole: msgspec.Raw | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._json)
+
+    def add(self, text: str) -> None:
+        self._json += escape_separators(encode_json(text))[1:-1]
+        self._whole = None
+
+    def as_json(self) -> msgspec.Raw:
+        if self._whole is None:
+            self._whole = msgspec.Raw(b"".join((b'"', self._json, b'"')))
+        return self._whole
+
+
+async def read_whole(
+    request: Request, log: RunLog, answer: Answer, add: Callable[[Piece], None]
+) -> None:
+    """Gives the pieces of a run's answer to `add`. The answer is over afterwards."""
 
     def feed(event: LoggedEvent) -> bool:
         if piece := answer.feed(event):
-            pieces.append(piece)
+            add(piece)
         return answer.over
 
     if not await read_until(request, log, feed):
         answer.lose()
     answer.interrupt()
-    return pieces
 
 
 async def read_until(request: Request, log: RunLog, feed: Callable[[LoggedEvent], bool]) -> bool:

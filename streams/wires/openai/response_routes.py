@@ -8,17 +8,19 @@ Invariants:
 3. All that is known of a response is in the log of its run, so any worker answers for it.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response as HTTPResponse
 from starlette.routing import Route
 
 from streams import Event, Source, StreamError, Streams
 from streams.errors import InvalidParameters, LostHistory, UnknownRun, abbreviated
-from streams.event import LoggedEvent, encode_json, parse_frames
+from streams.event import LoggedEvent, encode_json, parse_frames, payload
 from streams.log import RunLog
 from streams.response import head_response, json_response
 from streams.wires.openai.common import Models, arguments_for, estimated_tokens, read_until
@@ -39,6 +41,7 @@ from streams.wires.openai.responses import (
     Kept,
     Response,
     ResponsesWire,
+    encoded,
 )
 
 RESPONSE_BYTES = 16 * 2**20
@@ -76,6 +79,7 @@ class Responses:
 
     async def _create(self, request: Request) -> HTTPResponse:
         asked, fields = parse(await self._streams.read_json(request))
+        await asyncio.sleep(0)
         source = self._models.find(asked.model)
         earlier = await self._earlier(request, asked.previous_response_id)
         items = await self._resolved(request, asked.items)
@@ -86,13 +90,19 @@ class Responses:
             arguments = arguments_for(source, messages, chat, {"max_tokens": limit})
         except InvalidParameters as error:
             raise origin(error) from None
+        # Each of these may be megabytes, and to encode one takes milliseconds.
+        await asyncio.sleep(0)
         kept = Kept(
-            response=repeated(asked, fields),
-            input=items if asked.stored else [],
-            earlier=earlier if asked.stored else [],
+            response={name: encoded(value) for name, value in repeated(asked, fields).items()},
             input_tokens=estimated_tokens(messages),
             limit=None if "max_tokens" in arguments else limit,
         )
+        await asyncio.sleep(0)
+        if asked.stored:
+            kept.input = encoded(items)
+            await asyncio.sleep(0)
+            kept.earlier = encoded(earlier)
+            await asyncio.sleep(0)
         log = await self._start(request, asked, source, arguments, kept)
         if asked.stream:
             return self._streams.read(request, log, source, ResponsesWire(log.info))
@@ -109,12 +119,12 @@ class Responses:
         arguments: dict[str, Any],
         kept: Kept,
     ) -> RunLog:
+        preface = payload(Event(kept, event=REQUEST))
         policy: dict[str, Any] = {} if asked.stored else {"linger": 0}
         if asked.stored:
-            policy["window"] = RESPONSE_BYTES + len(encode_json(kept))
+            policy["window"] = RESPONSE_BYTES + len(preface[1])
         if asked.background:
             policy["linger"] = None
-        preface = Event(kept, event=REQUEST)
         return await self._streams.start(request, source, arguments, preface=preface, **policy)
 
     async def _one(self, request: Request) -> HTTPResponse:
@@ -128,7 +138,7 @@ class Responses:
         if request.method == "HEAD":
             return head_response(wire)
         assert response.kept is not None
-        source = self._models.find(response.kept.response["model"])
+        source = self._models.find(response.kept.model)
         return self._streams.read(request, log, source, wire, resumes=after >= 0)
 
     async def _no_operation(self, request: Request) -> HTTPResponse:
@@ -154,7 +164,7 @@ class Responses:
     async def _input_items(self, request: Request) -> HTTPResponse:
         log, response = await self._stored(request, REQUEST_NUMBER)
         assert response.kept is not None
-        items = listed(log.info.run, [*response.kept.earlier, *response.kept.input])
+        items = listed(log.info.run, response.kept.items)
         if request.query_params.get("order") != "asc":
             items.reverse()
         after, limit = request.query_params.get("after"), _whole_number(request, "limit", LISTED)
@@ -184,7 +194,7 @@ class Responses:
         except UnknownRun:
             raise unknown from None
         response = await _read(log, log.last if up_to is None else min(up_to, log.last))
-        if response.kept is None or not response.kept.response["store"]:
+        if response.kept is None or not response.kept.stored:
             raise unknown
         return log, response
 
@@ -207,8 +217,7 @@ class Responses:
                 param=param,
             )
         assert response.kept is not None
-        output = [item.as_dict() for item in response.output if item.is_usable]
-        items = [*response.kept.earlier, *response.kept.input, *output]
+        items = [*response.kept.items, *_usable(response)]
         if (size := len(encode_json(items))) > CONVERSATION_BYTES:
             raise StreamError(
                 f"the conversation before this response has {size} bytes, and at most "
@@ -229,11 +238,18 @@ class Responses:
                 _, response = await self._stored(request, name=f"{PREFIX}{run}")
             except StreamError:
                 continue  # The reference is refused, with its place in the input.
-            found |= {item.id: item.as_dict() for item in response.output if item.is_usable}
+            found |= {item["id"]: item for item in _usable(response)}
         return [
             found.get(str(item.get("id")), item) if item.get("type") == "item_reference" else item
             for item in items
         ]
+
+
+def _usable(response: Response) -> list[dict[str, Any]]:
+    """The items of the output that a conversation can go on with."""
+    output = [item.as_dict() for item in response.output if item.is_usable]
+    items: list[dict[str, Any]] = msgspec.json.decode(encode_json(output))
+    return items
 
 
 def _object(response: Response) -> HTTPResponse:

@@ -16,10 +16,18 @@ from typing import Any
 
 import msgspec
 
-from streams.event import End, EventId, LoggedEvent, payload
+from streams.event import (
+    End,
+    EventId,
+    LoggedEvent,
+    encode_json,
+    escape_separators,
+    payload,
+)
 from streams.log import RunInfo
 from streams.wires import Wire
 from streams.wires.answer import Answer, Piece, ToolCall
+from streams.wires.openai.common import JSONText
 
 REQUEST = "request"
 """The name of the event with the request, and its number."""
@@ -30,38 +38,62 @@ PREFIX = "resp_"
 STOPPED = "stopped"
 """The reason of a run that a client has cancelled."""
 
+EMPTY = msgspec.Raw(b"[]")
+
 
 class Kept(msgspec.Struct, kw_only=True):
-    """What a response keeps of its request, as the data of an event."""
+    """What a response keeps of its request, as the data of an event.
 
-    response: dict[str, Any]
+    What may be megabytes stays encoded: a reader needs most of it only to pass it on.
+    """
+
+    response: dict[str, msgspec.Raw]
     """The members of the response that repeat the request."""
-    input: list[dict[str, Any]]
-    earlier: list[dict[str, Any]] = []
+    input: msgspec.Raw = EMPTY
+    """Its items, in a list."""
+    earlier: msgspec.Raw = EMPTY
     """The items of the conversation that `previous_response_id` continues."""
     input_tokens: int = 0
     """A guess, for a source that does not count them."""
     limit: int | None = None
     """The most pieces to pass on, if the source has no limit of its own."""
 
+    @property
+    def model(self) -> str:
+        return msgspec.json.decode(self.response["model"], type=str)
 
-class Text:
+    @property
+    def stored(self) -> bool:
+        return msgspec.json.decode(self.response["store"], type=bool)
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """The items of the conversation up to this response."""
+        both = (msgspec.json.decode(items) for items in (self.earlier, self.input))
+        return [item for items in both for item in items]
+
+    def without_items(self) -> "Kept":
+        """What the events of the API need, independent of the event that this came from."""
+        repeated = {name: value.copy() for name, value in self.response.items()}
+        return msgspec.structs.replace(self, response=repeated, input=EMPTY, earlier=EMPTY)
+
+
+def encoded(value: Any) -> msgspec.Raw:
+    """A value for Kept."""
+    return msgspec.Raw(escape_separators(encode_json(value)))
+
+
+class Text(JSONText):
     """A part of a message: text, or a refusal. Or what a model thinks."""
 
     def __init__(self, kind: str, member: str = "text") -> None:
+        super().__init__()
         self.kind = kind
         self.member = member
         self.logprobs: list[Any] = []
-        self._pieces: list[str] = []
-
-    def add(self, text: str) -> None:
-        self._pieces.append(text)
-
-    def __str__(self) -> str:
-        return "".join(self._pieces)
 
     def as_dict(self) -> dict[str, Any]:
-        part: dict[str, Any] = {"type": self.kind, self.member: str(self)}
+        part: dict[str, Any] = {"type": self.kind, self.member: self.as_json()}
         if self.kind == "output_text":
             part |= {"annotations": [], "logprobs": self.logprobs}
         return part
@@ -77,7 +109,7 @@ class Item:
         self.status = "in_progress"
         self.parts: list[Text] = []
         self.call = ToolCall(0)
-        self.arguments = Text("arguments")
+        self.arguments = JSONText()
 
     @property
     def is_usable(self) -> bool:
@@ -95,7 +127,7 @@ class Item:
             case _:
                 call_id = self.call.id or f"call_{self.id}"
                 named = {"call_id": call_id, "name": self.call.name or ""}
-                return head | named | {"arguments": str(self.arguments)}
+                return head | named | {"arguments": self.arguments.as_json()}
 
 
 class Response:
@@ -128,7 +160,6 @@ class Response:
 
     def feed(self, event: LoggedEvent) -> list[dict[str, Any]]:
         """The events of the API that an event of the run makes."""
-        self._events = []
         if self.kept is None:
             if event.number == REQUEST_NUMBER and event.name == REQUEST:
                 self.kept = msgspec.json.decode(event.data, type=Kept)
@@ -140,7 +171,8 @@ class Response:
                 self._end(End.decode(event.data))
             elif self._pieces == self.kept.limit:
                 self._finish("incomplete", "length")
-        return self._events
+        events, self._events = self._events, []
+        return events
 
     def as_dict(self) -> dict[str, Any]:
         assert self.kept is not None
@@ -233,7 +265,7 @@ class Response:
     def _close_part(self, item: Item) -> None:
         part, where = item.parts[-1], _content(item)
         also = {"logprobs": part.logprobs} if part.kind == "output_text" else {}
-        self._emit(f"response.{part.kind}.done", **where, **{part.member: str(part)}, **also)
+        self._emit(f"response.{part.kind}.done", **where, **{part.member: part.as_json()}, **also)
         self._emit("response.content_part.done", **where, part=part.as_dict())
 
     def _add_call(self, call: ToolCall) -> None:
@@ -261,11 +293,11 @@ class Response:
             if item is self._message:
                 self._close_part(item)
             elif item is self._reasoning:
-                text = str(item.parts[0])
+                text = item.parts[0].as_json()
                 self._emit("response.reasoning_summary_text.done", **_summary(item), text=text)
                 self._emit("response.reasoning_summary_part.done", **_summary(item, "part"))
             else:
-                done = {"name": item.call.name or "", "arguments": str(item.arguments)}
+                done = {"name": item.call.name or "", "arguments": item.arguments.as_json()}
                 self._emit("response.function_call_arguments.done", **where, **done)
             self._emit("response.output_item.done", output_index=item.index, item=item.as_dict())
         self._reasoning = self._message = None
@@ -318,9 +350,10 @@ class ResponsesWire(Wire):
     def event(self, event: LoggedEvent) -> bytes:
         events = self._response.feed(event)
         if event.number == REQUEST_NUMBER and (kept := self._response.kept) is not None:
-            kept.input, kept.earlier = [], []  # No event has them, and they may be megabytes.
+            self._response.kept = kept.without_items()  # They may be megabytes.
         self.done = self._response.over
-        return b"".join([_block(e) for e in events if e["sequence_number"] > self._starting_after])
+        sent = [e for e in events if e["sequence_number"] > self._starting_after]
+        return b"".join([part for event in sent for part in _block(event)])
 
     def gap(self, missed: int | None, last: EventId | None) -> bytes:
         self._error = "gone", "a part of the response is no longer retained"
@@ -333,11 +366,12 @@ class ResponsesWire(Wire):
         code, message = self._error
         number = max(self._response.last, self._starting_after)
         error = {"type": "error", "sequence_number": number, "code": code, "message": message}
-        return _block({**error, "param": None})
+        return b"".join(_block({**error, "param": None}))
 
 
-def _block(event: dict[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), payload(event)[1])
+def _block(event: dict[str, Any]) -> tuple[bytes, ...]:
+    """An event for the client, in parts: the last events repeat the whole answer, four times."""
+    return b"event: ", event["type"].encode(), b"\ndata: ", payload(event)[1], b"\n\n"
 
 
 def _content(item: Item) -> dict[str, Any]:

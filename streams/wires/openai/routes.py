@@ -8,6 +8,7 @@ A client of chat completions cannot resume, so a run is cancelled when its clien
 unless an Idempotency-Key names it.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from starlette.routing import Match, Route
 from streams import Source, StreamError, Streams
 from streams.errors import abbreviated
 from streams.response import json_response
-from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
+from streams.wires.openai.chat import ChatAnswer, ChatWire, Completion, parse
 from streams.wires.openai.common import Models, read_whole
 from streams.wires.openai.response_routes import Responses
 
@@ -62,13 +63,15 @@ class Endpoints:
 
     async def _complete(self, request: Request) -> Response:
         chat, fields = parse(await self._streams.read_json(request))
+        await asyncio.sleep(0)  # To parse a megabyte takes milliseconds.
         source = self._models.find(chat.model)
         arguments = chat.arguments(source, fields)
         log = await self._streams.start(request, source, arguments, linger=0)
         answer = ChatAnswer(log.info, chat, None if "max_tokens" in arguments else chat.limit)
         if chat.stream:
             return self._streams.read(request, log, source, ChatWire(log.info, answer))
-        pieces = await read_whole(request, log, answer)
+        completion = Completion()
+        await read_whole(request, log, answer, completion.add)
         if answer.error is not None:
             raise answer.error
-        return json_response(answer.completion(pieces), {"X-Request-Id": log.info.run})
+        return json_response(answer.whole(completion), {"X-Request-Id": log.info.run})

@@ -45,7 +45,7 @@ streams = Streams([numbers], log=sys.argv[1])
 
 async def start():
     await streams.__aenter__()  # and never out of it
-    log = await streams.runs.start(numbers.job({}, None, policy=streams.policy))
+    log = await streams.runs.start(await numbers.job({}, None, policy=streams.policy))
     await streams.log.written()
     return log.info.run
 

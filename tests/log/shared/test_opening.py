@@ -138,18 +138,20 @@ class Opening:
         self.one, self.other = new_worker(), new_worker()
         sources = {"slow": (self.slow, Policy())}
         self.here, self.there = Runs(self.one, sources), Runs(self.other, sources)
-        self.job = self.slow.job({}, None, policy=Policy())
+
+    async def start(self, runs: Runs) -> RunLog:
+        return await runs.start(await self.slow.job({}, None, policy=Policy()))
 
     async def _fail(self) -> None:
         await self.gate.wait()
         raise StreamError("not today", status=451)
 
     async def begin(self) -> None:
-        self._starting = asyncio.ensure_future(self.here.start(self.job))
+        self._starting = asyncio.ensure_future(self.start(self.here))
         await until(lambda: self.openings, "the source opens")
 
     async def wait(self) -> "asyncio.Task[RunLog]":
-        waiting = asyncio.ensure_future(self.there.start(self.job))
+        waiting = asyncio.ensure_future(self.start(self.there))
         await until(lambda: self.other.readers, "the other worker waits")
         await self.other.written()
         return waiting
@@ -192,7 +194,7 @@ async def test_a_refusal_keeps_nothing_of_those_who_waited_for_it(new_worker: Ne
         request = Request()
         kept.append(weakref.ref(request))
         with suppress(StreamError):
-            await runs.start(slow.job)
+            await slow.start(runs)
 
     waiting = [asyncio.ensure_future(answer(slow.here)) for _ in range(3)]
     await until(lambda: slow.openings, "the source opens")
@@ -227,7 +229,7 @@ async def test_a_client_whose_shared_run_is_refused_before_it_can_wait_starts_an
     monkeypatch.setattr(slow.other.store, "find_by_key", find_nothing)
     monkeypatch.setattr(slow.other.store, operation, slow_reply)
     with pytest.raises(StreamError, match="not today"):
-        await asyncio.wait_for(slow.there.start(slow.job), 10)
+        await asyncio.wait_for(slow.start(slow.there), 10)
     assert len(slow.openings) == 2
 
 
@@ -252,7 +254,7 @@ async def test_a_client_that_waited_on_another_worker_has_time_to_read_the_run(
     slow, openings = opened_by(gate.wait, over.wait)
     one, other = new_worker(), new_worker()
     here, there = Runs(one, {}), Runs(other, {})
-    job = slow.job({}, None, policy=Policy(linger=0))
+    job = await slow.job({}, None, policy=Policy(linger=0))
     starting = asyncio.ensure_future(here.start(job))
     await until(lambda: openings, "the source opens")
     waiting = asyncio.ensure_future(there.start(job))
@@ -363,7 +365,7 @@ async def test_those_who_wait_for_an_opening_survive_the_death_of_the_worker_tha
     slow = continued if restartable else mortal
     sources = {slow.name: (slow, Policy())}
     here, there = Runs(one, sources), Runs(other, sources)
-    job = slow.job({}, None, policy=Policy())
+    job = await slow.job({}, None, policy=Policy())
     starting = asyncio.ensure_future(here.start(job))
     await until(lambda: openings, "the source opens")
     waiting = asyncio.ensure_future(there.start(job))

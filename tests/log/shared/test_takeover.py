@@ -129,7 +129,7 @@ async def test_a_survivor_continues_restartable_runs_and_ends_the_others_as_fail
     here, there = Runs(one, sources), Runs(other, sources)
     logs = []
     for s, policy in sources.values():
-        logs.append(await here.start(s.job({}, None, policy=policy)))
+        logs.append(await here.start(await s.job({}, None, policy=policy)))
     await one.written()
     limits = Limits(window=2**20, retain=300)
     described = info("A", source="restartable", arguments="{}", fingerprint=restartable.fingerprint)
@@ -170,7 +170,9 @@ async def test_a_survivor_does_not_continue_a_run_with_whose_arguments_its_sourc
     dead = asyncio.Event()
     one, other = new_worker(), new_worker()
     here, there = (Runs(log, {"numbers": (numbers, Policy())}) for log in (one, other))
-    jobs = [numbers.job({"joined": joined}, None, policy=Policy()) for joined in (True, False)]
+    jobs = [
+        await numbers.job({"joined": joined}, None, policy=Policy()) for joined in (True, False)
+    ]
     logs = [await here.start(job) for job in jobs]
     await one.written()
     await other.open()
@@ -209,7 +211,7 @@ async def test_a_survivor_does_not_continue_the_run_of_another_program(
         Runs(one, {"numbers": (old, Policy())}),
         Runs(other, {"numbers": (new_, Policy())}),
     )
-    log = await here.start(old.job({}, None, policy=Policy()))
+    log = await here.start(await old.job({}, None, policy=Policy()))
     await one.written()
     await other.open()
     await kill(one)
@@ -236,7 +238,7 @@ async def test_a_worker_that_shuts_down_continues_no_run_of_another(new_worker: 
     one, other = new_worker(), new_worker()
     sources = {"restartable": (restartable, Policy())}
     here, there = Runs(one, sources), Runs(other, sources)
-    log = await here.start(restartable.job({}, None, policy=Policy()))
+    log = await here.start(await restartable.job({}, None, policy=Policy()))
     await one.written()
     await other.open()
     there.cancel_openings()

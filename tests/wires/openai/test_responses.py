@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from streams.event import COMPLETED, NO_READER, SHUTDOWN, End, Payload, encode_json, frame
 from streams.wires.openai.response_input import parse, repeated
-from streams.wires.openai.responses import REQUEST, Kept, Response, ResponsesWire
+from streams.wires.openai.responses import REQUEST, Kept, Response, ResponsesWire, encoded
 from tests.support.agent import call, done, piece
 from tests.support.event_logs import info
 
@@ -27,8 +27,8 @@ EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 def kept(limit: int | None = None, **fields: Any) -> Kept:
     request, given = parse(encode_json({"model": "m", "input": "Hello?", **fields}))
-    response = repeated(request, given)
-    return Kept(response=response, input=request.items, input_tokens=7, limit=limit)
+    response = {name: encoded(value) for name, value in repeated(request, given).items()}
+    return Kept(response=response, input=encoded(request.items), input_tokens=7, limit=limit)
 
 
 def frames_of(
