@@ -56,10 +56,16 @@ class Damaged(Exception):
     """What the store has of a run cannot be read: no worker has written it so."""
 
 
-def state_of(info: Any, **columns: Any) -> State:
-    """A state whose info is JSON still, and whose columns may have any types. Raises Damaged."""
+def state_of(info: Any, arguments: Any, **columns: Any) -> State:
+    """A state whose info is JSON still, without the arguments. The columns may have any types.
+
+    Raises Damaged.
+    """
     try:
         decoded = msgspec.json.decode(info, type=RunInfo)
+        if arguments is not None:
+            given = msgspec.convert(arguments, str)
+            decoded = msgspec.structs.replace(decoded, arguments=given)
         state = msgspec.convert({"info": decoded, **columns}, State)
     except (TypeError, ValueError) as error:
         raise Damaged(str(error)) from None

@@ -312,8 +312,9 @@ def _state(reply: list[Any]) -> State | None:
         for worker, cursor in zip(found[::2], found[1::2], strict=True):
             had, readers = cursor.split()
             cursors[worker.decode()] = (int(had), int(readers))
-        state = state_of(
+        return state_of(
             info,
+            None if arguments is None else arguments.decode(),
             status=status.decode(),
             producer=producer.decode(),
             last=last,
@@ -321,10 +322,6 @@ def _state(reply: list[Any]) -> State | None:
             limits=Limits(window, retain / 1000, bool(drops_oldest)),
             cursors=cursors,
         )
-        if arguments is None:
-            return state
-        replace = msgspec.structs.replace
-        return replace(state, info=replace(state.info, arguments=arguments.decode()))
     except (AttributeError, TypeError, ValueError) as error:
         raise Damaged(str(error)) from None
 

@@ -26,7 +26,7 @@ from streams.log.store import parse_lease
 
 DEFAULT_LEASE = "10"
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 1400137037
 _SCHEMA = (files(__package__) / "schema.sql").read_text("utf-8")
 

@@ -72,16 +72,16 @@ def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
     """The state of a run; None if there is no such run, or it has expired. Raises Damaged."""
     if (number := find_run(db, app, run)) is None:
         return None
-    info, status, producer, last, first, window, retain, drops_oldest = db.execute(
-        f"SELECT info, status, producer, {LAST}, {FIRST}, window, retain, drops_oldest "
-        "FROM run AS r WHERE id = ?",
-        (number,),
+    columns = "info, arguments, status, producer, window, retain, drops_oldest"
+    info, arguments, status, producer, window, retain, drops_oldest, last, first = db.execute(
+        f"SELECT {columns}, {LAST}, {FIRST} FROM run AS r WHERE id = ?", (number,)
     ).fetchone()
     cursors = db.execute(
         "SELECT worker, after, readers FROM cursor WHERE run = ? AND after IS NOT NULL", (number,)
     )
     return state_of(
         info,
+        arguments,
         status=status,
         producer=producer,
         last=last,
@@ -179,7 +179,8 @@ def insert_run(
         "retain": limits.retain,
         "drops_oldest": limits.drops_oldest,
         "expires": expires,
-        "info": encode_json(info),
+        "info": encode_json(info.without_arguments()),
+        "arguments": info.arguments,
     }
     insert = f"INSERT INTO run ({', '.join(row)}) VALUES (:{', :'.join(row)})"
     return db.execute(insert, row).lastrowid or 0

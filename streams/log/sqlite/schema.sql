@@ -1,4 +1,4 @@
--- Version 2. database.py runs this once, when the file is new.
+-- Version 3. database.py runs this once, when the file is new.
 --
 -- Times are wall time, in seconds since 1970: they survive a reboot. No death rests on them.
 
@@ -20,7 +20,7 @@ CREATE TABLE worker (
 
 -- A discarded run has no name any more; the keeper deletes it. `unique_key` is NULL when an end has
 -- freed it. `owner`, `key` and `source` are what runs are selected by, and `started`, in µs since
--- 1970, is what they are sorted by.
+-- 1970, is what they are sorted by. `info` does not have the arguments.
 --
 -- A topic has '' as its producer, and in `size` the bytes of its frames; it expires unless that is
 -- postponed. What has expired never comes back.
@@ -40,7 +40,8 @@ CREATE TABLE run (
   drops_oldest INTEGER NOT NULL,
   size INTEGER NOT NULL DEFAULT 0,
   expires REAL,
-  info BLOB NOT NULL
+  info BLOB NOT NULL,
+  arguments TEXT
 );
 CREATE UNIQUE INDEX run_name ON run (app, name);
 CREATE UNIQUE INDEX run_unique_key ON run (app, unique_key) WHERE unique_key IS NOT NULL;
@@ -68,11 +69,7 @@ CREATE TRIGGER batch_end AFTER INSERT ON batch WHEN NEW.status IS NOT NULL BEGIN
   UPDATE run
   SET
     status = NEW.status,
-    info = CASE
-      WHEN json_valid(CAST(info AS TEXT))
-        THEN CAST(json_remove(CAST(info AS TEXT), '$.arguments') AS BLOB)
-      ELSE info  -- It is damaged. That must not refuse the events of other runs.
-    END,
+    arguments = NULL,
     unique_key = CASE WHEN NEW.frees_key THEN NULL ELSE unique_key END,
     expires = (julianday('now') - 2440587.5) * 86400.0
       + CASE NEW.status WHEN 'refused' THEN 10 ELSE retain END
@@ -90,6 +87,6 @@ CREATE TABLE cursor (
 );
 
 PRAGMA application_id = 1400137037;
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 
 COMMIT;

@@ -275,6 +275,7 @@ async def test_a_damaged_topic_is_made_again_at_the_next_publish(
         ("info", b'{"run":7}'),
         ("info", 7),
         ("info", b"\xff"),
+        ("arguments", b"\xff"),
         ("status", "odd"),
         ("window", "odd"),
         ("retain", "odd"),

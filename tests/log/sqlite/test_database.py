@@ -77,7 +77,7 @@ def test_the_pragmas_that_can_be_set_only_once_are_set(sqlite_url: str) -> None:
     with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:"))) as db:
         pragmas = ("page_size", "auto_vacuum", "journal_mode", "user_version")
         values = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas]
-    assert values == [1024, 2, "wal", 2]
+    assert values == [1024, 2, "wal", 3]
 
 
 async def test_apps_with_different_prefixes_share_a_file_and_see_nothing_of_each_other(
