@@ -6,10 +6,12 @@ import gc
 import json
 import logging
 import weakref
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,15 @@ from starlette.requests import Request
 from starlette.types import Message, Scope
 
 from streams import Streams, source, topic
-from streams.body import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, Bodies, Body, check_structure
+from streams.body import (
+    LARGE,
+    MAX_CONTAINERS,
+    MAX_DEPTH,
+    MAX_VALUES,
+    Bodies,
+    Body,
+    check_structure,
+)
 from streams.errors import BodyTooLarge, BodyTooSlow, InvalidBody
 from streams.sources import tokens
 from tests.support.servers import Connection, client_of, connection, serving, until
@@ -144,6 +154,67 @@ async def test_json_of_any_depth_is_a_refusal(path: str, depth: int) -> None:
     assert answer.status_code == (400 if path.startswith("/v1") else 422)
     expected = "nested deeper than 64" if depth <= MAX_CONTAINERS else "10000 is the limit"
     assert expected in answer.text
+
+
+TEXT = "a" * 2 * LARGE
+FAST = {"first_token": 0, "tokens_per_second": 10_000}
+QUICK = {**FAST, "max_tokens": 1}
+HEAVY = [
+    ("msgspec.json", "decode"),
+    ("streams.request", "check_structure"),
+    ("streams.source", "encode_json"),
+    ("streams.source", "encode_sorted"),
+    ("streams.source", "hash_of_json"),
+    ("streams.wire_host", "encode_sorted"),
+    ("streams.wire_host", "hash_of_json"),
+    ("streams.wires.openai.response_routes", "encoded"),
+    ("streams.wires.openai.response_routes", "payload"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        ("/streams/tokens", {**QUICK, "prompt": TEXT}),
+        ("/streams/tokens", {**QUICK, "reply": TEXT}),
+        ("/v1/chat/completions", {**QUICK, "messages": [{"role": "user", "content": TEXT}]}),
+        ("/v1/responses", {**FAST, "max_output_tokens": 1, "input": TEXT}),
+        ("/v1/responses", {**FAST, "max_output_tokens": 1, "input": "Hi", "instructions": TEXT}),
+    ],
+)
+async def test_each_step_of_work_on_a_large_body_has_a_turn_of_its_own(
+    path: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, worked = 0, list[tuple[int, str]]()
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **options: Any) -> Any:
+            result = function(*given, **options)
+            if len(repr((given, result))) > LARGE:
+                worked.append((turns, name))
+            return result
+
+        return call
+
+    for module, name in HEAVY:
+        owner = import_module(module)
+        monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
+    counting = asyncio.create_task(count_turns())
+    transport = httpx.ASGITransport(app=Streams([tokens], models={"mock": tokens}))
+    async with httpx.AsyncClient(base_url="http://localhost", transport=transport) as client:
+        given = given if path == "/streams/tokens" else {**given, "model": "mock", "stream": True}
+        headers = {"Idempotency-Key": "k" * 16}
+        answer = await client.post(path, json=given, headers=headers)
+    counting.cancel()
+    assert answer.status_code == 200, answer.text
+    assert len(worked) > 3
+    assert [turn for turn, _ in worked] == sorted({turn for turn, _ in worked}), worked
 
 
 @pytest.mark.parametrize("path", BODIES)

@@ -120,6 +120,7 @@ class Responses:
         kept: Kept,
     ) -> RunLog:
         preface = payload(Event(kept, event=REQUEST))
+        await asyncio.sleep(0)
         policy: dict[str, Any] = {} if asked.stored else {"linger": 0}
         if asked.stored:
             policy["window"] = RESPONSE_BYTES + len(preface[1])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,10 +18,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from streams import Event, Streams, source
-from streams.event import EventId
+from streams.event import EventId, encode_json
 from streams.log import RunInfo
 from streams.sources import tokens
-from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
+from streams.wires.answer import Piece
+from streams.wires.openai.chat import ChatAnswer, ChatWire, Completion, parse
 from tests.support.mock import HELLO, PATH, QUICK, mock
 from tests.support.sdk import sdk_of
 from tests.support.servers import Connection, client_of, connection, serving, until
@@ -504,6 +506,21 @@ async def test_a_completion_works_under_a_mount_whose_path_needs_percent_encodin
             response.headers["content-location"], headers={"Accept": "application/json"}
         )
     assert state.json()["status"] == "completed"
+
+
+def test_a_whole_answer_holds_its_text_and_not_its_pieces() -> None:
+    """Half a million pieces of a reply of 1 MB were 50 MB."""
+    count, piece = 50_000, '\u2028"é'
+    tracemalloc.start()
+    try:
+        completion = Completion()
+        for _ in range(count):
+            completion.add(Piece(piece))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert json.loads(encode_json(completion.message()))["content"] == count * piece
+    assert held < 2 * len(json.dumps(count * piece))
 
 
 def test_a_gap_ends_an_answer_with_an_error() -> None:
