@@ -6,14 +6,14 @@ Invariants:
 2. Whatever a client sends, it is checked in one pass, and the answer is short.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from typing import Any
 
 import msgspec
 from starlette.datastructures import QueryParams
 
-from streams.encoding import MAX_FAULTS, decode_model
+from streams.encoding import MAX_FAULTS, decode_json, decode_json_object, decode_model
 from streams.errors import (
     InvalidBody,
     InvalidParameters,
@@ -39,18 +39,21 @@ def items_of(query: QueryParams) -> list[tuple[str, str]]:
     return items
 
 
-def decode_json(body: bytes, type_: Any = Any) -> Any:
+def decode_value(body: bytes) -> Any:
     """The value that a client sent as JSON. Raises InvalidBody."""
-    kind = "JSON" if type_ is Any else "a JSON object"
+    return _decoded(body, decode_json, "JSON")
+
+
+def _decoded(body: bytes, decode: Callable[[bytes], Any], kind: str) -> Any:
     try:
-        return msgspec.json.decode(body, type=type_)
+        return decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidBody(f"the body must be {kind}: {without_long_quotes(str(error))}") from None
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
     """The JSON object that a client sent; an empty body is an empty one. Raises InvalidBody."""
-    given: dict[str, Any] = decode_json(body or b"{}", dict[str, Any])
+    given: dict[str, Any] = _decoded(body or b"{}", decode_json_object, "a JSON object")
     if len(given) > MAX_PARAMETERS:
         raise InvalidBody(f"the body has {len(given)} members; give at most {MAX_PARAMETERS}")
     return given

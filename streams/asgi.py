@@ -17,8 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.access import Access, Identity, check_owner
 from streams.admission import AddressOf, Clients
-from streams.body import Bodies, give_turn
+from streams.body import Bodies
 from streams.credentials import Credentials
+from streams.encoding import give_turn
 from streams.errors import StreamError, UnknownSource, abbreviated
 from streams.event import Encoder
 from streams.guard import Guard

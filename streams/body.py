@@ -22,10 +22,6 @@ MAX_CONTAINERS = 10_000
 MAX_VALUES = 50_000
 """It has at most this many values: a megabyte of `1,` costs a tenth of a second, too."""
 
-LARGE = 2**16
-"""To check, decode, encode or hash a megabyte takes up to 5 ms each. What does several of these
-with more than this many bytes gives the event loop a turn between them."""
-
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{},"'))
 
 
@@ -122,12 +118,6 @@ class Body:
         self._bodies.arriving.discard(self)
         self._bodies.bytes -= self._size
         self._size = 0
-
-
-async def give_turn(size: int) -> None:
-    """Gives the event loop a turn between two steps of work on `size` bytes, if they are many."""
-    if size > LARGE:
-        await asyncio.sleep(0)
 
 
 def check_structure(json: bytes | bytearray) -> None:

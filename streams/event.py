@@ -21,6 +21,8 @@ from sse_starlette import ServerSentEvent
 from streams.encoding import (
     BINARY,
     HookFailed,
+    decode_json,
+    decode_json_object,
     encode_json,
     find_binary,
     find_unencodable,
@@ -43,6 +45,8 @@ __all__ = [
     "EventId",
     "LoggedEvent",
     "Payload",
+    "decode_json",
+    "decode_json_object",
     "encode_json",
     "escape_separators",
     "frame",

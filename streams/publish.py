@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streams.access import Access
-from streams.arguments import decode_json
+from streams.arguments import decode_value
 from streams.body import Bodies
 from streams.errors import (
     BodyTooLarge,
@@ -101,7 +101,7 @@ class Publisher:
         arguments = topic.from_query(request.query_params)
         if access.publish_takes_arguments:
             await access.admit_publisher(request, topic.complete(arguments))
-        data = decode_json(await read_json(request))
+        data = decode_value(await read_json(request))
         job = await topic.job(arguments, None, policy=self._policies[topic])
         try:
             published = await self._publish(job, data)

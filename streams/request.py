@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Scope
 
 from streams.arguments import items_of
-from streams.body import check_structure, give_turn
+from streams.body import check_structure
+from streams.encoding import give_turn
 from streams.errors import (
     Forbidden,
     InvalidKey,

@@ -31,7 +31,6 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from streams.arguments import converted, decode_object, items_of
-from streams.body import give_turn
 from streams.declaration import (
     events_schema_of,
     inner_function,
@@ -39,7 +38,7 @@ from streams.declaration import (
     parameters_of,
     schema_of,
 )
-from streams.encoding import encode_json, encode_sorted
+from streams.encoding import encode_json, encode_sorted, give_turn
 from streams.errors import InvalidParameters, as_stream_error, for_clients
 from streams.guard import Guard, takes_arguments
 from streams.job import Job

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.access import Access
-from streams.body import Bodies, give_turn
-from streams.encoding import encode_sorted
+from streams.body import Bodies
+from streams.encoding import encode_sorted, give_turn
 from streams.endpoint import Answer, Endpoint
 from streams.event import Payload
 from streams.job import Job

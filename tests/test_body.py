@@ -20,7 +20,6 @@ from starlette.types import Message, Scope
 
 from streams import Streams, source, topic
 from streams.body import (
-    LARGE,
     MAX_CONTAINERS,
     MAX_DEPTH,
     MAX_VALUES,
@@ -28,6 +27,7 @@ from streams.body import (
     Body,
     check_structure,
 )
+from streams.encoding import LARGE
 from streams.errors import BodyTooLarge, BodyTooSlow, InvalidBody
 from streams.sources import tokens
 from tests.support.servers import Connection, client_of, connection, serving, until
@@ -160,7 +160,8 @@ TEXT = "a" * 2 * LARGE
 FAST = {"first_token": 0, "tokens_per_second": 10_000}
 QUICK = {**FAST, "max_tokens": 1}
 HEAVY = [
-    ("msgspec.json", "decode"),
+    ("streams.arguments", "decode_json_object"),
+    ("streams.wires.openai.common", "decode_json_object"),
     ("streams.request", "check_structure"),
     ("streams.source", "encode_json"),
     ("streams.source", "encode_sorted"),

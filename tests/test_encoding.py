@@ -1,5 +1,6 @@
 """encoding.py and the Encoder of event.py: pydantic's models, `encode`, and errors with a path."""
 
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 from starlette.datastructures import QueryParams
 
 from streams import Event, Streams, source
 from streams.errors import InvalidParameters, UnencodableValue
-from streams.event import Encoder, payload
+from streams.event import Encoder, decode_json, decode_json_object, payload
 from tests.support.servers import client_of, every_event
 
 
@@ -25,6 +28,24 @@ class Size(BaseModel):
 class Box(BaseModel):
     size: Size
     packed: date | None = None
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers())
+def test_a_number_from_outside_is_what_python_makes_of_it(number: float) -> None:
+    text = json.dumps([number])
+    assert repr(decode_json(text)) == repr(decode_json_object(f'{{"a":{text}}}')["a"]) == text
+
+
+@pytest.mark.parametrize("number", ["1e309", "-1e309", "9" * 400 + ".0"])
+def test_a_number_beyond_the_range_of_a_float_is_refused(number: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match="out of range"):
+        decode_json(number)
+
+
+def test_no_number_is_decoded_by_msgspec_which_takes_25_us_for_some() -> None:
+    decoders: list[Any] = [decode_json, decode_json_object]
+    for decode in decoders:
+        assert decode.__self__.float_hook("1e308") == 1e308
 
 
 class Timestamp:

@@ -100,6 +100,11 @@ JSON_BODIES = [
     b"[" + b"[]," * 30_000 + b"[]]",
     b'{"value":[' + b'"[",' * 45_000 + b"1]}",
     b'{"value":[' + b"1," * 90_000 + b"1]}",
+    b'{"value":[' + b"1e300," * 45_000 + b"1]}",
+    b'{"model":"mock","messages":[%b]}' % b",".join([b'{"role":"user","content":"Q"}'] * 9000),
+    b'{"model":"mock","input":[%b]}' % b",".join([b'{"role":"user","content":"Q"}'] * 9000),
+    b'{"model":"mock","input":[%b]}'
+    % b",".join(b'{"type":"item_reference","id":"msg_%022d_0"}' % n for n in range(9000)),
     b"[" * 70 + b"]" * 150_000,
     b'{"value":"%s"}' % (b"Q" * 150_000),
     b"{" + b",".join(b'"n%d":1' % n for n in range(5000)) + b"}",

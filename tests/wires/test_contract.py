@@ -21,7 +21,8 @@ from streams.log import RunInfo
 from streams.wires import EventStream
 from streams.wires.jsonlines import JSONLines
 from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
-from streams.wires.openai.responses import REQUEST, Kept, ResponsesWire, encoded
+from streams.wires.openai.kept import REQUEST, Kept, encoded
+from streams.wires.openai.responses import ResponsesWire
 from streams.wires.ui_stream import UIStream
 from tests.support.ui_messages import chunks_of, ui_message
 

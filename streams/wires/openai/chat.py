@@ -24,6 +24,7 @@ from streams.wires.openai.common import (
     arguments_for,
     error_object,
     estimated_tokens,
+    fields_of,
 )
 from streams.wires.openai.stop import StopSequences
 
@@ -70,7 +71,7 @@ class ChatRequest(msgspec.Struct, kw_only=True):
 def parse(body: bytes) -> tuple[ChatRequest, dict[str, Any]]:
     """The request, and all of its fields. Raises StreamError naming a wrong one."""
     try:
-        fields = msgspec.json.decode(body, type=dict[str, Any])
+        fields = fields_of(body)
         return msgspec.convert(fields, ChatRequest), fields
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         named = re.search(r"\$\.(\w+)|field `(\w+)`", str(error))

@@ -16,7 +16,13 @@ from starlette.responses import Response
 
 from streams import Source, StreamError, Streams
 from streams.errors import LostHistory, abbreviated, as_json_value, retry_after
-from streams.event import LoggedEvent, encode_json, escape_separators, parse_frames
+from streams.event import (
+    LoggedEvent,
+    decode_json_object,
+    encode_json,
+    escape_separators,
+    parse_frames,
+)
 from streams.log import RunLog
 from streams.response import json_response
 from streams.wires.answer import Answer, Piece
@@ -72,6 +78,9 @@ UNUSED: dict[str, Any] = {
 MODEL_NAME = 256
 """The most characters of a model's name: every chunk repeats it."""
 
+MAX_FIELDS = 100
+"""The most fields of a request: OpenAI has some 40."""
+
 LISTED_MODELS = 10
 """The error for an unknown model lists at most this many others."""
 
@@ -110,6 +119,15 @@ class Models:
         self.find(name)
         created = int(self._streams.runs.since.timestamp())
         return {"id": name, "object": "model", "created": created, "owned_by": "streams"}
+
+
+def fields_of(body: bytes) -> dict[str, Any]:
+    """The fields of a request. Raises StreamError for too many, and what decode_json raises."""
+    fields = decode_json_object(body)
+    if len(fields) > MAX_FIELDS:
+        detail = f"the request has {len(fields)} fields; send at most {MAX_FIELDS}"
+        raise StreamError(detail, status=400)
+    return fields
 
 
 def is_asked(name: str, value: Any) -> bool:

@@ -6,6 +6,7 @@ names that they have there.
 Source: https://platform.openai.com/docs/api-reference/responses/create
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from msgspec import Meta
 
 from streams import StreamError
 from streams.errors import abbreviated
-from streams.wires.openai.common import MODEL_NAME
+from streams.wires.openai.common import MODEL_NAME, fields_of
 
 Items = Sequence[dict[str, Any]]
 
@@ -37,6 +38,9 @@ REFUSED = {
     "prompt": "send the text as instructions and input",
 }
 """Fields that refer to something that OpenAI stores, and what to send instead."""
+
+ITEMS_PER_TURN = 1000
+"""Converting so many items takes some milliseconds: then the event loop gets a turn."""
 
 # These say how OpenAI runs a request, and mean nothing elsewhere.
 _IGNORED = {"max_tool_calls", "stream_options", "truncation"}
@@ -99,7 +103,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
 def parse(body: bytes) -> tuple[ResponsesRequest, dict[str, Any]]:
     """The request, and all of its fields. Raises StreamError naming a wrong one."""
     try:
-        fields = msgspec.json.decode(body, type=dict[str, Any])
+        fields = fields_of(body)
         request = msgspec.convert(fields, ResponsesRequest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         named = re.search(r"\$\.([\w.]+)|field `(\w+)`", str(error))
@@ -107,7 +111,7 @@ def parse(body: bytes) -> tuple[ResponsesRequest, dict[str, Any]]:
     for name, instead in REFUSED.items():
         if fields.get(name) is not None:
             raise _invalid(name, f"{name} is not supported: {instead}")
-    if not request.items and request.previous_response_id is None:
+    if request.input in (None, []) and request.previous_response_id is None:
         raise _invalid("input", "input is missing: send a text, or a list of items")
     if request.background and not request.stored:
         raise _invalid("store", "a response with background: true is stored; leave out store")
@@ -210,12 +214,16 @@ def references(items: Items) -> list[str]:
     return [str(item.get("id")) for item in items if item.get("type") == "item_reference"]
 
 
-def messages_of(instructions: str | None, earlier: Items, items: Items) -> list[dict[str, Any]]:
+async def messages_of(
+    instructions: str | None, earlier: Items, items: Items
+) -> list[dict[str, Any]]:
     """The messages of a conversation. Raises StreamError naming an item that cannot be one."""
     messages: list[dict[str, Any]] = []
     if instructions:
         messages.append({"role": "system", "content": instructions})
     for number, item in enumerate((*earlier, *items), -len(earlier)):
+        if number % ITEMS_PER_TURN == 0:
+            await asyncio.sleep(0)
         kind = item.get("type")
         place = f"input[{number}]"
         if kind == "reasoning":

@@ -13,17 +13,17 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response as HTTPResponse
 from starlette.routing import Route
 
 from streams import Event, Source, StreamError, Streams
 from streams.errors import InvalidParameters, LostHistory, UnknownRun, abbreviated
-from streams.event import LoggedEvent, encode_json, parse_frames, payload
+from streams.event import LoggedEvent, decode_json, encode_json, parse_frames, payload
 from streams.log import RunLog
 from streams.response import head_response, json_response
 from streams.wires.openai.common import Models, arguments_for, estimated_tokens, read_until
+from streams.wires.openai.kept import REQUEST, REQUEST_NUMBER, Kept, encoded
 from streams.wires.openai.response_input import (
     ResponsesRequest,
     chat_fields,
@@ -34,15 +34,7 @@ from streams.wires.openai.response_input import (
     references,
     repeated,
 )
-from streams.wires.openai.responses import (
-    PREFIX,
-    REQUEST,
-    REQUEST_NUMBER,
-    Kept,
-    Response,
-    ResponsesWire,
-    encoded,
-)
+from streams.wires.openai.responses import PREFIX, Response, ResponsesWire
 
 RESPONSE_BYTES = 16 * 2**20
 """Bytes of its run's events up to which a stored response can be retrieved from its beginning."""
@@ -52,6 +44,9 @@ CONVERSATION_BYTES = 4 * 2**20
 
 _ID = re.compile(PREFIX + r"([A-Za-z0-9_-]{22})")
 _ITEM_ID = re.compile(r"(?:msg|rs|fc)_([A-Za-z0-9_-]{22})_(\d{1,6})")
+
+REFERENCED = 100
+"""The most responses to whose items one request may refer: each is read from its beginning."""
 
 LISTED = 20
 MOST_LISTED = 100
@@ -83,7 +78,8 @@ class Responses:
         source = self._models.find(asked.model)
         earlier = await self._earlier(request, asked.previous_response_id)
         items = await self._resolved(request, asked.items)
-        messages = messages_of(asked.instructions, earlier, items)
+        messages = await messages_of(asked.instructions, earlier, items)
+        await asyncio.sleep(0)
         try:
             chat = chat_fields(asked, fields)
             limit = chat.pop("max_tokens", None)
@@ -234,7 +230,16 @@ class Responses:
     ) -> list[dict[str, Any]]:
         """The items, in which each reference is replaced by the item of another response."""
         found: dict[str, dict[str, Any]] = {}
-        for run in {m[1] for name in references(items) if (m := _ITEM_ID.fullmatch(name))}:
+        runs = {m[1] for name in references(items) if (m := _ITEM_ID.fullmatch(name))}
+        if len(runs) > REFERENCED:
+            raise StreamError(
+                f"input has references to items of {len(runs)} responses, and {REFERENCED} is the "
+                "limit; send the items themselves",
+                status=400,
+                param="input",
+            )
+        for run in runs:
+            await asyncio.sleep(0)
             try:
                 _, response = await self._stored(request, name=f"{PREFIX}{run}")
             except StreamError:
@@ -249,7 +254,7 @@ class Responses:
 def _usable(response: Response) -> list[dict[str, Any]]:
     """The items of the output that a conversation can go on with."""
     output = [item.as_dict() for item in response.output if item.is_usable]
-    items: list[dict[str, Any]] = msgspec.json.decode(encode_json(output))
+    items: list[dict[str, Any]] = decode_json(encode_json(output))
     return items
 
 

@@ -16,71 +16,17 @@ from typing import Any
 
 import msgspec
 
-from streams.event import (
-    End,
-    EventId,
-    LoggedEvent,
-    encode_json,
-    escape_separators,
-    payload,
-)
+from streams.event import End, EventId, LoggedEvent, payload
 from streams.log import RunInfo
 from streams.wires import Wire
 from streams.wires.answer import Answer, Piece, ToolCall
 from streams.wires.openai.common import JSONText
-
-REQUEST = "request"
-"""The name of the event with the request, and its number."""
-REQUEST_NUMBER = 1
+from streams.wires.openai.kept import REQUEST, REQUEST_NUMBER, Kept
 
 PREFIX = "resp_"
 
 STOPPED = "stopped"
 """The reason of a run that a client has cancelled."""
-
-EMPTY = msgspec.Raw(b"[]")
-
-
-class Kept(msgspec.Struct, kw_only=True):
-    """What a response keeps of its request, as the data of an event.
-
-    What may be megabytes stays encoded: a reader needs most of it only to pass it on.
-    """
-
-    response: dict[str, msgspec.Raw]
-    """The members of the response that repeat the request."""
-    input: msgspec.Raw = EMPTY
-    """Its items, in a list."""
-    earlier: msgspec.Raw = EMPTY
-    """The items of the conversation that `previous_response_id` continues."""
-    input_tokens: int = 0
-    """A guess, for a source that does not count them."""
-    limit: int | None = None
-    """The most pieces to pass on, if the source has no limit of its own."""
-
-    @property
-    def model(self) -> str:
-        return msgspec.json.decode(self.response["model"], type=str)
-
-    @property
-    def stored(self) -> bool:
-        return msgspec.json.decode(self.response["store"], type=bool)
-
-    @property
-    def items(self) -> list[dict[str, Any]]:
-        """The items of the conversation up to this response."""
-        both = (msgspec.json.decode(items) for items in (self.earlier, self.input))
-        return [item for items in both for item in items]
-
-    def without_items(self) -> "Kept":
-        """What the events of the API need, independent of the event that this came from."""
-        repeated = {name: value.copy() for name, value in self.response.items()}
-        return msgspec.structs.replace(self, response=repeated, input=EMPTY, earlier=EMPTY)
-
-
-def encoded(value: Any) -> msgspec.Raw:
-    """A value for Kept."""
-    return msgspec.Raw(escape_separators(encode_json(value)))
 
 
 class Text(JSONText):

@@ -226,6 +226,21 @@ async def test_a_models_name_has_at_most_256_characters_because_every_chunk_repe
     assert response.json()["error"]["param"] == "model"
 
 
+@pytest.mark.parametrize(("fields", "status"), [(100, 200), (101, 400)])
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [(PATH, HELLO), ("/v1/responses", {"model": "m", "input": "Hi"})],
+)
+async def test_a_request_has_at_most_100_fields(
+    path: str, asked: dict[str, Any], fields: int, status: int
+) -> None:
+    others = {f"other{number}": False for number in range(fields - len(asked) - 1)}
+    async with client_of(mock()) as client:
+        response = await client.post(path, json={**asked, "first_token": 0, **others})
+    assert response.status_code == status, response.text
+    assert status == 200 or "has 101 fields; send at most 100" in response.text
+
+
 # Stop sequences
 
 

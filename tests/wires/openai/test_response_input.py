@@ -31,9 +31,9 @@ def said(role: str, content: Any, **members: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **members}
 
 
-def messages(input_: Any, instructions: str | None = None, earlier: Any = ()) -> list[Any]:
+async def messages(input_: Any, instructions: str | None = None, earlier: Any = ()) -> list[Any]:
     request, _ = parse(encode_json({"model": "m", "input": input_}))
-    return messages_of(instructions, earlier, request.items)
+    return await messages_of(instructions, earlier, request.items)
 
 
 @pytest.mark.parametrize(
@@ -70,18 +70,18 @@ def messages(input_: Any, instructions: str | None = None, earlier: Any = ()) ->
         ),
     ],
 )
-def test_items_become_messages(input_: Any, expected: list[Any]) -> None:
-    assert messages(input_) == expected
+async def test_items_become_messages(input_: Any, expected: list[Any]) -> None:
+    assert await messages(input_) == expected
 
 
-def test_parts_that_are_no_text_become_those_of_a_chat_completion() -> None:
+async def test_parts_that_are_no_text_become_those_of_a_chat_completion() -> None:
     parts = [
         {"type": "input_text", "text": "What is this?"},
         {"type": "input_image", "image_url": "data:image/png;base64,AA", "detail": "low"},
         {"type": "input_file", "file_data": "data:x;base64,AA", "filename": "a.pdf"},
         {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}},
     ]
-    assert messages([said("user", parts)]) == [
+    assert await messages([said("user", parts)]) == [
         said(
             "user",
             [
@@ -97,8 +97,8 @@ def test_parts_that_are_no_text_become_those_of_a_chat_completion() -> None:
     ]
 
 
-def test_instructions_come_first_and_then_the_earlier_conversation() -> None:
-    found = messages([OUTPUT], "Be kind.", [{"type": "message", **said("user", "Hi")}, CALL])
+async def test_instructions_come_first_and_then_the_earlier_conversation() -> None:
+    found = await messages([OUTPUT], "Be kind.", [{"type": "message", **said("user", "Hi")}, CALL])
     assert [message["role"] for message in found] == ["system", "user", "assistant", "tool"]
 
 
@@ -125,17 +125,17 @@ def test_instructions_come_first_and_then_the_earlier_conversation() -> None:
         (said("user", [{"type": "x" * 500}]), "input[1].content[0]", "(500 characters)"),
     ],
 )
-def test_an_item_that_is_no_message_is_named(item: Any, place: str, detail: str) -> None:
+async def test_an_item_that_is_no_message_is_named(item: Any, place: str, detail: str) -> None:
     with pytest.raises(StreamError) as refused:
-        messages([said("user", "Hi"), item])
+        await messages([said("user", "Hi"), item])
     assert (refused.value.status, refused.value.members["param"]) == (400, place)
     assert detail in str(refused.value)
     assert str(refused.value).startswith(place)
 
 
-def test_the_place_of_an_item_does_not_count_the_earlier_conversation() -> None:
+async def test_the_place_of_an_item_does_not_count_the_earlier_conversation() -> None:
     with pytest.raises(StreamError, match=r"^input\[0\]: "):
-        messages([{"type": "x"}], earlier=[CALL, OUTPUT])
+        await messages([{"type": "x"}], earlier=[CALL, OUTPUT])
 
 
 def fields(**given: Any) -> dict[str, Any]:
@@ -254,9 +254,9 @@ def test_a_continued_conversation_needs_no_input() -> None:
     assert request.items == []
 
 
-def test_without_any_message_there_is_nothing_to_answer() -> None:
+async def test_without_any_message_there_is_nothing_to_answer() -> None:
     with pytest.raises(StreamError, match="input has no message"):
-        messages([{"type": "reasoning", "id": "r", "summary": []}])
+        await messages([{"type": "reasoning", "id": "r", "summary": []}])
 
 
 def test_references_are_found() -> None:

@@ -473,6 +473,15 @@ async def test_a_conversation_may_have_so_many_bytes(monkeypatch: pytest.MonkeyP
     assert refused.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(("responses", "message"), [(100, "no item"), (101, "at most|limit")])
+async def test_an_input_may_refer_to_so_many_responses(responses: int, message: str) -> None:
+    items = [{"type": "item_reference", "id": f"msg_{n:022}_0"} for n in range(responses)]
+    async with sdk_of(Agent().app()) as client:
+        with pytest.raises(BadRequestError, match=message) as refused:
+            await ask(client, input_=[*items, *items])
+    assert (refused.value.param or "").startswith("input")
+
+
 async def test_the_input_is_listed_in_either_order() -> None:
     async with sdk_of(Agent().app()) as client:
         first = await ask(client, "One")

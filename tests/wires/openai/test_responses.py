@@ -15,8 +15,9 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from streams.event import COMPLETED, NO_READER, SHUTDOWN, End, Payload, encode_json, frame
+from streams.wires.openai.kept import REQUEST, Kept, encoded
 from streams.wires.openai.response_input import parse, repeated
-from streams.wires.openai.responses import REQUEST, Kept, Response, ResponsesWire, encoded
+from streams.wires.openai.responses import Response, ResponsesWire
 from tests.support.agent import call, done, piece
 from tests.support.event_logs import info
 
