@@ -115,6 +115,7 @@ class _Maker(SchemaReader):
     ) -> Any:
         """A value for the first alternative that allows one; null comes last."""
         alternatives = schema[keyword]
+        await self.budget.spend(len(alternatives))
         rest = {key: value for key, value in schema.items() if key != keyword}
         found: list[Any] = []
         reason = NoExample("")
@@ -207,14 +208,15 @@ class _Maker(SchemaReader):
 
     async def _object(self, schema: dict[str, Any], refs: Refs, depth: int) -> dict[str, Any]:
         properties = keyword_dict(schema, "properties")
-        required = {key for key in keyword_list(schema, "required") or () if isinstance(key, str)}
+        names = keyword_list(schema, "required") or ()
+        await self.budget.spend(len(properties) + len(names))
+        required = dict.fromkeys(name for name in names if isinstance(name, str))
         further = additional(schema)
         least = keyword_size(schema, "minProperties") or 0
         most = keyword_size(schema, "maxProperties")
         _check_least("minProperties", least)
         made, missing = dict[str, Any](), len(required)
-        await self.budget.spend(len(properties) + len(required))
-        for key in [*properties, *sorted(required - properties.keys())]:
+        for key in {**properties, **required}:
             is_full = most is not None and len(made) + missing >= most
             is_lean = depth >= LEAN or self.budget.is_low
             if key not in required and (is_full or is_lean) and len(made) >= least:

@@ -12,12 +12,13 @@ from typing import Any
 
 LONGEST_PATTERN = 1000
 MOST_STEPS = 500
+LONGEST_TEXT = 1000
 CLASSES = {"DIGIT": r"\d", "SPACE": r"\s", "WORD": r"\w"}
 READABLE = "aA0-_.,:;/@#+ "
 
 
 class _Unknown(Exception):
-    """The expression is one that this generator does not understand, or a long one."""
+    """The expression is one that this generator does not understand, or is too much work."""
 
 
 def matching(pattern: str, shortest: int, longest: int) -> str | None:
@@ -43,16 +44,23 @@ class _Writer:
     def __init__(self) -> None:
         self._steps = 0
         self._groups: dict[int, str] = {}
+        self._members: dict[int, str] = {}
 
     def write(self, parsed: Any, more: int) -> str:
         """The text of a parsed expression, each repetition `more` times more often than it must."""
         text = ""
+        self._step()
         for operation, argument in parsed:
-            self._steps += 1
-            if self._steps > MOST_STEPS:
-                raise _Unknown
+            self._step()
             text += self._one(str(operation), argument, more)
+            if len(text) > LONGEST_TEXT:  # Groups that repeat groups double it with each step.
+                raise _Unknown
         return text
+
+    def _step(self) -> None:
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise _Unknown
 
     def _one(self, operation: str, argument: Any, more: int) -> str:
         match operation, argument:
@@ -63,7 +71,9 @@ class _Writer:
             case "ANY", _:
                 return READABLE[0]
             case "IN", members:
-                return self._member(members)
+                if id(members) not in self._members:
+                    self._members[id(members)] = _member(members)
+                return self._members[id(members)]
             case "BRANCH", (_, branches):
                 return self.write(branches[0], more)
             case "SUBPATTERN", (group, _, _, parsed):
@@ -80,17 +90,20 @@ class _Writer:
                 return ""
         raise _Unknown
 
-    def _member(self, members: Any) -> str:
-        if str(members[0][0]) != "NEGATE":
-            operation, argument = members[0]
-            if str(operation) == "LITERAL":
-                return chr(argument)
-            if str(operation) == "RANGE":
-                return chr(argument[0])
-        for char in READABLE:
-            if re.fullmatch(_class_of(members), char):
-                return char
-        raise _Unknown
+
+def _member(members: Any) -> str:
+    """A character of a class."""
+    if str(members[0][0]) != "NEGATE":
+        operation, argument = members[0]
+        if str(operation) == "LITERAL":
+            return chr(argument)
+        if str(operation) == "RANGE":
+            return chr(argument[0])
+    class_ = re.compile(_class_of(members))
+    for char in READABLE:
+        if class_.fullmatch(char):
+            return char
+    raise _Unknown
 
 
 def _class_of(members: Any) -> str:

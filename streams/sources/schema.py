@@ -18,6 +18,10 @@ MOST_WORK = 50_000
 
 MOST_CHARACTERS = 100_000
 DEEPEST = 32
+LONGEST_REF = 1000
+
+LARGEST_STEP = 2**63
+"""The largest `multipleOf`: that of a schema merged from many would have a million digits."""
 
 STEP = 20
 """Turns count code points; one step here takes as long as about so many of them."""
@@ -106,7 +110,7 @@ class SchemaReader:
                 part = {}
             if not isinstance(part, dict):
                 raise NoExample(f"a schema is an object, not {abbreviated(part)}")
-            await self.budget.spend(1 + len(part))
+            await self.budget.spend(1 + len(part) + len(refs) // STEP)
             if isinstance(ref := part.get("$ref"), str):
                 if ref in refs:
                     raise NoExample(f"{abbreviated(ref)} contains itself without an end")
@@ -116,18 +120,28 @@ class SchemaReader:
             for key, value in part.items():
                 if key in ("$ref", "allOf", "$defs", "definitions"):
                     continue
-                if key in flat:
-                    await self.budget.spend(_cost(key, flat[key], value))
-                    value = merged(key, flat[key], value)
-                flat[key] = value
+                flat[key] = await self._merged(key, flat[key], value) if key in flat else value
         return flat, refs
+
+    async def _merged(self, keyword: str, one: Any, other: Any) -> Any:
+        """The value of a keyword that two schemas have which both apply."""
+        if keyword != "enum" or not isinstance(one, list) or not isinstance(other, list):
+            sizes = [len(each) if isinstance(each, dict | list) else 1 for each in (one, other)]
+            await self.budget.spend(sum(sizes))
+            return merged(keyword, one, other)
+        common = []
+        for value in one:
+            await self.budget.spend(1 + len(other) // STEP)
+            if any(same(value, each) for each in other):
+                common.append(value)
+        return common
 
     def _target(self, ref: str) -> Any:
         """What a reference leads to: `#`, or a JSON pointer in a fragment (RFC 6901, section 6)."""
         place: Any = self._root
-        marker, *keys = ref.split("/", DEEPEST)
+        marker, *keys = ref[: LONGEST_REF + 1].split("/", DEEPEST)
         try:
-            if marker != "#":
+            if marker != "#" or len(ref) > LONGEST_REF:
                 raise KeyError
             for key in keys:
                 key = unquote(key).replace("~1", "/").replace("~0", "~")
@@ -183,6 +197,7 @@ class SchemaReader:
             properties = keyword_dict(schema, "properties")
             further = True if "patternProperties" in schema else additional(schema)
             required = keyword_list(schema, "required") or ()
+            await self.budget.spend(len(required))
             if any(isinstance(key, str) and key not in value for key in required):
                 return False
             parts = [(value[key], properties.get(key, further)) for key in value]
@@ -224,8 +239,8 @@ def types_of(schema: dict[str, Any]) -> list[str]:
     given = schema.get("type")
     if isinstance(given, str):
         return [given] if given in TYPES else []
-    if isinstance(given, list):
-        known = [kind for kind in given if isinstance(kind, str) and kind in TYPES]
+    if isinstance(given, list):  # It names each type once.
+        known = [kind for kind in given[: len(TYPES)] if isinstance(kind, str) and kind in TYPES]
         return sorted(known, key="null".__eq__)
     inferred = [kind for kind, keywords in INFERRED.items() if keywords & schema.keys()]
     return inferred[:1] or ["string"]
@@ -260,12 +275,6 @@ def fits_size(size: int, schema: dict[str, Any], what: str) -> bool:
     return (least is None or size >= least) and (most is None or size <= most)
 
 
-def _cost(keyword: str, one: Any, other: Any) -> int:
-    """The work of `merged`."""
-    sizes = [len(each) if isinstance(each, dict | list) else 1 for each in (one, other)]
-    return sizes[0] * sizes[1] // STEP if keyword == "enum" else sum(sizes)
-
-
 def merged(keyword: str, one: Any, other: Any) -> Any:
     """The value of a keyword that two schemas have which both apply."""
     if keyword in LEAST | MOST and is_number(one) and is_number(other):
@@ -282,9 +291,9 @@ def merged(keyword: str, one: Any, other: Any) -> Any:
         case "const", _, _ if not same(one, other):
             raise NoExample("it has two values of const, and both apply")
         case "multipleOf", int(), int() if one > 0 and other > 0:
-            return lcm(one, other)
-        case "enum", list(), list():
-            return [value for value in one if any(same(value, each) for each in other)]
+            if (step := lcm(one, other)) > LARGEST_STEP:
+                raise NoExample(f"it has a multipleOf of more than {LARGEST_STEP}")
+            return step
         case (("anyOf" | "oneOf"), list(), list()):
             return [{"allOf": [each, {keyword: other}]} for each in one]
         case (("items" | "additionalProperties" | "propertyNames"), (dict() | bool()), _):

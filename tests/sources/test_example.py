@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -21,7 +22,14 @@ from streams.event import encode_json
 from streams.sources.example import example
 from streams.sources.patterns import LONGEST_PATTERN, matching
 from streams.sources.pieces import TURN, Turns
-from streams.sources.schema import DEEPEST, MOST_CHARACTERS, MOST_WORK, Budget, NoExample
+from streams.sources.schema import (
+    DEEPEST,
+    LONGEST_REF,
+    MOST_CHARACTERS,
+    MOST_WORK,
+    Budget,
+    NoExample,
+)
 
 
 def example_of(schema: Any) -> Any:
@@ -387,6 +395,20 @@ HOSTILE = {
         "properties": {f"p{n}": {} for n in range(MOST_WORK)},
         "required": ["p0"],
     },
+    "many required names for each item": {
+        "type": "array",
+        "minItems": 900,
+        "items": {"default": {"a": 1}, "required": ["a"] * 1500},
+    },
+    "many alternatives for each item": {
+        "type": "array",
+        "minItems": 1000,
+        "items": {"anyOf": [{"type": "null"}] * 1500},
+    },
+    "a chain of references": {
+        "$ref": "#/$defs/0",
+        "$defs": {**{str(n): {"$ref": f"#/$defs/{n + 1}"} for n in range(9000)}, "9000": {}},
+    },
 }
 
 
@@ -407,6 +429,49 @@ async def test_a_hostile_schema_is_refused_after_bounded_work(name: str) -> None
             await example(HOSTILE[name], budget)
         group.cancel_scope.cancel()
     assert longest <= 2 * TURN
+
+
+class Counted(str):
+    """A text that counts how often all such texts are compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+@pytest.mark.parametrize("keyword", ["type", "enum"])
+async def test_long_lists_that_apply_both_are_compared_step_by_step(keyword: str) -> None:
+    Counted.compared = longest = 0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = Counted.compared
+            await anyio.lowlevel.checkpoint()
+            longest = max(longest, Counted.compared - before)
+
+    one, other = ([Counted(kind)] * 900 for kind in ("integer", "string"))
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        with pytest.raises(NoExample):
+            await example({"allOf": [{keyword: one}, {keyword: other}]}, Budget(Turns()))
+        group.cancel_scope.cancel()
+    assert longest <= 2 * TURN
+
+
+def test_merged_multiples_and_long_references_are_refused() -> None:
+    multiples = {"allOf": [{"multipleOf": 2**62 + n} for n in (1, 3)]}
+    with pytest.raises(NoExample, match="multipleOf of more than 9223372036854775808"):
+        example_of(multiples)
+    assert example_of({"allOf": [{"multipleOf": 4}, {"multipleOf": 6}]}) == 12
+    name = "a" * (LONGEST_REF - len("#/$defs/"))
+    assert example_of({"$ref": f"#/$defs/{name}", "$defs": {name: {"const": 1}}}) == 1
+    with pytest.raises(NoExample, match="leads to nothing"):
+        example_of({"$ref": f"#/$defs/{name}b", "$defs": {f"{name}b": {"const": 1}}})
 
 
 def test_a_large_schema_within_the_limits_has_an_example() -> None:
@@ -449,12 +514,30 @@ def test_a_repetition_makes_the_text_as_long_as_it_must_be() -> None:
     "pattern",
     [
         "(a", r"\p{L}", "a{5}", "a{1000000000}", "(a)?(?(1)b|c)", "((((a{99}){99}){99}){99})",
-        "a" * (LONGEST_PATTERN + 1), "(" * 500 + "a" + ")" * 500, "[^\\s\\S]",
+        "a" * (LONGEST_PATTERN + 1), "(" * 500 + "a" + ")" * 500, "[^\\s\\S]", "(?:){4000000000}",
+        "(a)" + "".join(rf"(\{n}\{n})" for n in range(1, 40)),
     ],
 )  # fmt: skip
 def test_for_a_pattern_that_is_unknown_or_long_no_text_is_found(pattern: str) -> None:
     assert matching(pattern, 0, 4) is None
     assert matching("a", LONGEST_PATTERN + 1, 10**6) is None
+
+
+def test_a_long_class_is_searched_once_however_often_it_is_repeated() -> None:
+    others = "".join(map(chr, range(0x4E00, 0x4E00 + 900)))
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        text = matching(f"[^a{others}]{{200}}", 0, 1000)
+    finally:
+        sys.setprofile(None)
+    assert text == "A" * 200
+    assert calls < 50_000
 
 
 @given(st.text("ab0[](){}|*+?^$.\\,-dwsDWS12", max_size=12))
