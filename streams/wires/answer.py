@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 
 from streams import StreamError
+from streams.errors import InvalidParameters
 from streams.event import End, LoggedEvent
 
 
@@ -139,7 +140,11 @@ class Answer:
         if end.status == "completed":
             self.finish = self._done_reason
         elif end.error is not None:
-            self.error = StreamError(end.error["message"], code=end.error["type"])
+            # A source may check its arguments for so long that its run has opened meanwhile.
+            is_clients = end.error["type"] == InvalidParameters.__name__
+            self.error = StreamError(
+                end.error["message"], status=422 if is_clients else 500, code=end.error["type"]
+            )
         else:
             self.error = StreamError(f"the answer was cancelled: {end.reason}", code="cancelled")
 

@@ -34,7 +34,7 @@ from streams.wires.openai.response_input import (
     references,
     repeated,
 )
-from streams.wires.openai.responses import PREFIX, Response, ResponsesWire
+from streams.wires.openai.responses import INVALID, PREFIX, Response, ResponsesWire
 
 RESPONSE_BYTES = 16 * 2**20
 """Bytes of its run's events up to which a stored response can be retrieved from its beginning."""
@@ -104,7 +104,9 @@ class Responses:
             return self._streams.read(request, log, source, ResponsesWire(log.info))
         response = await (_read(log, log.last) if asked.background else _whole(request, log))
         if response.error is not None and not asked.background:
-            raise StreamError(response.error["message"], code=response.error["code"])
+            code = response.error["code"]
+            status = 400 if code == INVALID else 500
+            raise StreamError(response.error["message"], status=status, code=code)
         return _object(response)
 
     async def _start(

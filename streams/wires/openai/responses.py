@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from streams import StreamError
 from streams.event import End, EventId, LoggedEvent, payload
 from streams.log import RunInfo
 from streams.wires import Wire
@@ -24,6 +25,9 @@ from streams.wires.openai.common import JSONText
 from streams.wires.openai.kept import REQUEST, REQUEST_NUMBER, Kept
 
 PREFIX = "resp_"
+
+INVALID = "invalid_prompt"
+"""The code of an error that is the client's: the source cannot answer this request."""
 
 STOPPED = "stopped"
 """The reason of a run that a client has cancelled."""
@@ -252,7 +256,7 @@ class Response:
     def _end(self, end: End) -> None:
         answer = self._answer
         if answer.error is not None:
-            self._fail(end, str(answer.error))
+            self._fail(end, answer.error)
         elif answer.finish in ("length", "content_filter"):
             self._finish("incomplete", answer.finish)
         else:
@@ -266,13 +270,14 @@ class Response:
         self.status = status
         self._emit(f"response.{status}", response=self.as_dict())
 
-    def _fail(self, end: End, message: str) -> None:
+    def _fail(self, end: End, error: StreamError) -> None:
         for item in self._open_items():
             item.status = "incomplete"
         self.status = "cancelled" if end.reason == STOPPED else "failed"
         if self.status == "failed":
             # The codes that OpenAI's clients know have nothing nearer to what can happen here.
-            self.error = {"code": "server_error", "message": message}
+            code = INVALID if error.status == 422 else "server_error"
+            self.error = {"code": code, "message": str(error)}
         # There is no event for a cancelled response.
         self._emit("response.failed", response=self.as_dict())
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from streams import StreamError, Streams, source
+from streams.errors import InvalidParameters
 from streams.wires.openai import response_routes
 from tests.support.agent import WEATHER, Agent, call
 from tests.support.mock import QUICK, mock
@@ -184,6 +185,26 @@ async def test_a_failure_is_an_http_error_or_a_failed_response() -> None:
         assert response.error is not None
         assert (response.error.code, response.error.message) == ("server_error", "it broke")
         assert response.output_text == "You said: Hello there, how are "
+
+
+async def test_a_request_that_is_found_invalid_late_is_the_clients_error() -> None:
+    @source
+    async def late(prompt: str) -> AsyncIterator[str]:
+        yield "So far, so good."
+        raise InvalidParameters("tools: the mock finds no value")
+
+    request = {"model": "late", "input": "Hi"}
+    async with client_of(Streams(models={"late": late})) as client:
+        whole = await client.post("/v1/responses", json=request)
+        streamed = await client.post("/v1/responses", json={**request, "stream": True})
+        messages = [{"role": "user", "content": "Hi"}]
+        chat = await client.post(
+            "/v1/chat/completions", json={"model": "late", "messages": messages}
+        )
+    assert (whole.status_code, whole.json()["error"]["code"]) == (400, "invalid_prompt")
+    assert chat.status_code == 400
+    assert chat.json()["error"]["type"] == "invalid_request_error"
+    assert '"error":{"code":"invalid_prompt","message":"tools: the mock finds' in streamed.text
 
 
 @pytest.mark.parametrize(
