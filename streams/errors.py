@@ -334,6 +334,8 @@ MAX_LOGGED = 200
 
 _LONG_QUOTE = re.compile(rf"(['\"`])((?:(?!\1).){{{MAX_ECHO + 1},}})\1", re.DOTALL)
 
+_LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_ECHO + 1},}}")
+
 
 def abbreviated(value: Any) -> str:
     """A value from outside, quoted, and short enough for an error message.
@@ -352,8 +354,11 @@ def shortened(text: str) -> str:
 
 
 def without_long_quotes(message: str) -> str:
-    """The message of a library, in which quotations from outside are cut."""
+    """The message of a library, in which quotations and numbers from outside are cut."""
+    if len(message) > 2 * MAX_MESSAGE:  # What is between does not get into the answer.
+        message = message[:MAX_MESSAGE] + message[-MAX_MESSAGE:]
     cut = _LONG_QUOTE.sub(lambda quote: f"{quote[1]}{quote[2][:60]}…{quote[1]}", message)
+    cut = _LONG_NUMBER.sub(lambda number: f"{number[0][:60]}…", cut)
     return cut if len(cut) <= MAX_MESSAGE else f"{cut[:MAX_MESSAGE]}…"
 
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from streams import Source, StreamError
+from streams.errors import without_long_quotes
 from streams.event import EventId, LoggedEvent, payload
 from streams.log import RunInfo
 from streams.wires import Wire
@@ -74,9 +75,10 @@ def parse(body: bytes) -> tuple[ChatRequest, dict[str, Any]]:
         fields = fields_of(body)
         return msgspec.convert(fields, ChatRequest), fields
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        named = re.search(r"\$\.(\w+)|field `(\w+)`", str(error))
+        detail = without_long_quotes(str(error))
+        named = re.search(r"\$\.(\w+)|field `(\w+)`", detail)
         param = named and (named[1] or named[2])
-        raise StreamError(str(error), status=400, param=param) from None
+        raise StreamError(detail, status=400, param=param) from None
 
 
 class ChatAnswer(Answer):

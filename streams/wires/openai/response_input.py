@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from streams import StreamError
-from streams.errors import abbreviated
+from streams.errors import abbreviated, without_long_quotes
 from streams.wires.openai.common import MODEL_NAME, fields_of
 
 Items = Sequence[dict[str, Any]]
@@ -106,8 +106,9 @@ def parse(body: bytes) -> tuple[ResponsesRequest, dict[str, Any]]:
         fields = fields_of(body)
         request = msgspec.convert(fields, ResponsesRequest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        named = re.search(r"\$\.([\w.]+)|field `(\w+)`", str(error))
-        raise _invalid(named and (named[1] or named[2]), str(error)) from None
+        detail = without_long_quotes(str(error))
+        named = re.search(r"\$\.([\w.]+)|field `(\w+)`", detail)
+        raise _invalid(named and (named[1] or named[2]), detail) from None
     for name, instead in REFUSED.items():
         if fields.get(name) is not None:
             raise _invalid(name, f"{name} is not supported: {instead}")

@@ -46,6 +46,23 @@ async def test_the_error_for_an_unknown_url_repeats_little_of_it() -> None:
     assert error_of(response)["message"].count("x") < 80
 
 
+@pytest.mark.parametrize("value", ["x" * 900_000, "$.xxxx" * 9000, int("9" * 4000)])
+@pytest.mark.parametrize(
+    ("path", "field"), [(PATH, "n"), ("/v1/responses", "truncation"), (PATH, "reasoning_effort")]
+)
+async def test_the_error_for_an_invalid_value_repeats_little_of_it(
+    path: str, field: str, value: str | int
+) -> None:
+    async with client_of(mock()) as client:
+        response = await client.post(path, json={**HELLO, "input": "Hi", field: value})
+    assert response.status_code == 400
+    error = error_of(response)
+    assert len(error["message"]) < 500
+    assert len(error["param"] or "") < 80
+    assert "9" * 81 not in error["message"]
+    assert "x" * 81 not in error["message"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
