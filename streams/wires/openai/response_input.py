@@ -157,7 +157,8 @@ def listed(run: str, items: Items) -> list[dict[str, Any]]:
     for number, item in enumerate(items):
         id_ = f"{prefixes.get(item['type'], 'fco')}_{run}_in{number}"
         item = {"id": id_, "status": "completed", **item}
-        if (content := item.get("content")) is not None:
+        if item["type"] == "message":  # Nobody has checked the content of others.
+            content = item["content"]
             kind = "output_text" if item.get("role") == "assistant" else "input_text"
             parts = [{"type": kind, "text": content}] if isinstance(content, str) else content
             item["content"] = [

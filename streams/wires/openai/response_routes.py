@@ -45,8 +45,8 @@ CONVERSATION_BYTES = 4 * 2**20
 _ID = re.compile(PREFIX + r"([A-Za-z0-9_-]{22})")
 _ITEM_ID = re.compile(r"(?:msg|rs|fc)_([A-Za-z0-9_-]{22})_(\d{1,6})")
 
-REFERENCED = 100
-"""The most responses to whose items one request may refer: each is read from its beginning."""
+REFERENCES = 100
+"""The most responses that the item references of a request lead to: each one is read."""
 
 LISTED = 20
 MOST_LISTED = 100
@@ -233,10 +233,10 @@ class Responses:
         """The items, in which each reference is replaced by the item of another response."""
         found: dict[str, dict[str, Any]] = {}
         runs = {m[1] for name in references(items) if (m := _ITEM_ID.fullmatch(name))}
-        if len(runs) > REFERENCED:
+        if len(runs) > REFERENCES:
             raise StreamError(
-                f"input has references to items of {len(runs)} responses, and {REFERENCED} is the "
-                "limit; send the items themselves",
+                f"input refers to items of {len(runs)} responses, and {REFERENCES} is the limit; "
+                "send the items themselves, or previous_response_id",
                 status=400,
                 param="input",
             )
