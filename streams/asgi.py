@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streams.access import Access, Identity, check_owner
 from streams.admission import AddressOf, Clients
+from streams.arguments import check_query
 from streams.body import Bodies
 from streams.credentials import Credentials
 from streams.encoding import give_turn
@@ -217,6 +218,7 @@ class Streams(Responder, WireHost):
         try:
             if scope["path"] != f"{scope.get('root_path', '')}/health":  # A probe has any name.
                 self._site.check_host(scope)
+            check_query(scope.get("query_string", b""))
             self._credentials.check(scope)
             await self._lifetime.serve()
             await self._router(scope, receive, send)

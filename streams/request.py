@@ -36,6 +36,9 @@ ANONYMOUS_KEY = 16
 # A string of RFC 8941, section 3.3.3, perhaps with parameters, which mean nothing here.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"(?:[ \t]*;.*)?')
 
+MAX_ACCEPT = 4096
+"""Characters of the Accept header that are read. A server may let in megabytes."""
+
 LISTED_BY = ("key", "key_prefix", "source", "status", "limit", "after")
 LISTED_RUNS = 100
 """The most runs of one page of a list."""
@@ -91,7 +94,7 @@ def preferred(request: Request, offered: Sequence[str]) -> str | None:
     if accept in ("*/*", offered[0]):
         return offered[0]
     weights: dict[str, float] = {}
-    for part in accept.lower().split(","):
+    for part in accept[:MAX_ACCEPT].lower().split(","):
         range_ = part.partition(";")[0].strip()
         weight = float(given[1]) if (given := _WEIGHT.search(part)) else 1.0
         weights[range_] = max(weight, weights.get(range_, 0))
@@ -156,6 +159,8 @@ def idempotency_key(request: Request, owner: str | None, own: str | None = None)
     if len(given) > 1:
         raise InvalidKey(f"{len(given)} Idempotency-Key headers; send one")
     key = given[0]
+    if len(key) > 4 * MAX_KEY:  # With all that quotes add, it is too long.
+        check_key(key)
     if key.startswith('"'):
         if (quoted := _QUOTED.fullmatch(key)) is None:
             raise InvalidKey(

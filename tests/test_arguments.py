@@ -91,6 +91,15 @@ def test_a_query_has_at_most_100_parameters() -> None:
         anything.check_query_of_post(query(MAX_PARAMETERS + 1))
 
 
+@pytest.mark.parametrize("path", ["/streams/anything", "/runs", "/openapi.json", "/x"])
+async def test_empty_parameters_count_and_are_not_parsed(path: str) -> None:
+    async with client_of(Streams([anything])) as client:
+        few = await client.get(f"{path}?{'&' * (MAX_PARAMETERS - 1)}")
+        many = await client.get(f"{path}?{'&' * MAX_PARAMETERS}")
+    assert few.status_code != 422
+    assert "the query has 101 parameters; give at most 100" in problem(many, 422)
+
+
 def test_a_body_has_at_most_100_members() -> None:
     def body(count: int) -> bytes:
         return json.dumps({f"name{n}": n for n in range(count)}).encode()

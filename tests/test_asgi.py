@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from streams import StreamError, Streams, source
+from streams.request import MAX_ACCEPT
 from streams.sources import clock, counter, tokens
 from tests.support.servers import client_of, connection, every_event, retry_of, serving, until
 
@@ -170,6 +171,15 @@ async def test_the_accept_header_chooses_the_stream_or_gets_a_406(
         else:
             assert response.headers["content-type"].partition(";")[0] == answer
             assert response.headers["vary"] == "Accept"
+
+
+async def test_of_a_long_accept_header_the_beginning_is_read() -> None:
+    rest = f",{JSON_LINES}"
+    async with client_of(Streams([counter])) as client:
+        for length, status in ((MAX_ACCEPT, 200), (MAX_ACCEPT + 1, 406)):
+            headers = {"Accept": rest.rjust(length, ",")}
+            response = await client.get("/streams/counter?count=0", headers=headers)
+            assert response.status_code == status
 
 
 async def test_the_accept_header_may_come_in_several_lines() -> None:

@@ -132,6 +132,8 @@ async def test_a_quoted_key_may_contain_escaped_quotes_and_backslashes() -> None
         ("", "has 1 to 256 characters, not 0; send for example a UUID"),
         ('""', "has 1 to 256 characters, not 0; send for example a UUID"),
         ("x" * 257, "has 1 to 256 characters, not 257; send for example a UUID"),
+        ('"' + "x" * 1024, "has 1 to 256 characters, not 1025; send for example a UUID"),
+        ('"' + "x" * 1023, 'send it as "…"'),
         ("sixteen letters ä", "other characters than printable ASCII; send for example a UUID"),
         ("sixteen\tletters", "other characters than printable ASCII; send for example a UUID"),
         ('"sixteen letters of it', 'send it as "…"'),
