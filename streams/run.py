@@ -12,6 +12,7 @@ import contextvars
 import functools
 import logging
 import time
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -82,6 +83,8 @@ class Run:
         self._preface = preface
         self._linger = policy.linger
         self._was_read = False
+        starter = asyncio.current_task()
+        self._starter = None if starter is None else weakref.ref(starter)
         self._is_new = log.last < 0
         self._can_be_found = log.info.key is not None or not self._is_new
         self._readers = log.readers
@@ -225,9 +228,18 @@ class Run:
 
     @property
     def is_unwatched(self) -> bool:
-        """Whether it continues only until `linger` is over."""
+        """Whether it continues only until `linger` is over.
+
+        As long as the request that has started it goes on, its first reader is still to come.
+        """
         is_open = not (self._over or self.log.opening)
-        return is_open and not self.log.readers and self._linger is not None
+        is_open = is_open and not self.log.readers and self._linger is not None
+        return is_open and (self._was_read or self._starter_is_done)
+
+    @property
+    def _starter_is_done(self) -> bool:
+        starter = None if self._starter is None else self._starter()
+        return starter is None or starter.done()
 
     def cancel(self, reason: str) -> None:
         """Ends the run for its readers at once, and closes its source meanwhile."""

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette.requests import Request
+from starlette.types import Message
 
 from streams import StreamError, Streams, client_address, source
 from streams.admission import Clients, leave
@@ -295,6 +296,40 @@ async def test_a_run_of_a_shared_source_that_nobody_watches_makes_room_for_anoth
     state = {"Accept": "application/json"}
     assert (await site.get(f"/runs/{one.run}", **state)).json()["status"] == "running"
     assert (await site.get(f"/runs/{two.run}", **state)).json()["status"] == "cancelled"
+
+
+async def test_a_shared_run_whose_first_viewer_has_still_to_attach_makes_no_room() -> None:
+    streams, may_send = Streams([feed], max_shared=1), asyncio.Event()
+    statuses: dict[str, int] = {}
+
+    async def view(topic: str) -> None:
+        async def send(message: Message) -> None:
+            statuses.setdefault(topic, message.get("status", 0))
+            await may_send.wait()
+
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            raise AssertionError("nobody disconnects")
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/streams/feed",
+            "query_string": f"topic={topic}".encode(),
+            "headers": [],
+        }
+        await streams(scope, receive, send)
+
+    async with streams:
+        one = asyncio.create_task(view("a"))
+        await until(lambda: "a" in statuses, "the first response begins")
+        two = asyncio.create_task(view("b"))
+        await until(lambda: "b" in statuses, "the second response begins")
+        may_send.set()
+        await until(lambda: two.done(), "the second response is over")
+        assert statuses == {"a": 200, "b": 503}
+        one.cancel()
+        await asyncio.wait([one])
 
 
 def anns_request() -> Request:
