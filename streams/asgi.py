@@ -28,6 +28,7 @@ from streams.health import Health
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
 from streams.log.memory import MemoryLog
+from streams.observer import Observer
 from streams.optional import (
     Wires,
     log_at,
@@ -233,8 +234,7 @@ class Streams(Responder, WireHost):
             await misdirected(error, scope)(scope, receive, send)
 
     def _refused(self, error: StreamError) -> None:
-        for observer in self.runs.observers:
-            observer.refused(error)
+        self.runs.observers.tell(Observer.refused, error)
 
     # The endpoints
 

@@ -1,16 +1,25 @@
 """Observer: what a Streams tells those who count or trace what it does.
 
-Nothing is told for each event: an observer must not make events dearer.
+Invariants:
+
+1. Nothing is told for each event: an observer must not make events dearer.
+2. No observer harms a run or a request: `Observers` logs what it raises.
 """
 
-from collections.abc import Sequence
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context
-from typing import Any, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol
 
 from starlette.types import Scope
 
 from streams.errors import StreamError
 from streams.log import RunInfo, Status
+
+logger = logging.getLogger("streams")
+
+P = ParamSpec("P")
 
 
 class Sending(Protocol):
@@ -60,9 +69,38 @@ class Observer:
         """An event was published to a topic."""
 
 
-def parent_of(observers: Sequence[Observer], scope: Scope) -> Any:
-    """The trace to which a request belongs, if one of the observers knows it."""
-    for observer in observers:
-        if (parent := observer.parent(scope)) is not None:
-            return parent
-    return None
+class Observers:
+    """The observers of one Streams. The first error of each method of an observer is logged."""
+
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        self._observers = tuple(observers)
+        self._failed: set[tuple[Observer, str]] = set()
+
+    def __iter__(self) -> Iterator[Observer]:
+        return iter(self._observers)
+
+    def tell(
+        self, what: Callable[Concatenate[Observer, P], None], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Calls a method of each observer: `tell(Observer.published, "news")`."""
+        for observer in self._observers:
+            self._call(observer, what.__name__, *args, **kwargs)
+
+    def parent(self, scope: Scope) -> Any:
+        """The trace to which a request belongs, if one of the observers knows it."""
+        for observer in self._observers:
+            if (parent := self._call(observer, "parent", scope)) is not None:
+                return parent
+        return None
+
+    def _call(self, observer: Observer, method: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return getattr(observer, method)(*args, **kwargs)
+        except (Exception, asyncio.CancelledError):
+            if (observer, method) not in self._failed:
+                self._failed.add((observer, method))
+                logger.exception(
+                    "%s.%s failed; further failures of it are not logged",
+                    type(observer).__name__,
+                    method,
+                )

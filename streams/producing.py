@@ -16,7 +16,7 @@ from streams.errors import TooManyRuns
 from streams.event import NO_READER, Encoder, Payload
 from streams.job import Job, Opener
 from streams.log import RunLog, Status
-from streams.observer import Observer
+from streams.observer import Observer, Observers
 from streams.policy import Policy
 from streams.run import Run
 from streams.thread import Threads
@@ -30,7 +30,7 @@ class Producing:
         of_clients: Quota,
         encoder: Encoder,
         threads: Threads,
-        observers: Sequence[Observer] = (),
+        observers: Observers,
     ) -> None:
         self.of_clients = of_clients
         self.encoder = encoder
@@ -59,15 +59,13 @@ class Producing:
         else:
             clients, context = job.clients, copy_context()
             self.of_clients.take(clients)
-        for observer in self.observers:
-            observer.run_starts(log.info, context, job.parent)
+        self.observers.tell(Observer.run_starts, log.info, context, job.parent)
         self._produce(log, job.open, job.policy, context, clients, job.preface)
 
     def go_on(self, log: RunLog, open_source: Opener, policy: Policy) -> None:
         """Produces the run of another worker that does not produce it any more."""
         context = Context()
-        for observer in self.observers:
-            observer.run_continues(log.info, context)
+        self.observers.tell(Observer.run_continues, log.info, context)
         self._produce(log, open_source, policy, context)
 
     def _make_room(self, job: Job) -> None:
@@ -123,8 +121,7 @@ class Producing:
             del others[info.run]
         if not others:
             self._shared.pop(info.source, None)
-        for observer in self.observers:
-            observer.run_ended(info, status)
+        self.observers.tell(Observer.run_ended, info, status)
 
     def pop(self) -> Run:
         """Takes out a run of an event loop that is over, and forgets its task."""

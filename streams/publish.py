@@ -23,6 +23,7 @@ from streams.event import COMPLETED
 from streams.job import Job
 from streams.lifetime import Lifetime
 from streams.log import EventLog
+from streams.observer import Observer
 from streams.policy import Policy
 from streams.request import read_json
 from streams.response import json_response
@@ -70,8 +71,7 @@ class Publisher:
                 f"this topic {job.source!r} has ended; it can be published to again when it is "
                 f"forgotten, {job.policy.retain:g} s after its end"
             ) from None
-        for observer in self.runs.observers:
-            observer.published(job.source)
+        self.runs.observers.tell(Observer.published, job.source)
         return str(published)
 
     def publish_from_thread(self, topic: str, data: Any, /, **parameters: Any) -> str:

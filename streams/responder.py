@@ -19,7 +19,7 @@ from streams.endpoint import (
 )
 from streams.errors import StreamError, Unavailable
 from streams.job import Job
-from streams.observer import parent_of
+from streams.observer import Observer
 from streams.optional import MakeWire, Wires, wire_named
 from streams.policy import Policy, PolicyOptions
 from streams.publish import Publisher
@@ -173,8 +173,7 @@ class Responder(Publisher):
             return self._refusal(error, request)
 
     def _refusal(self, error: StreamError, request: Request) -> Response:
-        for observer in self.runs.observers:
-            observer.refused(error)
+        self.runs.observers.tell(Observer.refused, error)
         return refusal(error, request)
 
     def _check_site(self, request: Request) -> None:
@@ -185,7 +184,7 @@ class Responder(Publisher):
     async def _entered(self, request: Request, job: Job) -> Job:
         """The job, of a client who is counted as one more reader. Raises TooManyRequests."""
         clients = await self._access.enter(request, job.owner)
-        parent = parent_of(self.runs.observers, request.scope)
+        parent = self.runs.observers.parent(request.scope)
         if not clients and parent is None:
             return job
         return msgspec.structs.replace(job, clients=clients, parent=parent)
@@ -197,8 +196,7 @@ class Responder(Publisher):
         if position is None:  # An EventSource stops reconnecting at a 204.
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
         if position.lost_run or (position.after >= 0 and not position.joins_late):
-            for observer in self.runs.observers:
-                observer.resumed()
+            self.runs.observers.tell(Observer.resumed)
         wire = make_wire(position.log.info)
         if wire.stateful:
             wire.resume(position.after)

@@ -37,6 +37,7 @@ from streams.errors import (
 from streams.event import EventId, encode_json
 from streams.lifetime import Lifetime
 from streams.log import Reader
+from streams.observer import Observer
 from streams.policy import Policy
 from streams.request import EVENT_STREAM, is_event_source
 from streams.runs import Position
@@ -173,8 +174,7 @@ class RunResponse(EventSourceResponse):
         lifetime = self._lifetime
         responses = lifetime.responses(self._policy.send_timeout)
         responses.add(self)
-        for observer in lifetime.runs.observers:
-            observer.opened(self)
+        lifetime.runs.observers.tell(Observer.opened, self)
         if lifetime.runs.stopping:
             self.stop()
         try:
@@ -194,8 +194,7 @@ class RunResponse(EventSourceResponse):
             raise
         finally:
             responses.discard(self)
-            for observer in lifetime.runs.observers:
-                observer.closed(self)
+            lifetime.runs.observers.tell(Observer.closed, self)
             self._task = None
         if lifetime.closing is not None:  # Every server waits for an open response, for a time.
             await asyncio.wait([lifetime.closing])

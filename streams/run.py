@@ -13,7 +13,7 @@ import functools
 import logging
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +28,7 @@ from streams.errors import (
 )
 from streams.event import COMPLETED, NO_READER, SHUTDOWN, Encoder, End, Payload
 from streams.log import RunInfo, RunLog, Status
-from streams.observer import Observer
+from streams.observer import Observer, Observers
 from streams.policy import Policy
 from streams.thread import ThreadIterator, close_iterator
 
@@ -74,7 +74,7 @@ class Run:
         context: contextvars.Context | None = None,
         *,
         ended: Callable[["Run", Status], None],
-        observers: Sequence[Observer] = (),
+        observers: Observers,
     ) -> None:
         self.log = log
         self._encoder = encoder
@@ -126,8 +126,9 @@ class Run:
                             encode = payload
                             log.open()
                             if self._is_new:
-                                for observer in self._observers:
-                                    observer.first_event(log.info, clock() - since)
+                                self._observers.tell(
+                                    Observer.first_event, log.info, clock() - since
+                                )
                         if others_had_a_turn:
                             burst, since = 0, clock()
                         elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
@@ -187,8 +188,7 @@ class Run:
 
     def _fail(self, error: BaseException) -> None:
         self._log_failure(error)
-        for observer in self._observers:
-            observer.run_fails(self.log.info, error)
+        self._observers.tell(Observer.run_fails, self.log.info, error)
         if self.log.opening:
             refusal = as_stream_error(error)
             # Clients do not see these, and they would keep the source's variables.

@@ -11,7 +11,7 @@ Invariants:
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -32,7 +32,7 @@ from streams.errors import (
 from streams.event import NO_READER, SHUTDOWN, Encoder, End, EventId, run_id
 from streams.job import Job
 from streams.log import EventLog, RunLog, Selection, Status, unique_key
-from streams.observer import Observer
+from streams.observer import Observer, Observers
 from streams.policy import Policy
 from streams.producing import Producing
 from streams.run import CLEANUP_SECONDS
@@ -64,7 +64,7 @@ class Runs:
         encoder: Encoder | None = None,
         max_threads: int = 1000,
         of_clients: Quota | None = None,
-        observers: Sequence[Observer] = (),
+        observers: Iterable[Observer] = (),
     ) -> None:
         self.since = datetime.now(UTC)
         self.stopping = False
@@ -76,8 +76,8 @@ class Runs:
         self.encoder = encoder or Encoder()
         self.threads = Threads(max_threads)
         of_clients = of_clients or Quota(None, "runs running")
-        self.observers = observers
-        self._producing = Producing(of_clients, self.encoder, self.threads, observers)
+        self.observers = Observers(observers)
+        self._producing = Producing(of_clients, self.encoder, self.threads, self.observers)
         self._waiting: set[asyncio.Timeout] = set()  # of the clients that wait for openings
         log.register(self)
 
@@ -187,8 +187,7 @@ class Runs:
                     log.refuse(Unavailable("the worker that opened this run died; try again"))
                 else:
                     log.close(End.failed(error))
-                for observer in self.observers:
-                    observer.ended_elsewhere(info, log.status)
+                self.observers.tell(Observer.ended_elsewhere, info, log.status)
             return
         # Event 0 is `start`, so the source has yielded `last` events.
         open_source = partial(source.open, arguments, None, max(last, 0))
@@ -301,8 +300,7 @@ class Runs:
         """Stops a run, on whichever worker it is produced. Does nothing if it has ended."""
         is_elsewhere = not (log.producing or log.info.topic)
         if await log.cancel(End.cancelled(reason)) and is_elsewhere:
-            for observer in self.observers:
-                observer.ended_elsewhere(log.info, "cancelled")
+            self.observers.tell(Observer.ended_elsewhere, log.info, "cancelled")
 
     def cancel_openings(self) -> None:
         """Ends all openings, and the waits for others, because the server shuts down."""

@@ -17,7 +17,7 @@ from streams.event import Payload
 from streams.job import Job
 from streams.lifetime import Lifetime
 from streams.log import RunLog
-from streams.observer import parent_of
+from streams.observer import Observer
 from streams.policy import Policy, PolicyOptions
 from streams.request import idempotency_key, read_json, root_path, run_url
 from streams.response import RunResponse
@@ -118,7 +118,7 @@ class WireHost:
             argument_bytes=len(encoded),
             guard_arguments=guard_arguments,
             key=key,
-            parent=parent_of(self.runs.observers, request.scope),
+            parent=self.runs.observers.parent(request.scope),
             preface=preface,
         )
         return await self.runs.start(job)
@@ -144,7 +144,7 @@ class WireHost:
 
         `resumes`: the wire continues after the events that its client has had. This is counted.
         """
-        for observer in self.runs.observers if resumes else ():
-            observer.resumed()
+        if resumes:
+            self.runs.observers.tell(Observer.resumed)
         url = run_url(root_path(request), log.info.run)
         return RunResponse(self._lifetime, Position(log, -1), self._policies[source], wire, url)

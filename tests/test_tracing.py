@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import StatusCode
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -265,6 +266,39 @@ async def test_a_run_that_another_worker_continues_has_a_span_there(
     assert second.parent is None
 
 
+class BrokenSampler(Sampler):
+    def should_sample(self, *_: Any, **__: Any) -> SamplingResult:
+        raise ValueError("no sample")
+
+    def get_description(self) -> str:
+        return "raises"
+
+
+class BrokenProcessor(SpanProcessor):
+    def on_end(self, span: ReadableSpan) -> None:
+        raise ValueError("no export")
+
+
+@pytest.mark.parametrize("fails", ["run_starts", "run_ended"])
+async def test_a_sampler_or_processor_that_raises_harms_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: str
+) -> None:
+    if fails == "run_starts":
+        provider = TracerProvider(BrokenSampler(), shutdown_on_exit=False)
+    else:
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(BrokenProcessor())
+    monkeypatch.setattr("streams.tracing.Tracing", lambda: Tracing(provider))
+    app = Streams([counter])
+    async with client_of(app) as client:
+        for _ in range(2):
+            events = await every_event(client, "/streams/counter?count=1&interval=0")
+            assert events[-1].json() == {"status": "completed"}
+        await until(lambda: not app.runs.health()["running"], "no run is running")
+    logged = [r.getMessage() for r in caplog.records if "Tracing." in r.getMessage()]
+    assert logged == [f"Tracing.{fails} failed; further failures of it are not logged"]
+
+
 async def test_without_an_sdk_the_trace_of_the_request_reaches_the_source() -> None:
     """The API alone passes a trace on, so that a model's client can send it further."""
     found = []
@@ -297,7 +331,7 @@ sys.modules["opentelemetry"] = None  # Importing it raises ImportError.
 from streams import Streams
 from streams.sources import counter
 
-assert Streams([counter]).runs.observers == []
+assert not list(Streams([counter]).runs.observers)
 assert "streams.metrics" not in sys.modules
 """
 
