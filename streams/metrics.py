@@ -10,7 +10,6 @@ Invariants:
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextvars import Context
 from itertools import accumulate
 from typing import Any
 
@@ -22,7 +21,7 @@ from streams import __version__
 from streams.errors import NOT_A_PAGE, StreamError
 from streams.histogram import BOUNDS, Histogram
 from streams.log import EventLog, RunInfo, Status
-from streams.observer import Observer, Sending
+from streams.observer import Observer, Production, Sending
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -60,22 +59,22 @@ class Metrics(Observer):
             self._sources.add(name)
         return name
 
-    def run_starts(self, info: RunInfo, context: Context, parent: Any) -> None:
-        source = self._source(info.source)
+    def run_starts(self, run: Production, parent: Any) -> None:
+        source = self._source(run.info.source)
         self._started[source] += 1
         self._running[source] += 1
 
-    def run_continues(self, info: RunInfo, context: Context) -> None:
-        source = self._source(info.source)
+    def run_continues(self, run: Production) -> None:
+        source = self._source(run.info.source)
         self._continued[source] += 1
         self._running[source] += 1
 
-    def first_event(self, info: RunInfo, seconds: float) -> None:
-        self._first_event.setdefault(self._source(info.source), Histogram()).observe(seconds)
+    def first_event(self, run: Production, seconds: float) -> None:
+        self._first_event.setdefault(self._source(run.info.source), Histogram()).observe(seconds)
 
-    def run_ended(self, info: RunInfo, status: Status) -> None:
-        self._running[self._source(info.source)] -= 1
-        self.ended_elsewhere(info, status)
+    def run_ended(self, run: Production, status: Status) -> None:
+        self._running[self._source(run.info.source)] -= 1
+        self.ended_elsewhere(run.info, status)
 
     def ended_elsewhere(self, info: RunInfo, status: Status) -> None:
         outcome = "handed_over" if status == "running" else status

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context
 from typing import Any, Concatenate, ParamSpec, Protocol
 
+import msgspec
 from starlette.types import Scope
 
 from streams.errors import StreamError
@@ -20,6 +21,19 @@ from streams.log import RunInfo, Status
 logger = logging.getLogger("streams")
 
 P = ParamSpec("P")
+
+
+class Production(msgspec.Struct, frozen=True, eq=False):
+    """A run, for as long as this worker produces it: from `run_starts` or `run_continues` to
+    `run_ended`.
+
+    A run that this worker loses and takes back is another production, which may begin before the
+    first one has closed its source.
+    """
+
+    info: RunInfo
+    context: Context
+    """The context in which its source runs."""
 
 
 class Sending(Protocol):
@@ -35,19 +49,19 @@ class Observer:
     def parent(self, scope: Scope) -> Any:
         """The trace to which a request belongs, for `run_starts`; None if it is not traced."""
 
-    def run_starts(self, info: RunInfo, context: Context, parent: Any) -> None:
-        """This worker begins to produce a run. Its source will run in `context`."""
+    def run_starts(self, run: Production, parent: Any) -> None:
+        """This worker begins to produce a new run."""
 
-    def run_continues(self, info: RunInfo, context: Context) -> None:
+    def run_continues(self, run: Production) -> None:
         """This worker begins to produce the run of a worker that died or was shut down."""
 
-    def first_event(self, info: RunInfo, seconds: float) -> None:
+    def first_event(self, run: Production, seconds: float) -> None:
         """The source of a new run has yielded its first event, so long after its start."""
 
-    def run_fails(self, info: RunInfo, error: BaseException) -> None:
+    def run_fails(self, run: Production, error: BaseException) -> None:
         """The source of a run has raised an error. The run ends."""
 
-    def run_ended(self, info: RunInfo, status: Status) -> None:
+    def run_ended(self, run: Production, status: Status) -> None:
         """This worker produces a run no longer; `running`: another one took it over or ended it."""
 
     def ended_elsewhere(self, info: RunInfo, status: Status) -> None:

@@ -16,14 +16,17 @@ from streams.errors import TooManyRuns
 from streams.event import NO_READER, Encoder, Payload
 from streams.job import Job, Opener
 from streams.log import RunLog, Status
-from streams.observer import Observer, Observers
+from streams.observer import Observer, Observers, Production
 from streams.policy import Policy
 from streams.run import Run
 from streams.thread import Threads
 
 
 class Producing:
-    """The runs that this worker produces, by id. `of_clients` counts those of each client."""
+    """The runs that this worker produces. `of_clients` counts those of each client.
+
+    A run that was lost and taken back is there twice, until its first source has closed.
+    """
 
     def __init__(
         self,
@@ -36,19 +39,16 @@ class Producing:
         self.encoder = encoder
         self.threads = threads
         self.observers = observers
-        self._runs: dict[str, Run] = {}
-        self._shared: dict[str, dict[str, Run]] = {}  # by source and id
+        self._runs: dict[Run, None] = {}  # A set that is in order.
+        self._shared: dict[str, dict[Run, None]] = {}  # by source
 
     def __len__(self) -> int:
         return len(self._runs)
 
     def __iter__(self) -> Iterator[Run]:
-        return iter(list(self._runs.values()))
+        return iter(list(self._runs))
 
-    def get(self, run: str) -> Run | None:
-        return self._runs.get(run)
-
-    def start(self, log: RunLog, job: Job) -> None:
+    def start(self, log: RunLog, job: Job) -> Run:
         """Produces a new run. Raises TooManyRequests or TooManyRuns if a limit is reached."""
         clients: Sequence[str] = ()
         if job.shared:
@@ -59,28 +59,29 @@ class Producing:
         else:
             clients, context = job.clients, copy_context()
             self.of_clients.take(clients)
-        self.observers.tell(Observer.run_starts, log.info, context, job.parent)
-        self._produce(log, job.open, job.policy, context, clients, job.preface)
+        production = Production(log.info, context)
+        self.observers.tell(Observer.run_starts, production, job.parent)
+        return self._produce(log, job.open, job.policy, production, clients, job.preface)
 
     def go_on(self, log: RunLog, open_source: Opener, policy: Policy) -> None:
         """Produces the run of another worker that does not produce it any more."""
-        context = Context()
-        self.observers.tell(Observer.run_continues, log.info, context)
-        self._produce(log, open_source, policy, context)
+        production = Production(log.info, Context())
+        self.observers.tell(Observer.run_continues, production)
+        self._produce(log, open_source, policy, production)
 
     def _make_room(self, job: Job) -> None:
         """Ends the oldest run of a shared source that nobody watches, if it has too many."""
         runs, limit = self._shared.get(job.source, {}), job.policy.max_shared
         if len(runs) < limit:
             return
-        unwatched = next((run for run in runs.values() if run.is_unwatched), None)
+        unwatched = next((run for run in runs if run.is_unwatched), None)
         if unwatched is None:
             raise TooManyRuns(
                 f"source {job.source} has {len(runs)} runs with other parameters (limit "
                 f"max_shared={limit}); view one of them, or try again in "
                 f"{TooManyRuns.retry_after} s"
             )
-        del runs[unwatched.log.info.run]
+        del runs[unwatched]
         unwatched.cancel(NO_READER)
 
     def _produce(
@@ -88,10 +89,10 @@ class Producing:
         log: RunLog,
         open_source: Opener,
         policy: Policy,
-        context: Context,
+        production: Production,
         clients: Sequence[str] = (),
         preface: Payload | None = None,
-    ) -> None:
+    ) -> Run:
         async def iterate_source() -> AsyncIterator[Any]:
             name = f"run {log.info.run} of source {log.info.source}"
             return self.threads.iterate(await open_source(), name)
@@ -103,28 +104,27 @@ class Producing:
             policy,
             self.encoder,
             preface,
-            context,
+            production,
             ended=ended,
             observers=self.observers,
         )
-        self._runs[log.info.run] = run
+        self._runs[run] = None
         if log.info.shared:
-            self._shared.setdefault(log.info.source, {})[log.info.run] = run
+            self._shared.setdefault(log.info.source, {})[run] = None
+        return run
 
     def _ended(self, clients: Sequence[str], run: Run, status: Status) -> None:
-        info = run.log.info
         self.of_clients.give_back(clients)
-        if self._runs.get(info.run) is run:
-            del self._runs[info.run]
-        others = self._shared.get(info.source, {})
-        if others.get(info.run) is run:
-            del others[info.run]
+        del self._runs[run]
+        source = run.log.info.source
+        others = self._shared.get(source, {})
+        others.pop(run, None)
         if not others:
-            self._shared.pop(info.source, None)
-        self.observers.tell(Observer.run_ended, info, status)
+            self._shared.pop(source, None)
+        self.observers.tell(Observer.run_ended, run.production, status)
 
     def pop(self) -> Run:
         """Takes out a run of an event loop that is over, and forgets its task."""
-        run = next(iter(self._runs.values()))
+        run = next(iter(self._runs))
         run.abandon()
         return run

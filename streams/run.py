@@ -28,7 +28,7 @@ from streams.errors import (
 )
 from streams.event import COMPLETED, NO_READER, SHUTDOWN, Encoder, End, Payload
 from streams.log import RunInfo, RunLog, Status
-from streams.observer import Observer, Observers
+from streams.observer import Observer, Observers, Production
 from streams.policy import Policy
 from streams.thread import ThreadIterator, close_iterator
 
@@ -70,8 +70,8 @@ class Run:
         open_source: Callable[[], Awaitable[AsyncIterator[Any]]],
         policy: Policy,
         encoder: Encoder,
-        preface: Payload | None = None,
-        context: contextvars.Context | None = None,
+        preface: Payload | None,
+        production: Production,
         *,
         ended: Callable[["Run", Status], None],
         observers: Observers,
@@ -80,6 +80,7 @@ class Run:
         self._encoder = encoder
         self._ended = ended
         self._observers = observers
+        self.production = production
         self._preface = preface
         self._linger = policy.linger
         self._was_read = False
@@ -97,7 +98,9 @@ class Run:
         self._timer: asyncio.TimerHandle | None = None
         log.watch(self._log_changed)
         name = f"run {log.info.run}"
-        self.task = self._loop.create_task(self._produce(open_source), name=name, context=context)
+        self.task = self._loop.create_task(
+            self._produce(open_source), name=name, context=production.context
+        )
         self.task.add_done_callback(self._finish)
 
     async def _produce(self, open_source: Callable[[], Awaitable[AsyncIterator[Any]]]) -> None:
@@ -127,7 +130,7 @@ class Run:
                             log.open()
                             if self._is_new:
                                 self._observers.tell(
-                                    Observer.first_event, log.info, clock() - since
+                                    Observer.first_event, self.production, clock() - since
                                 )
                         if others_had_a_turn:
                             burst, since = 0, clock()
@@ -188,7 +191,7 @@ class Run:
 
     def _fail(self, error: BaseException) -> None:
         self._log_failure(error)
-        self._observers.tell(Observer.run_fails, self.log.info, error)
+        self._observers.tell(Observer.run_fails, self.production, error)
         if self.log.opening:
             refusal = as_stream_error(error)
             # Clients do not see these, and they would keep the source's variables.

@@ -120,12 +120,12 @@ class Runs:
         if not can_attach:
             self._producing.of_clients.check(job.clients)
         log = await self._log.create(info, limits_of(job.policy))
-        was_open, is_new = not log.opening, log.info.run == info.run
+        was_open, is_new, run = not log.opening, log.info.run == info.run, None
         if is_new:
             try:
                 if self.stopping:
                     raise ShuttingDown
-                self._producing.start(log, job)
+                run = self._producing.start(log, job)
             except Unavailable as error:
                 log.refuse(error)
         elif job.arguments_hash not in (None, log.info.arguments_hash):
@@ -136,7 +136,7 @@ class Runs:
         try:
             await self._opened(log)
         except asyncio.CancelledError:
-            if not can_attach and (run := self._producing.get(info.run)) is not None:
+            if not can_attach and run is not None:
                 run.cancel(NO_READER)
             raise
         except UnknownRun:

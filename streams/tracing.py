@@ -11,7 +11,6 @@ https://www.w3.org/TR/trace-context/
 """
 
 from contextlib import suppress
-from contextvars import Context
 
 from opentelemetry import trace
 from opentelemetry.context import attach
@@ -21,9 +20,8 @@ from starlette.types import Scope
 
 from streams import __version__
 from streams.errors import as_stream_error, for_clients, for_log, leaves
-from streams.log import RunInfo
 from streams.log import Status as Outcome
-from streams.observer import Observer
+from streams.observer import Observer, Production
 
 _W3C = TraceContextTextMapPropagator()
 _HEADERS = (b"traceparent", b"tracestate")
@@ -38,7 +36,7 @@ class Tracing(Observer):
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
         self._provider = provider
         self._tracer = trace.get_tracer("streams", __version__, provider)
-        self._spans: dict[str, Span] = {}
+        self._spans: dict[Production, Span] = {}
 
     def parent(self, scope: Scope) -> SpanContext | None:
         """The current span, which is of an instrumented server, or else what the headers say."""
@@ -60,20 +58,21 @@ class Tracing(Observer):
         provider = self._provider or trace.get_tracer_provider()
         return not isinstance(provider, trace.ProxyTracerProvider)
 
-    def run_starts(self, info: RunInfo, context: Context, parent: SpanContext | None) -> None:
+    def run_starts(self, run: Production, parent: SpanContext | None) -> None:
         if self._records:
-            context.run(self._start, info, parent, {})
+            run.context.run(self._start, run, parent, {})
         elif parent is not None:  # The source may pass it on.
-            context.run(_make_current, trace.NonRecordingSpan(parent))
+            run.context.run(_make_current, trace.NonRecordingSpan(parent))
 
-    def run_continues(self, info: RunInfo, context: Context) -> None:
+    def run_continues(self, run: Production) -> None:
         if self._records:
-            context.run(self._start, info, None, {"streams.run.taken_over": True})
+            run.context.run(self._start, run, None, {"streams.run.taken_over": True})
 
     def _start(
-        self, info: RunInfo, parent: SpanContext | None, attributes: dict[str, str | bool]
+        self, run: Production, parent: SpanContext | None, attributes: dict[str, str | bool]
     ) -> None:
         """Starts the span of a run in the current context, and makes it the current span."""
+        info = run.info
         span = self._tracer.start_span(
             f"run {info.source}",
             None if parent is None else trace.set_span_in_context(trace.NonRecordingSpan(parent)),
@@ -85,11 +84,11 @@ class Tracing(Observer):
                 **attributes,
             },
         )
+        self._spans[run] = span
         _make_current(span)
-        self._spans[info.run] = span
 
-    def run_fails(self, info: RunInfo, error: BaseException) -> None:
-        span = self._spans.get(info.run, trace.INVALID_SPAN)
+    def run_fails(self, run: Production, error: BaseException) -> None:
+        span = self._spans.get(run, trace.INVALID_SPAN)
         shown = for_clients(error)
         kind = type(shown if shown is not None and len(leaves(error)) == 1 else error)
         span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
@@ -98,8 +97,8 @@ class Tracing(Observer):
                 span.record_exception(error)
             span.set_status(Status(StatusCode.ERROR, for_log(error) or kind.__name__))
 
-    def run_ended(self, info: RunInfo, status: Outcome) -> None:
-        if (span := self._spans.pop(info.run, None)) is not None:
+    def run_ended(self, run: Production, status: Outcome) -> None:
+        if (span := self._spans.pop(run, None)) is not None:
             outcome = "handed_over" if status == "running" else status
             span.set_attribute("streams.run.outcome", outcome)
             span.end()

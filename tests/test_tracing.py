@@ -19,10 +19,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from streams import StreamError, Streams, source
+from streams import Policy, StreamError, Streams, source
+from streams.runs import Runs
 from streams.sources import counter, tokens
 from streams.tracing import Tracing
+from tests.log.shared.workers import claimed, kill
 from tests.support.servers import client_of, connection, every_event, serving, until
+from tests.support.stores import shared_log, with_lease
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}
@@ -297,6 +300,46 @@ async def test_a_sampler_or_processor_that_raises_harms_no_run(
         await until(lambda: not app.runs.health()["running"], "no run is running")
     logged = [r.getMessage() for r in caplog.records if "Tracing." in r.getMessage()]
     assert logged == [f"Tracing.{fails} failed; further failures of it are not logged"]
+
+
+async def test_a_run_that_a_worker_loses_and_takes_back_has_two_spans(
+    spans: Spans, sqlite_url: str
+) -> None:
+    """The second one may end before the first, whose source is still closing."""
+    may_close = asyncio.Event()
+
+    @source
+    async def slow_to_close(*, after: int = 0) -> AsyncIterator[int]:
+        try:
+            yield after
+            if not after:
+                await asyncio.sleep(60)
+        finally:
+            if not after:
+                await may_close.wait()
+
+    one, other = (shared_log(with_lease(sqlite_url, 0.3)) for _ in range(2))
+    sources = {"slow_to_close": (slow_to_close, Policy())}
+    runs = Runs(one, sources, observers=[Tracing(spans.provider)])
+    log = await runs.start(slow_to_close.job({}, None, policy=Policy()))
+    await until(lambda: log.last == 1, "an event is there")
+    await one.written()
+    await claimed(other, one)
+    await one.open()
+    await until(lambda: not log.producing, "the run is lost")
+    await kill(other)
+    await until(lambda: log.status == "completed", "the run is taken back and completed", 10)
+    second = await spans.one("run slow_to_close")
+    assert len(runs._producing) == 1, "the first source is closing"
+    may_close.set()
+    await until(lambda: not len(runs._producing), "the first source has closed")
+    _, first = spans.named("run slow_to_close")
+    await runs.aclose()
+    await other.aclose()
+    for span, outcome, taken_over in ((first, "handed_over", None), (second, "completed", True)):
+        assert span.attributes is not None
+        assert span.attributes["streams.run.outcome"] == outcome
+        assert span.attributes.get("streams.run.taken_over") is taken_over
 
 
 async def test_without_an_sdk_the_trace_of_the_request_reaches_the_source() -> None:
