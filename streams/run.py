@@ -259,6 +259,7 @@ class Run:
         # While the source is closed, readers here may already read how the other worker ends it.
         self._left_as = self.log.status
         self._over = True
+        self.log.watch(_ignore)  # From now on, another Run may watch it: this worker's next one.
         self._stop()
 
     def abandon(self) -> None:
@@ -332,7 +333,8 @@ class Run:
         self._end(End.cancelled(SHUTDOWN))  # The task was cancelled before its first step.
         self._stop_timer()
         self._events = None
-        self.log.watch(_ignore)
+        if self._left_as is None:
+            self.log.watch(_ignore)
         self._ended(self, self._left_as or self.log.status)
         if not task.cancelled():
             task.exception()  # It has been logged.

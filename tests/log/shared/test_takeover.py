@@ -102,6 +102,39 @@ async def test_a_worker_can_claim_a_run_back_that_another_worker_had_claimed(
     assert (await read_all(again)).count(b"id: ") == 4
 
 
+async def test_a_run_that_was_taken_back_is_stopped_after_its_first_source_has_closed(
+    new_worker: NewWorker,
+) -> None:
+    may_close, second_has_closed = asyncio.Event(), asyncio.Event()
+
+    @source
+    async def slow_to_close(*, after: int = 0) -> AsyncIterator[int]:
+        try:
+            yield after
+            await anyio.sleep_forever()
+        finally:
+            if after:
+                second_has_closed.set()
+            else:
+                await may_close.wait()
+
+    one, other = new_worker(), new_worker()
+    runs = Runs(one, {"slow_to_close": (slow_to_close, Policy())})
+    log = await runs.start(slow_to_close.job({}, None, policy=Policy()))
+    await until(lambda: log.last == 1, "an event is there")
+    await one.written()
+    await claimed(other, one)
+    await one.open()
+    await until(lambda: not log.producing, "the run is lost")
+    await kill(other)
+    await until(lambda: log.last == 2, "the run is taken back", 10)
+    may_close.set()
+    await until(lambda: runs.health()["running"] == 1, "the first source has closed")
+    await runs.stop(log.info.run)
+    await asyncio.wait_for(second_has_closed.wait(), 5)
+    await runs.aclose()
+
+
 async def test_a_survivor_continues_restartable_runs_and_ends_the_others_as_failed(
     new_worker: NewWorker,
 ) -> None:
