@@ -41,6 +41,7 @@ class Producing:
         self.observers = observers
         self._runs: dict[Run, None] = {}  # A set that is in order.
         self._shared: dict[str, dict[Run, None]] = {}  # by source
+        self._uncertain: dict[RunLog, Production | None] = {}
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -113,7 +114,7 @@ class Producing:
             self._shared.setdefault(log.info.source, {})[run] = None
         return run
 
-    def _ended(self, clients: Sequence[str], run: Run, status: Status) -> None:
+    def _ended(self, clients: Sequence[str], run: Run) -> None:
         self.of_clients.give_back(clients)
         del self._runs[run]
         source = run.log.info.source
@@ -121,10 +122,45 @@ class Producing:
         others.pop(run, None)
         if not others:
             self._shared.pop(source, None)
-        self.observers.tell(Observer.run_ended, run.production, status)
+        if run.handed_over:
+            self.observers.tell(Observer.run_ended, run.production, "running")
+        else:
+            self.tell_end(run.log, run.production)
+
+    def tell_end(self, log: RunLog, production: Production | None = None) -> None:
+        """Tells the observers how a run has ended, as soon as that is certain.
+
+        Until the store has the end, another worker may end or claim the run, and counts it then.
+        Without a production, this worker has ended the run of another one.
+        """
+        self._uncertain[log] = production
+        log.watch(partial(self._tell_if_certain, log))
+        self._tell_if_certain(log)
+
+    def _tell_if_certain(self, log: RunLog) -> None:
+        if (ended_here := log.ended_here) is not None:
+            log.watch(_ignore)
+            self._tell(log, self._uncertain.pop(log), log.status if ended_here else "running")
+
+    def _tell(self, log: RunLog, production: Production | None, status: Status) -> None:
+        if production is not None:
+            self.observers.tell(Observer.run_ended, production, status)
+        elif status != "running":
+            self.observers.tell(Observer.ended_elsewhere, log.info, status)
+
+    def tell_uncertain(self) -> None:
+        """Tells the observers of the ends that will not become certain any more."""
+        while self._uncertain:
+            log, production = self._uncertain.popitem()
+            log.watch(_ignore)
+            self._tell(log, production, log.status)
 
     def pop(self) -> Run:
         """Takes out a run of an event loop that is over, and forgets its task."""
         run = next(iter(self._runs))
         run.abandon()
         return run
+
+
+def _ignore() -> None:
+    """Does nothing: nothing more is to be told."""

@@ -27,7 +27,7 @@ from streams.errors import (
     leaves,
 )
 from streams.event import COMPLETED, NO_READER, SHUTDOWN, Encoder, End, Payload
-from streams.log import RunInfo, RunLog, Status
+from streams.log import RunInfo, RunLog
 from streams.observer import Observer, Observers, Production
 from streams.policy import Policy
 from streams.thread import ThreadIterator, close_iterator
@@ -60,8 +60,7 @@ class Run:
 
     It opens the log when the source has taken its first step, to its first event or to where it
     waits; if the source fails in it, the log refuses the clients. `preface` is an event between
-    `start` and the first one of the source. `ended` is called after the task has ended, with the
-    status that the run had when this worker ceased to produce it.
+    `start` and the first one of the source. `ended` is called after the task has ended.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Run:
         preface: Payload | None,
         production: Production,
         *,
-        ended: Callable[["Run", Status], None],
+        ended: Callable[["Run"], None],
         observers: Observers,
     ) -> None:
         self.log = log
@@ -91,7 +90,8 @@ class Run:
         self._readers = log.readers
         self._events: AsyncIterator[Any] | None = None
         self._turns = 0
-        self._left_as: Status | None = None
+        self.handed_over = False
+        """Whether another worker has ended or continues it."""
         self._over = False
         self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -256,17 +256,18 @@ class Run:
 
     def hand_over(self) -> None:
         """Stops the source without ending the run: another worker continues it."""
-        # While the source is closed, readers here may already read how the other worker ends it.
-        self._left_as = self.log.status
-        self._over = True
+        if not self._over:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.handed_over = self._over = True
         self.log.watch(_ignore)  # From now on, another Run may watch it: this worker's next one.
         self._stop()
 
     def abandon(self) -> None:
         """Forgets a run whose event loop is closed: nothing of it can be awaited."""
         self._over = True
-        self.log.watch(_ignore)
-        self._ended(self, self._left_as or self.log.status)
+        self._ended(self)
         try:
             if (coroutine := self.task.get_coro()) is not None:
                 coroutine.close()
@@ -333,19 +334,22 @@ class Run:
         self._end(End.cancelled(SHUTDOWN))  # The task was cancelled before its first step.
         self._stop_timer()
         self._events = None
-        if self._left_as is None:
+        if not self.handed_over:
             self.log.watch(_ignore)
-        self._ended(self, self._left_as or self.log.status)
+        self._ended(self)
         if not task.cancelled():
             task.exception()  # It has been logged.
 
     def _log_changed(self) -> None:
         """Readers attached or detached, or the log was closed or claimed by somebody else."""
+        if self.log.ended_here is False:
+            self._leave()
         if self._over:
             return
         before, self._readers = self._readers, self.log.readers
         if not self.log.producing:
-            self.hand_over()
+            self._over = True
+            self._stop()
         elif self._readers:
             self._stop_timer()
             # Clients on other workers that wait for the opening count as readers meanwhile, but

@@ -187,7 +187,7 @@ class Runs:
                     log.refuse(Unavailable("the worker that opened this run died; try again"))
                 else:
                     log.close(End.failed(error))
-                self.observers.tell(Observer.ended_elsewhere, info, log.status)
+                self._producing.tell_end(log)
             return
         # Event 0 is `start`, so the source has yielded `last` events.
         open_source = partial(source.open, arguments, None, max(last, 0))
@@ -318,6 +318,7 @@ class Runs:
             run = self._producing.pop()
             if not self._log.shared:  # There, another worker takes it over.
                 await self._log.discard(run.log.info.run)
+        self._producing.tell_uncertain()
 
     async def aclose(self) -> None:
         """Ends the runs that no other worker can continue, and waits until sources are closed."""
@@ -331,6 +332,7 @@ class Runs:
         if runs:
             await asyncio.wait([run.task for run in runs], timeout=CLEANUP_SECONDS)
         await self._log.aclose()
+        self._producing.tell_uncertain()
 
     def state(self, log: RunLog) -> dict[str, Any]:
         """What a client may know about a run."""

@@ -1,7 +1,7 @@
 """GET /metrics: what a worker did, as Prometheus' own parser reads it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -15,12 +15,16 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 import streams as package
-from streams import MemoryLog, StreamError, Streams, settings, source, topic
-from streams.errors import StoreFull
-from streams.log import RunInfo
+from streams import MemoryLog, Policy, StreamError, Streams, settings, source, topic
+from streams.errors import StoreFull, Unavailable
+from streams.log import RunInfo, RunLog
 from streams.metrics import MAX_ENDPOINTS, Metrics
+from streams.runs import Runs
 from streams.sources import counter, tokens
+from tests.log.shared.workers import claimed, kill
 from tests.support.servers import client_of, connection, every_event, serving, until
+from tests.support.sources import gated
+from tests.support.stores import shared_log, with_lease
 
 KEY = "k" * 16
 
@@ -274,6 +278,127 @@ async def test_a_run_that_is_lost_with_its_worker_is_counted_as_failed(sqlite_ur
         deadline = asyncio.get_running_loop().time() + 5
         while not await failed():
             assert asyncio.get_running_loop().time() < deadline, "not reached: the run has failed"
+
+
+class Worker:
+    """A worker without a server, and what it has counted."""
+
+    def __init__(self, url: str, *sources: Any) -> None:
+        self.log = shared_log(with_lease(url, 0.3))
+        self.metrics = Metrics([])
+        by_name = {source.name: (source, Policy()) for source in sources}
+        self.runs = Runs(self.log, by_name, observers=[self.metrics])
+
+    async def start(self, source: Any) -> RunLog:
+        return await self.runs.start(source.job({}, None, policy=Policy()))
+
+    @property
+    def ended(self) -> dict[str, int]:
+        """How many runs have ended, by outcome."""
+        return {outcome: count for (_, outcome), count in self.metrics._ended.items()}
+
+
+@pytest.fixture
+async def worker(sqlite_url: str) -> AsyncIterator[Callable[..., Worker]]:
+    made: list[Worker] = []
+
+    def worker(*sources: Any) -> Worker:
+        made.append(Worker(sqlite_url, *sources))
+        return made[-1]
+
+    yield worker
+    for each in made:
+        await each.runs.aclose()
+
+
+@source
+async def endless() -> AsyncIterator[int]:
+    yield 1
+    await asyncio.sleep(60)
+
+
+async def test_a_run_that_another_worker_stops_is_counted_once_however_this_one_learns_of_it(
+    worker: Callable[..., Worker],
+) -> None:
+    """A state that is loaded says so before the store refuses an append."""
+    one, other = worker(), worker()
+    log = await one.start(endless)
+    await one.log.written()
+    await kill(one.log)
+    await other.runs.stop(log.info.run)
+    (state,) = await other.log.store.load([log.info.run])
+    assert state is not None
+    one.log._run_of(state)
+    await one.log.open()
+    await until(lambda: one.ended, "the run has ended there, too")
+    assert (one.ended, other.ended) == ({"handed_over": 1}, {"cancelled": 1})
+
+
+async def test_a_run_that_ends_while_another_worker_stops_it_is_counted_once(
+    worker: Callable[..., Worker],
+) -> None:
+    """The store has the stop first, and refuses the end."""
+    may_end = asyncio.Event()
+    one, other = worker(), worker()
+    log = await one.start(gated(may_end))
+    await one.log.written()
+    await kill(one.log)
+    may_end.set()
+    await until(lambda: not one.runs.health()["running"], "no run is running")
+    assert not one.ended, "the store may refuse the end"
+    await other.runs.stop(log.info.run)
+    await one.log.open()
+    await until(lambda: one.ended, "the end is refused")
+    assert (one.ended, other.ended) == ({"handed_over": 1}, {"cancelled": 1})
+
+
+async def test_an_opening_that_another_worker_stops_is_counted_once(
+    worker: Callable[..., Worker],
+) -> None:
+    @source
+    async def slow() -> AsyncIterator[int]:
+        await asyncio.sleep(60)
+        return endless()
+
+    one, other = worker(), worker()
+    starting = asyncio.create_task(one.start(slow))
+    await until(lambda: one.log._produced, "the run is opening")
+    await other.runs.stop(*one.log._produced)
+    with pytest.raises(Unavailable):
+        await starting
+    await until(lambda: one.ended, "the opening has ended there, too")
+    assert (one.ended, other.ended) == ({"handed_over": 1}, {"cancelled": 1})
+
+
+async def test_a_run_that_two_workers_end_for_a_dead_one_is_counted_once(
+    worker: Callable[..., Worker],
+) -> None:
+    """The second worker finds the first one dead before the store has its end."""
+    one, other, third = worker(), worker(), worker()
+    await one.start(endless)
+    await one.log.written()
+    log = await claimed(other.log, one.log)
+    await kill(other.log)
+    await other.runs.adopt(log)
+    await third.log.open()
+    await until(lambda: third.ended, "the run is lost with the dead workers", 10)
+    await other.log.open()
+    await until(lambda: log.ended_here is False, "the other worker learns of it")
+    assert (other.ended, third.ended) == ({}, {"failed": 1})
+
+
+async def test_an_end_that_the_store_did_not_get_is_counted_at_the_shutdown(
+    worker: Callable[..., Worker],
+) -> None:
+    may_end = asyncio.Event()
+    one = worker()
+    await one.start(gated(may_end))
+    await one.log.written()
+    await kill(one.log)
+    may_end.set()
+    await until(lambda: not one.runs.health()["running"], "no run is running")
+    await one.runs.aclose()
+    assert one.ended == {"completed": 1}
 
 
 async def test_requests_in_openais_formats_are_counted_too() -> None:

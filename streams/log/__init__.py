@@ -226,8 +226,14 @@ class RunLog(Protocol):
     def producing(self) -> bool:
         """Whether this worker produces the run, and the run has not ended."""
 
+    @property
+    def ended_here(self) -> bool | None:
+        """Whether this worker, as its producer, has ended the run; False: another one has ended or
+        claimed it. None: it has not ended, or the store may still refuse the end."""
+
     def watch(self, changed: Callable[[], None]) -> None:
-        """Calls `changed` when a reader attaches or detaches, and when `producing` turns false."""
+        """Calls `changed` when a reader attaches or detaches, when `producing` turns false, and
+        when `ended_here` is no longer None."""
 
     def open(self) -> None:
         """The run has opened: clients may read it. Closing a run opens it, too."""

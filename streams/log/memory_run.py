@@ -95,6 +95,10 @@ class MemoryRun(OpeningRun):
     def producing(self) -> bool:
         return not self.closed
 
+    @property
+    def ended_here(self) -> bool | None:
+        return self.closed or None
+
     def watch(self, changed: Callable[[], None]) -> None:
         self._changed = changed
 

@@ -757,6 +757,25 @@ async def test_the_producer_is_the_worker_that_created_the_run(make_log: MakeLog
     assert (await new(store)).producer == store.worker
 
 
+@pytest.mark.parametrize("how", ["closed", "refused", "cancelled", "discarded"])
+async def test_the_producer_learns_that_its_end_is_certain(make_log: MakeLog, how: str) -> None:
+    store = make_log()
+    log = await (opening(store) if how == "refused" else new(store))
+    told: list[bool | None] = []
+    log.watch(lambda: told.append(log.ended_here))
+    assert log.ended_here is None
+    if how == "closed":
+        log.close(COMPLETED)
+    elif how == "refused":
+        log.refuse(StreamError("no", status=409))
+    elif how == "cancelled":
+        await log.cancel(CANCELLED)
+    else:
+        await store.discard("r")
+    await until(lambda: log.ended_here, "the end is certain")
+    assert told[-1] is True
+
+
 async def test_a_log_can_be_opened_and_closed(make_log: MakeLog) -> None:
     store = make_log()
     await store.open()

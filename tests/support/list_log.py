@@ -142,6 +142,10 @@ class ListRun:
     def producing(self) -> bool:
         return self.status == "running"
 
+    @property
+    def ended_here(self) -> bool | None:
+        return None if self.status == "running" else True
+
     def open(self) -> None:
         self.opening = False
         self.unwatched()

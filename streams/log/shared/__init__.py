@@ -302,9 +302,12 @@ class SharedLog(Leases):
                     self._forget(run.info.run)
 
     def _on_fenced(self, run: SharedRun) -> None:
-        if run.is_producer and run.opening:  # Those who wait here look for the run again.
+        if not run.is_producer:
+            return
+        run.ended_here = bool(run.ended_here)
+        if run.opening:  # Those who wait here look for the run again.
             self._forget(run.info.run)
-        elif run.is_producer:
+        else:
             self._release(run)
             run.on_fenced()
 

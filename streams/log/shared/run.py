@@ -38,6 +38,7 @@ class SharedRun:
     def __init__(self, work: Work, state: State, is_producer: bool) -> None:
         self.producer = state.producer
         self.is_producer = is_producer
+        self.ended_here: bool | None = None if is_producer else False
         self.first = state.first
         self.committed = state.last
         self.backlogged = False
@@ -52,8 +53,7 @@ class SharedRun:
         self.remote_cursors: dict[str, int] = {}
         self._watcher: Callable[[], None] = lambda: None
         self._piece_events = 64
-        info = state.info.without_arguments()
-        self.memory = MemoryRun(work.local, info, state.limits, backing=self)
+        self.memory = MemoryRun(work.local, state.info.without_arguments(), state.limits, self)
         self.memory.reset(state.last)
         if state.last >= 0:
             self.memory.open()
@@ -156,15 +156,13 @@ class SharedRun:
 
     def uncommitted(self) -> Append:
         """What to send to the store next."""
-        memory = self.memory
+        memory, info, number = self.memory, self.info, self.committed + 1
         frames: list[bytes] = []
         if not self.opening:
             frames = memory.buffer.frames(self.committed, APPEND_BYTES, APPEND_EVENTS)
         evict = memory.first - 1 if memory.first > self._begin else None
         ends = memory.closed and self.committed + len(frames) == memory.last
-        status = memory.status if ends else None
-        frees_key = ends and self._frees_key
-        info, number = self.info, self.committed + 1
+        status, frees_key = (memory.status, self._frees_key) if ends else (None, False)
         return Append(info.run, number, frames, evict, status, frees_key, info.shared)
 
     def cursor(self) -> Cursor:
@@ -186,6 +184,8 @@ class SharedRun:
             if not memory.opening:
                 self._work.queue_append(self)
         elif memory.closed:
+            self.ended_here = True
+            self._watcher()
             retain = 0 if memory.status == "refused" else memory.limits.retain
             self._work.local.runs.expire(memory, retain + CLOCK_SECONDS)
 
@@ -205,7 +205,7 @@ class SharedRun:
 
     def on_lost(self) -> None:
         """Ends the run for its readers here: the store has lost events that they may have read."""
-        self.is_producer = False
+        self.is_producer, self.ended_here = False, self.is_producer or self.ended_here
         self._work.appending.pop(self, None)
         memory = self.memory
         if not memory.closed:
@@ -243,7 +243,7 @@ class SharedRun:
     def on_claimed(self, state: State) -> None:
         """This worker has become the producer. It appends after the last committed event."""
         self._unfollow()
-        self.is_producer, self.producer = True, self._work.worker
+        self.is_producer, self.producer, self.ended_here = True, self._work.worker, None
         self.first, self.committed = state.first, state.last
         self.memory.hold_arguments(state.info)
         if self.memory.last != state.last:
@@ -257,7 +257,7 @@ class SharedRun:
         self._unfollow()
         self._work.appending.pop(self, None)
         self._work.moved.pop(self, None)
-        self.is_producer = False
+        self.is_producer, self.ended_here = False, self.ended_here is not False
         if not self.memory.forgotten:
             self.memory.forget()
             self._watcher()
