@@ -25,6 +25,8 @@ from streams.errors import (
 MAX_PARAMETERS = 100
 """A query has at most this many parameters, and the JSON object of a POST this many members."""
 
+MAX_EXACT = 2**53
+"""A larger number with a point or an exponent may be another one than the client wrote."""
 
 CONTAINERS = (list, tuple, set, frozenset)
 
@@ -82,7 +84,7 @@ def converted(
             faults[name] = f"is not a parameter of this source; its parameters: {known}"
             continue
         try:
-            argument = msgspec.convert(value, types[name], strict=strict, dec_hook=decode_model)
+            argument = _converted(value, types[name], strict=strict)
         except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
             text = without_long_quotes(str(error)) or "is invalid"
             faults[name] = f"{text[:1].lower()}{text[1:]}, given {abbreviated(value)}"
@@ -93,6 +95,34 @@ def converted(
     if faults:
         raise _invalid(faults)
     return arguments
+
+
+def _converted(value: Any, type_: Any, *, strict: bool) -> Any:
+    """A value as the declared type. 5.0 is an integer, also inside lists and objects.
+
+    JSON Schema, Validation (draft 2020-12), section 6.1.1. Raises what msgspec raises.
+    """
+    try:
+        return msgspec.convert(value, type_, strict=strict, dec_hook=decode_model)
+    except msgspec.ValidationError as error:
+        if not strict:
+            raise
+        fault = error
+    try:
+        return msgspec.convert(_with_integers(value), type_, dec_hook=decode_model)
+    except msgspec.ValidationError:
+        raise fault from None
+
+
+def _with_integers(value: Any) -> Any:
+    """A JSON value with an integer for each number that has no fraction, and is exact."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) <= MAX_EXACT else value
+    if isinstance(value, list):
+        return [_with_integers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_integers(item) for name, item in value.items()}
+    return value
 
 
 def _is_finite(argument: Any) -> bool:

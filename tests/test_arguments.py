@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import msgspec
 import pytest
+from msgspec import Meta
 from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import QueryParams
 
@@ -135,6 +136,71 @@ def test_a_number_in_json_is_finite(number: bytes) -> None:
     with pytest.raises((InvalidBody, InvalidParameters)) as raised:
         anything.from_json(b'{"number":%b}' % number)
     assert len(str(raised.value)) < 200
+
+
+class Point(msgspec.Struct):
+    x: int
+    label: Any = None
+
+
+@source
+async def integers(
+    one: Annotated[int, Meta(ge=0)] = 0,
+    choice: Literal[1, 2] = 1,
+    many: Sequence[int] = (),
+    point: Point | None = None,
+    flag: bool = False,
+    text: str = "",
+) -> AsyncIterator[Any]:
+    """Takes integers, alone and inside other values."""
+    yield one
+
+
+@pytest.mark.parametrize(
+    ("body", "arguments"),
+    [
+        (b'{"one":5.0}', {"one": 5}),
+        (b'{"one":5e0}', {"one": 5}),
+        (b'{"one":-0.0}', {"one": 0}),
+        (b'{"one":9007199254740992.0}', {"one": 2**53}),
+        (b'{"choice":2.0}', {"choice": 2}),
+        (b'{"many":[1,2.0,3]}', {"many": [1, 2, 3]}),
+        (b'{"point":{"x":1.0,"label":"1.0"}}', {"point": Point(1, "1.0")}),
+    ],
+)
+def test_a_number_in_json_without_a_fraction_is_an_integer(body: bytes, arguments: Any) -> None:
+    found = integers.from_json(body)
+    assert found == arguments
+    assert [type(value) for value in found.values()] == [type(v) for v in arguments.values()]
+    assert integers.from_values(json.loads(body)) == arguments
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"one":5.5}',
+        b'{"one":-1.0}',
+        b'{"one":"5"}',
+        b'{"one":true}',
+        b'{"one":9007199254740994.0}',
+        b'{"one":1e300}',
+        b'{"choice":3.0}',
+        b'{"many":[1.5]}',
+        b'{"many":["1"]}',
+        b'{"point":{"x":"1"}}',
+        b'{"flag":1.0}',
+        b'{"text":1.0}',
+    ],
+)
+def test_nothing_else_in_json_becomes_an_integer(body: bytes) -> None:
+    (name,) = json.loads(body)
+    with pytest.raises(InvalidParameters, match=f"^{name}: "):
+        integers.from_json(body)
+
+
+def test_the_fault_is_the_one_of_what_the_client_sent() -> None:
+    with pytest.raises(InvalidParameters, match=r"got `float`, given 1\.0$"):
+        integers.from_json(b'{"flag":1.0}')
 
 
 @pytest.mark.parametrize(
