@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from streams.admission import Quota
+from streams.bursts import Bursts
 from streams.errors import TooManyRuns
 from streams.event import NO_READER, Encoder, Payload
 from streams.job import Job, Opener
@@ -39,6 +40,7 @@ class Producing:
         self.encoder = encoder
         self.threads = threads
         self.observers = observers
+        self._bursts = Bursts()
         self._runs: dict[Run, None] = {}  # A set that is in order.
         self._shared: dict[str, dict[Run, None]] = {}  # by source
         self._uncertain: dict[RunLog, Production | None] = {}
@@ -106,6 +108,7 @@ class Producing:
             self.encoder,
             preface,
             production,
+            bursts=self._bursts,
             ended=ended,
             observers=self.observers,
         )
@@ -155,11 +158,13 @@ class Producing:
             log.watch(_ignore)
             self._tell(log, production, log.status)
 
-    def pop(self) -> Run:
-        """Takes out a run of an event loop that is over, and forgets its task."""
-        run = next(iter(self._runs))
-        run.abandon()
-        return run
+    def abandon(self) -> list[Run]:
+        """Forgets the runs of an event loop that is closed, and their tasks. Returns them."""
+        runs = list(self)
+        for run in runs:
+            run.abandon()
+        self._bursts = Bursts()
+        return runs
 
 
 def _ignore() -> None:

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from streams.bursts import BURST_EVENTS, BURST_SECONDS, Bursts
 from streams.errors import (
     RunGone,
     ShuttingDown,
@@ -35,10 +36,6 @@ from streams.thread import ThreadIterator, close_iterator
 logger = logging.getLogger("streams")
 
 _current: contextvars.ContextVar[RunInfo] = contextvars.ContextVar("streams.current_run")
-
-# A source that never waits yields to the event loop at least this often.
-BURST_EVENTS = 64
-BURST_SECONDS = 0.005
 
 CLEANUP_SECONDS = 10.0
 """How long the `finally` of a source may take when it is closed."""
@@ -72,11 +69,13 @@ class Run:
         preface: Payload | None,
         production: Production,
         *,
+        bursts: Bursts,
         ended: Callable[["Run"], None],
         observers: Observers,
     ) -> None:
         self.log = log
         self._encoder = encoder
+        self._bursts = bursts
         self._ended = ended
         self._observers = observers
         self.production = production
@@ -109,8 +108,9 @@ class Run:
         An event passes through every coroutine between the task and the source, so this is one.
         """
         log, clock, payload = self.log, time.monotonic, self._encoder.payload
+        began = clock()
         _current.set(log.info)
-        burst, since = 0, clock()
+        burst, since = self._bursts.begin()
         encode: Callable[[Any], tuple[bytes | None, bytes]] = functools.partial(
             self._encoder.first_payload, source=log.info.source
         )
@@ -130,14 +130,13 @@ class Run:
                             log.open()
                             if self._is_new:
                                 self._observers.tell(
-                                    Observer.first_event, self.production, clock() - since
+                                    Observer.first_event, self.production, clock() - began
                                 )
-                        if others_had_a_turn:
-                            burst, since = 0, clock()
-                        elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
-                            await asyncio.sleep(0)
-                            burst, since = 0, clock()
                         burst += 1
+                        if others_had_a_turn and burst > 1:
+                            burst, since = self._bursts.begin()
+                        elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
+                            burst, since = await self._bursts.next()
                         if log.is_full():
                             await log.room()
                         break

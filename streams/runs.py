@@ -314,8 +314,7 @@ class Runs:
     async def abandon(self) -> None:
         """Forgets the runs of a closed event loop."""
         self._waiting.clear()
-        while self._producing:
-            run = self._producing.pop()
+        for run in self._producing.abandon():
             if not self._log.shared:  # There, another worker takes it over.
                 await self._log.discard(run.log.info.run)
         self._producing.tell_uncertain()

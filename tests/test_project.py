@@ -42,6 +42,7 @@ CORE = [
     "run_info",
     "producing",
     "run",
+    "bursts",
     "observer",
     "log.memory",
     "log.topics",

@@ -321,7 +321,7 @@ async def test_a_run_that_a_worker_loses_and_takes_back_has_two_spans(
     one, other = (shared_log(with_lease(sqlite_url, 0.3)) for _ in range(2))
     sources = {"slow_to_close": (slow_to_close, Policy())}
     runs = Runs(one, sources, observers=[Tracing(spans.provider)])
-    log = await runs.start(slow_to_close.job({}, None, policy=Policy()))
+    log = await runs.start(await slow_to_close.job({}, None, policy=Policy()))
     await until(lambda: log.last == 1, "an event is there")
     await one.written()
     await claimed(other, one)

@@ -120,7 +120,7 @@ async def test_a_run_that_was_taken_back_is_stopped_after_its_first_source_has_c
 
     one, other = new_worker(), new_worker()
     runs = Runs(one, {"slow_to_close": (slow_to_close, Policy())})
-    log = await runs.start(slow_to_close.job({}, None, policy=Policy()))
+    log = await runs.start(await slow_to_close.job({}, None, policy=Policy()))
     await until(lambda: log.last == 1, "an event is there")
     await one.written()
     await claimed(other, one)
