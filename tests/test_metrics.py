@@ -290,7 +290,7 @@ class Worker:
         self.runs = Runs(self.log, by_name, observers=[self.metrics])
 
     async def start(self, source: Any) -> RunLog:
-        return await self.runs.start(source.job({}, None, policy=Policy()))
+        return await self.runs.start(await source.job({}, None, policy=Policy()))
 
     @property
     def ended(self) -> dict[str, int]:
