@@ -437,6 +437,7 @@ async def test_endpoints_of_the_user_are_counted_by_their_name() -> None:
         assert (await client.get("/own")).status_code == 200
         bad = {"Last-Event-ID": "bad"}
         assert (await client.get("/own", headers=bad)).status_code == 422
+        await until(lambda: not app.runs.health()["running"], "no run is running")
         metrics = await scraped(client, "/live/metrics")
     assert metrics("runs_ended_total", source="own", outcome="completed") == 1
     assert metrics("refused_total", status="422", reason="InvalidEventId") == 1
