@@ -8,7 +8,6 @@ Invariants:
 """
 
 import asyncio
-import contextvars
 import time
 from collections import deque
 
@@ -21,32 +20,45 @@ USED = 7 / 8
 
 
 class Bursts:
-    """The sources of one event loop that wait for their next burst."""
+    """The sources of one event loop that have used up their burst."""
 
     def __init__(self) -> None:
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_taken = False  # whether one of them begins its burst in the next turn
+        self._waiting: deque[asyncio.Future[None]] = deque()  # the others, for the turns after it
 
     def begin(self) -> tuple[int, float]:
         """How many events a burst has had that begins with this one, and since when it counts."""
-        if self._waiting:
+        if self._is_taken:
             return int(USED * BURST_EVENTS), time.monotonic() - USED * BURST_SECONDS
         return 1, time.monotonic()
 
     async def next(self) -> tuple[int, float]:
         """Waits for the next whole burst. Returns the same of it: it has had no event yet."""
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._wake, loop, context=contextvars.Context())
-        turn = loop.create_future()
+        if not self._is_taken:
+            self._is_taken = True
+            try:
+                await asyncio.sleep(0)
+            finally:
+                self._pass_on()
+            return 0, time.monotonic()
+        turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
-        await turn
+        try:
+            await turn
+        finally:
+            if turn.done() and not turn.cancelled():
+                self._pass_on()
         return 0, time.monotonic()
 
-    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _pass_on(self) -> None:
+        """Gives the turn after this one to the source that has waited longest."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():  # Its source has not been cancelled.
                 turn.set_result(None)
-                break
-        if self._waiting:
-            loop.call_soon(self._wake, loop)
+                return
+        self._is_taken = False
+
+    def clear(self) -> None:
+        """Forgets the sources that wait in an event loop that is closed: it can wake none of them."""
+        self._waiting.clear()

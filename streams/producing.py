@@ -160,10 +160,10 @@ class Producing:
 
     def abandon(self) -> list[Run]:
         """Forgets the runs of an event loop that is closed, and their tasks. Returns them."""
+        self._bursts.clear()
         runs = list(self)
         for run in runs:
             run.abandon()
-        self._bursts = Bursts()
         return runs
 
 

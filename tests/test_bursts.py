@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from streams import MemoryLog
-from streams.bursts import BURST_EVENTS
+from streams.bursts import BURST_EVENTS, Bursts
 from streams.job import Job, Opener
 from streams.log import RunLog
 from streams.policy import Policy
@@ -126,16 +126,24 @@ async def test_a_source_that_waits_sends_a_few_events_at_once_though_others_neve
     assert (news[1] == news[0]) == (events == SOON)
 
 
-async def test_a_source_that_is_cancelled_before_its_burst_holds_up_no_other() -> None:
-    sources = Sources()
-    logs = [await sources.start(number) for number in range(4)]
-    for log in logs[:3]:
-        await sources.runs.cancel(log)
-    before = sources.yielded[3]
-    for _ in range(10):
-        await sources.in_one_turn()
-    assert sources.yielded[3] > before
-    await sources.runs.aclose()
+@pytest.mark.parametrize("cancelled", range(4))
+@pytest.mark.parametrize("turns", [1, 2])
+async def test_a_cancelled_source_leaves_its_turn_to_one_other(cancelled: int, turns: int) -> None:
+    bursts, turn = Bursts(), 0
+    began: dict[int, int] = {}
+
+    async def begin(number: int) -> None:
+        await bursts.next()
+        began[number] = turn
+
+    tasks = [asyncio.create_task(begin(number)) for number in range(4)]
+    for turn in range(10):
+        if turn == turns:
+            tasks[cancelled].cancel()
+        await asyncio.sleep(0)
+    assert set(began) >= {0, 1, 2, 3} - {cancelled}
+    assert len(set(began.values())) == len(began), "two begin in one turn"
+    await asyncio.wait_for(bursts.next(), 5)
 
 
 def test_sources_of_a_closed_event_loop_hold_up_none_of_the_next_one() -> None:
@@ -148,13 +156,13 @@ def test_sources_of_a_closed_event_loop_hold_up_none_of_the_next_one() -> None:
             await sources.in_one_turn()
 
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(start(0, 1))
+    loop.run_until_complete(start(0, 1, 2))
     loop.close()  # Unlike asyncio.run(), this leaves its tasks suspended.
 
     async def later() -> None:
         await sources.runs.abandon()
-        await start(2)
+        await start(3)
         await sources.runs.aclose()
 
     asyncio.run(later())
-    assert sources.yielded[2] > BURST_EVENTS
+    assert sources.yielded[3] > BURST_EVENTS
