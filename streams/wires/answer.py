@@ -27,7 +27,7 @@ import msgspec
 
 from streams import StreamError
 from streams.errors import InvalidParameters
-from streams.event import End, LoggedEvent
+from streams.event import End, LoggedEvent, decode_json
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -110,7 +110,7 @@ class Answer:
 
     def _piece(self, data: bytes) -> Piece:
         try:
-            value = msgspec.json.decode(data)
+            value = decode_json(data)
         except (msgspec.DecodeError, RecursionError):
             return Piece(data.decode())  # The source yielded an Event with a text.
         if not isinstance(value, dict):
