@@ -32,8 +32,9 @@ from streams.log import RunInfo, RunLog
 from streams.observer import Observer, Observers, Production
 from streams.policy import Policy
 from streams.thread import ThreadIterator, close_iterator
+from streams.tracebacks import with_safe_tracebacks
 
-logger = logging.getLogger("streams")
+logger = with_safe_tracebacks(logging.getLogger("streams"))
 
 _current: contextvars.ContextVar[RunInfo] = contextvars.ContextVar("streams.current_run")
 

@@ -11,6 +11,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from streams import StreamError, Streams, source
+from streams.tracebacks import MAX_LINE, MAX_LINES, safe_traceback
 from tests.support.servers import client_of, every_event
 
 
@@ -239,3 +240,30 @@ async def test_an_unexpected_error_is_logged_with_its_traceback(
     record = await logged(caplog, error)
     assert record.levelno == logging.ERROR
     assert record.exc_info
+
+
+CLIENTS_TEXT = "no\r\nINFO: all is well\n\x1b[2J\x07\x85\u2028\u202e"
+
+
+async def test_no_line_of_a_traceback_can_be_taken_for_another_record(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    record = await logged(caplog, lambda: ValueError(CLIENTS_TEXT))
+    assert record.exc_text is not None
+    lines = logging.Formatter().format(record).split("\n")[1:]
+    assert len(lines) > 5
+    assert all(line.startswith("    ") and line.isprintable() for line in lines)
+    assert any(line.endswith(r"ValueError: no\r") for line in lines)
+    assert any(line.endswith(r"\x1b[2J\x07\x85\u2028\u202e") for line in lines)
+
+
+def test_a_traceback_has_200_short_lines_at_most() -> None:
+    short = safe_traceback("\n".join(["x" * MAX_LINE] * MAX_LINES))
+    assert "…" not in short
+    assert short.count("\n") == MAX_LINES - 1
+    long = safe_traceback("\n".join(["first", *["x" * (MAX_LINE + 1)] * MAX_LINES, "last"]))
+    lines = long.split("\n")
+    assert (lines[0], lines[-1]) == ("    first", "    last")
+    assert lines[MAX_LINES // 2] == "    … 2 more lines"
+    assert len(lines) == MAX_LINES + 1
+    assert {len(line) for line in lines[1:-1]} == {len(lines[MAX_LINES // 2]), 4 + MAX_LINE}

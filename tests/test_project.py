@@ -67,6 +67,7 @@ CORE = [
     "event",
     "encoding",
     "admission",
+    "tracebacks",
     "errors",
     "histogram",
     "version",
