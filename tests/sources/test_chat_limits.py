@@ -6,11 +6,12 @@ import json
 import tracemalloc
 import zlib
 from asyncio import StreamWriter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 from streams import StreamError
@@ -200,6 +201,26 @@ async def test_max_line_is_the_longest_answer_that_is_not_streamed(
         else:
             error = await failure(http(body, header), max_line=MAX_LINE)
             assert str(error) == TOO_LONG
+
+
+async def test_a_large_piece_of_a_body_is_taken_in_small_parts_between_turns() -> None:
+    body, turns = b":\n" * 2**17, 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield body
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counter = asyncio.create_task(count())
+    parts = [part async for part in reply.Reply(httpx.Response(200, content=pieces())).parts]
+    counter.cancel()
+    assert b"".join(parts) == body
+    assert max(map(len, parts)) == reply.PART_BYTES
+    assert turns >= len(parts) - 1
 
 
 # ---- compression, although none is asked for

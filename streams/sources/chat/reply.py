@@ -8,8 +8,8 @@ import httpx
 
 from streams import StreamError
 
-PART_BYTES = 2**16
-"""The most that is decompressed at once."""
+PART_BYTES = 2**13
+"""The most of a body that is taken in one step: it may be thousands of empty lines."""
 
 REFUSAL_BYTES = 2**16
 """The most bytes that are read of the body of a refusal."""
@@ -53,7 +53,10 @@ class Reply:
         encoding = self.headers.get("content-encoding", "identity").strip().lower()
         if encoding in ("", "identity"):
             async for data in self._raw:
-                yield data
+                yield data[:PART_BYTES]
+                for begin in range(PART_BYTES, len(data), PART_BYTES):
+                    await asyncio.sleep(0)
+                    yield data[begin : begin + PART_BYTES]
         elif encoding in ("gzip", "x-gzip", "deflate"):
             inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by the header
             async for data in self._raw:
