@@ -35,6 +35,7 @@ MIN_SECRET = 32
 
 _SIGNED = "streams.signed"
 _SIGNATURE = re.compile(r"([0-9]{1,12})\.([A-Za-z0-9_-]*)\.([A-Za-z0-9_-]{43})")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
 _STREAM = re.compile(r"/(?:streams|runs)/[^/]+")
 
 
@@ -103,6 +104,7 @@ class Credentials:
         plain, _, query = path.partition("?")
         whole, items = unquote(plain).rstrip("/"), QueryParams(query).multi_items()
         is_path = plain.startswith("/") and not plain.startswith("//") and "#" not in path
+        is_path = is_path and not _CONTROL.search(path)  # It may get into a header.
         if not is_path or not _STREAM.fullmatch("/" + "/".join(whole.split("/")[-2:])):
             raise ValueError(
                 f"{path!r} is not the path of a stream; give one as the client requests it, such "

@@ -297,6 +297,8 @@ async def test_it_does_not_matter_how_the_url_is_quoted() -> None:
         "/v1/models",
         "/topics/news",
         "/streams/counter#x",
+        "/streams/counter?text=a\r\nSet-Cookie: a=b",
+        "/streams/a\x7f",
     ],
 )
 def test_only_the_path_of_a_stream_is_signed(path: str) -> None:
