@@ -60,5 +60,5 @@ class Bursts:
         self._is_taken = False
 
     def clear(self) -> None:
-        """Forgets the sources that wait in an event loop that is closed: it can wake none of them."""
+        """Forgets the sources that wait in a closed event loop, which can wake none of them."""
         self._waiting.clear()
