@@ -13,6 +13,9 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
+    Mapping,
+    Sequence,
+    Set,
 )
 from difflib import get_close_matches
 from types import SimpleNamespace, UnionType
@@ -20,9 +23,11 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from streams.encoding import hoist_definitions, is_model, model_schema, sent_schema
+from streams.encoding import BINARY, hoist_definitions, is_model, model_schema, sent_schema
 from streams.event import Event
 
+_ARRAYS = (list, set, frozenset, Sequence, Set)
+_OBJECTS = (dict, Mapping)
 _ITERATORS = (AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator)
 
 
@@ -167,7 +172,8 @@ def events_schema_of(function: Any) -> dict[str, Any] | None:
 
     None if nothing is known: there is no annotation of an iterator; it can be evaluated only by
     type checkers; JSON Schema cannot represent its types; or an Event is among them, which may hold
-    anything.
+    anything. Binary types are left out: their values are refused when a run yields them, not
+    earlier, because the annotation is evaluated only when the schema is asked for.
     """
     try:
         yielded = _evaluated(_annotated(function), "return")
@@ -178,20 +184,57 @@ def events_schema_of(function: Any) -> dict[str, Any] | None:
     types = _members(get_args(yielded)[0])
     if Any in types or Event in types:
         return None
-    try:  # msgspec refuses a union of several types that are JSON objects, so it gets each one.
-        schemas, definitions = msgspec.json.schema_components(
-            types, ref_template="#/$defs/{name}", schema_hook=sent_schema
-        )
-    except Exception:  # A field may be such a union. pydantic raises errors of several classes.
+    parts: list[tuple[Any, dict[str, Any]]] = []
+    types = [type_ for type_ in types if not (isinstance(type_, type) and type_ in BINARY)]
+    try:
+        schema = _outline(types, parts)
+    except RecursionError:  # A type that contains itself, without a class between.
         return None
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": [*schemas]}
+    if not parts:
+        return None
+    schemas, definitions = _sent_schemas([type_ for type_, _ in parts])
+    for (_, part), found in zip(parts, schemas, strict=True):
+        part.update(found)
     definitions |= hoist_definitions([schema, *definitions.values()])
     return {**schema, "$defs": definitions} if definitions else schema
+
+
+def _sent_schemas(types: Sequence[Any]) -> tuple[Iterable[dict[str, Any]], dict[str, Any]]:
+    """The JSON Schemas of values that are sent, and the definitions to which they refer."""
+    return msgspec.json.schema_components(
+        types, ref_template="#/$defs/{name}", schema_hook=sent_schema
+    )
+
+
+def _outline(types: Sequence[Any], parts: list[tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
+    """The JSON Schema of a value of one of the types.
+
+    msgspec refuses a union of several types that are JSON objects, alone and inside others. So
+    types are split until it knows them: these become `parts`, with schemas that are still empty. Of
+    a type that cannot be split, such as a class with such a field, only the title is published.
+    """
+    if len(types) != 1:
+        return {"anyOf": [_outline([type_], parts) for type_ in types]}
+    (type_,) = types
+    schema: dict[str, Any] = {}
+    try:
+        _sent_schemas(types)
+    except Exception:  # pydantic raises errors of several classes.
+        origin, args = get_origin(type_), get_args(type_)
+        if origin in _ARRAYS or (origin is tuple and args[1:] == (...,)):
+            return {"type": "array", "items": _outline(_members(args[0]), parts)}
+        if origin in _OBJECTS:
+            return {"type": "object", "additionalProperties": _outline(_members(args[1]), parts)}
+        return {"title": getattr(type_, "__name__", str(type_))}
+    parts.append((type_, schema))
+    return schema
 
 
 def _members(type_: Any) -> list[Any]:
     """The types of a union; else the type itself."""
     type_ = getattr(type_, "__value__", type_)  # What a `type` statement makes.
+    if get_origin(type_) is Annotated and len(members := _members(get_args(type_)[0])) > 1:
+        return members
     if get_origin(type_) not in (Union, UnionType):
         return [type_]
     return [member for part in get_args(type_) for member in _members(part)]
