@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         given.command(given)
     except (InvalidSetting, StreamError, RuntimeError) as error:
-        given.parser.exit(2, f"{given.parser.prog}: {error}\n")
+        given.parser.exit(2, f"{given.parser.prog}: {_as_typed(str(error), given)}\n")
 
 
 def _add_run(commands: Any) -> None:
@@ -106,10 +106,7 @@ def _run(given: argparse.Namespace) -> None:
     # once; a server would start a worker that fails again and again.
     several = given.workers > 1 or given.reload
     logging.disable(logging.CRITICAL if several else logging.NOTSET)
-    try:
-        streams = settings.configured(os.environ)
-    except InvalidSetting as error:
-        raise InvalidSetting(_as_typed(str(error), given)) from None
+    streams = settings.configured(os.environ)
     logging.disable(logging.NOTSET)
     sys.stderr.write(_welcome(streams, given.host, given.port) + warning(os.environ, given.host))
     uvicorn.run(
@@ -126,7 +123,7 @@ def _run(given: argparse.Namespace) -> None:
 
 def _as_typed(message: str, given: argparse.Namespace) -> str:
     """An error's message without the name of a variable whose value was an argument."""
-    if given.sources:
+    if given.command is _run and given.sources:
         message = message.removeprefix("STREAMS_SOURCES: ")
     if given.log is not None and message.startswith("STREAMS_LOG: "):
         message = f"--log: {message.removeprefix('STREAMS_LOG: ')}"

@@ -27,7 +27,6 @@ from streams.guard import Guard
 from streams.health import Health
 from streams.lifetime import Lifetime
 from streams.log import EventLog, RunLog
-from streams.log.memory import MemoryLog
 from streams.observer import Observer
 from streams.optional import (
     Wires,
@@ -64,13 +63,13 @@ class Streams(Responder, WireHost):
 
     `models` maps model names to sources, served in OpenAI's formats at /v1/chat/completions and
     /v1/responses.
-    `log` keeps the runs: a MemoryLog of `max_runs` runs and `max_bytes` bytes (the default), for
-    many workers "sqlite:runs.db" or the URL of Redis, or any EventLog. Plain generators run in at
-    most `max_threads` threads. `max_body` is the limit of a POST body, in bytes, and `body_timeout`
-    the seconds in which all of it has to arrive. A client has at most `max_per_client` streams and
-    runs at once on each worker: an identity has, and an address if `address(request)` says which
-    (`client_address`, for instance). `page` serves the playground at the root, and `metrics` what
-    Prometheus scrapes, at /metrics.
+    `log` keeps the runs: "memory", a MemoryLog of `max_runs` runs and `max_bytes` bytes (the
+    default), for many workers "sqlite:runs.db" or the URL of Redis, or any EventLog. Plain
+    generators run in at most `max_threads` threads. `max_body` is the limit of a POST body, in
+    bytes, and `body_timeout` the seconds in which all of it has to arrive. A client has at most
+    `max_per_client` streams and runs at once on each worker: an identity has, and an address if
+    `address(request)` says which (`client_address`, for instance). `page` serves the playground at
+    the root, and `metrics` what Prometheus scrapes, at /metrics.
 
     Pages of `origins` may use this from another site, with CORS; "*" admits all, without cookies
     and keys. `hosts` are the names in the Host header that this answers to (None: all). Clients
@@ -127,8 +126,7 @@ class Streams(Responder, WireHost):
             for source in (*self.sources.values(), *self.models.values())
         }
         limits = {"max_runs": max_runs, "max_bytes": max_bytes}
-        if log is None:
-            log = MemoryLog(**limits)
+        log = "memory" if log is None else log
         self.log = log_at(log, limits) if isinstance(log, str) else log
         sources_by_name = {s.name: (s, self._policies[s]) for s in self.sources.values()}
         clients = Clients(max_per_client, address)

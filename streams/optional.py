@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute, Route
 
 from streams.errors import StreamError, abbreviated
 from streams.log import EventLog, RunInfo
+from streams.log.memory import MemoryLog
 from streams.observer import Observer
 from streams.policy import Policy
 from streams.request import EVENT_STREAM, root_path
@@ -21,6 +22,15 @@ MakeWire = Callable[[RunInfo], Wire]
 
 
 def log_at(url: str, limits: Mapping[str, int]) -> EventLog:
+    """The log at a URL. Raises ValueError for an invalid one, and ImportError without redis-py."""
+    if url == "memory":
+        return MemoryLog(**limits)
+    if not url.startswith(("sqlite:", "redis://", "rediss://", "redis+unix://", "unix://")):
+        scheme = url.partition(":")[0]  # The rest may contain a password.
+        raise ValueError(
+            "a log is memory, sqlite:FILE, redis://HOST, rediss://HOST or redis+unix://SOCKET, not "
+            f"{abbreviated(scheme)}"
+        )
     from streams.log.shared import SharedLog
 
     if url.startswith("sqlite:"):

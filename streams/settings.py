@@ -157,8 +157,6 @@ def options(environ: Mapping[str, str]) -> dict[str, Any]:
         text = config(name.upper(), default=None)
         if text is not None:
             given[name] = _parse(name, text, type_)
-    if given.get("log") == "memory":
-        given["log"] = None
     given["sources"] = [_import(name) for name in given.get("sources", BUILT_IN)]
     models = {MOCKS[s.name]: s for s in given["sources"] if s.name in MOCKS}
     if environ.get("LLM_BASE_URL") or environ.get("LLM_MODEL"):

@@ -87,6 +87,7 @@ LOG = ("--log", "sqlite:runs.db")
         ([*LOG, "tests.test_topics:begun", DATA], "decorate it with @source or @topic"),
         ([*LOG, TOPIC, "Done", "user=ann"], "DATA is not JSON: "),
         ([*LOG, TOPIC, "", "user=ann"], "DATA is not JSON: "),
+        (["--log", "mem", TOPIC, DATA, "user=ann"], "publish: --log: a log is memory, sqlite:FILE"),
         ([*LOG, TOPIC, "\udc80", "user=ann"], "DATA is not JSON: "),
         ([*LOG, TOPIC, DATA, "ann"], "'ann' is not a parameter: write NAME=VALUE"),
         ([*LOG, TOPIC, DATA], "user: is required"),
@@ -191,6 +192,9 @@ async def test_run_with_reload_serves_the_changed_source(
             assert '"after it has changed"' in (await client.get(url)).text
 
 
+FORMS = "a log is memory, sqlite:FILE, redis://HOST, rediss://HOST or redis+unix://SOCKET"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -201,7 +205,9 @@ async def test_run_with_reload_serves_the_changed_source(
         (["--port", "65536"], "'65536' is not a port: give a number below 65536"),
         (["--port", "http"], "'http' is not a port"),
         (["--workers", "0"], "'0' is not a number of processes: give 1 or more"),
-        (["--log", "file:x"], "run: --log: the URL of a log begins with sqlite:"),
+        (["--log", "file:x"], f"run: --log: {FORMS}, not 'file'"),
+        (["--log", "mem"], f"run: --log: {FORMS}, not 'mem'"),
+        (["--log", "redis:hush"], f"run: --log: {FORMS}, not 'redis'"),
         (["--host", "203.0.113.1"], "cannot listen on 203.0.113.1 port "),
         (["--ports", "1"], "unrecognized arguments: --ports"),
     ],

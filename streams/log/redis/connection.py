@@ -77,7 +77,7 @@ class RedisLink:
             ) from None
         if parts.scheme not in ("redis", "rediss", "unix"):
             raise ValueError(
-                "the URL of a log begins with sqlite:, redis://, rediss:// or redis+unix://, not "
+                "the URL of Redis begins with redis://, rediss:// or redis+unix://, not "
                 f"with {url.partition(':')[0]!r}"
             )
         self.open()

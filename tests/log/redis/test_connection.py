@@ -46,10 +46,10 @@ def test_the_error_for_a_password_that_is_not_encoded_does_not_show_it() -> None
     assert "hush" not in str(refused.value)
 
 
-@pytest.mark.parametrize("url", ["memory", "http://127.0.0.1", "redsi://:hush@127.0.0.1"])
-def test_the_error_for_a_url_of_no_log_says_how_one_begins(url: str) -> None:
-    with pytest.raises(ValueError, match=r"begins with sqlite:, redis://.*not with '") as refused:
-        Streams(log=url)
+@pytest.mark.parametrize("url", ["http://127.0.0.1", "redsi://:hush@127.0.0.1"])
+def test_the_error_for_a_url_that_is_not_of_redis_says_how_one_begins(url: str) -> None:
+    with pytest.raises(ValueError, match=r"begins with redis://.*not with '") as refused:
+        RedisStore(url)
     assert "hush" not in str(refused.value)
 
 
