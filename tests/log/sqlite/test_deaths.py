@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from streams.log.sqlite import SQLiteStore
 from streams.log.store import Append, Committed
+from tests.log.shared.workers import until_async
 from tests.log.sqlite.writers import Writer, event, writers
 from tests.support.servers import until
 from tests.support.stores import with_lease
@@ -95,10 +97,8 @@ async def test_a_stopped_writer_is_fenced_when_it_continues_after_its_lease(
             with writers(url, tmp_path, f"w{attempt}") as (writer,):
                 await writer.until_acknowledged(20 + 7 * attempt)
                 await writer.pause_between_commits()
-                workers: set[str] = set()
-                while writer.worker not in workers:
-                    await until_renewed(store)
-                    workers = (await store.renew([])).dead
+                is_dead = partial(found_dead, store, writer.worker)
+                await until_async(is_dead, f"{writer.worker} is found dead", 20)
                 for run in writer.runs:
                     state = await store.claim(run, writer.worker)
                     assert state is not None
@@ -114,6 +114,11 @@ async def test_a_stopped_writer_is_fenced_when_it_continues_after_its_lease(
                     assert len(old) > writer.acknowledged
                 await store.remove_worker(writer.worker)
     check_integrity(url)
+
+
+async def found_dead(store: SQLiteStore, worker: str) -> bool:
+    await until_renewed(store)
+    return worker in (await store.renew([])).dead
 
 
 async def until_renewed(store: SQLiteStore) -> None:

@@ -92,9 +92,13 @@ class Writer:
         return True
 
     async def pause_between_commits(self) -> None:
-        while not self.pause():
+        """Stops the process while it is in no transaction."""
+        for _ in range(1000):
+            if self.pause():
+                return
             self.resume()
             await self.until_acknowledged(self.acknowledged + 1)
+        raise AssertionError(f"not reached in 1000 attempts: {self.worker} is between two commits")
 
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
