@@ -162,15 +162,22 @@ async def begun(stream: Connection) -> None:
     await stream.until(lambda s: 2 in numbers(s.body), "number 2 is there")
 
 
+@pytest.fixture
+def url(kind: str, request: pytest.FixtureRequest) -> str:
+    """The URL of a store of the kind that the test is for."""
+    return str(request.getfixturevalue(f"{kind}_url"))
+
+
+@pytest.fixture
+def by_hand(kind: str, url: str) -> Any:
+    """What changes the store without this package."""
+    return SQLite(url) if kind == "sqlite" else Valkey(url)
+
+
 @pytest.mark.parametrize(("kind", "damage"), CASES)
 async def test_a_damaged_run_ends_and_its_neighbours_go_on(
-    kind: str,
-    damage: Callable[[Any, str], Any],
-    request: pytest.FixtureRequest,
-    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Any, str], Any], url: str, by_hand: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    url = request.getfixturevalue(f"{kind}_url")
-    store: Any = SQLite(url) if kind == "sqlite" else Valkey(url)
     async with workers(2, url, [steady, counter]) as (one, other):
         async with (
             connection(one, "/streams/steady", headers=CLOSE) as started,
@@ -184,7 +191,7 @@ async def test_a_damaged_run_ends_and_its_neighbours_go_on(
             ):
                 await begun(viewed)
                 await begun(healthy)
-                await damage(store, started.run)
+                await damage(by_hand, started.run)
                 await viewed.to_the_end(20)
                 await started.to_the_end(20)
                 for stream in (neighbour, healthy):
@@ -219,11 +226,10 @@ MORE: dict[str, Callable[[SQLite, str], Any]] = {
 async def test_one_operation_appends_to_the_neighbours_of_a_damaged_run(
     kind: str,
     damage: Callable[[Any, str], Any],
-    request: pytest.FixtureRequest,
+    url: str,
+    by_hand: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    url = request.getfixturevalue(f"{kind}_url")
-    by_hand: Any = SQLite(url) if kind == "sqlite" else Valkey(url)
     store, other = STORES[kind](url), STORES[kind](url)
     for worker, opened in (("one", store), ("other", other)):
         await opened.open(worker)
