@@ -14,6 +14,7 @@ Each takes the server's URL and the model's name, returns what was `Said`, and r
 client raises.
 """
 
+import json
 from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from typing import Any, Literal
@@ -63,6 +64,23 @@ class Said:
     """The numbers of the events of a response, over two connections."""
     status: str = ""
     """What became of a response that was stopped."""
+
+    def weather(self, city: str, days: int) -> str:
+        """The weather of a city."""
+        self.called.append({"city": city, "days": days})
+        return weather(city, days)
+
+    def answer_calls(self, response: Any) -> list[dict[str, str]]:
+        """The items that answer the calls in a response of /v1/responses."""
+        calls = [item for item in response.output if item.type == "function_call"]
+        return [
+            {
+                "type": "function_call_output",
+                "call_id": call.call_id,
+                "output": self.weather(**json.loads(call.arguments)),
+            }
+            for call in calls
+        ]
 
 
 class ClientError(Exception):

@@ -13,7 +13,7 @@ from pydantic_ai.messages import ThinkingPart
 from pydantic_ai.models import infer_model
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from tests.llm.clients import QUESTION, Forecast, PythonClient, Said, weather
+from tests.llm.clients import QUESTION, Forecast, PythonClient, Said
 from tests.llm.clients.openai_py import client_for
 
 agents.set_tracing_disabled(True)
@@ -54,12 +54,7 @@ class OpenAIAgents(PythonClient):
 
     async def tools(self, url: str, model: str) -> Said:
         said = Said()
-
-        def recorded(city: str, days: int) -> str:
-            said.called.append({"city": city, "days": days})
-            return weather(city, days)
-
-        tool = agents.function_tool(recorded, name_override="weather")
+        tool = agents.function_tool(said.weather, name_override="weather")
         said.text = (await self._run(url, model, tools=[tool])).final_output
         return said
 
@@ -107,12 +102,7 @@ class PydanticAI(PythonClient):
 
     async def tools(self, url: str, model: str) -> Said:
         said = Said()
-
-        def recorded(city: str, days: int) -> str:
-            said.called.append({"city": city, "days": days})
-            return weather(city, days)
-
-        tool = pydantic_ai.Tool(recorded, name="weather", takes_ctx=False)
+        tool = pydantic_ai.Tool(said.weather, name="weather", takes_ctx=False)
         said.text = (await self._run(url, model, tools=[tool])).output
         return said
 

@@ -102,13 +102,8 @@ class Responses(PythonClient):
         asked: dict[str, Any] = {"input": QUESTION, "tools": tools}
         while not said.text:
             response = await litellm.aresponses(**asked, **server(url, model))
-            said.text, outputs = response.output_text, []
-            for item in response.output:
-                if item.type == "function_call":
-                    said.called.append(json.loads(item.arguments))
-                    output = {"call_id": item.call_id, "output": weather(**said.called[-1])}
-                    outputs.append({"type": "function_call_output", **output})
-            asked |= {"input": outputs, "previous_response_id": response.id}
+            said.text = response.output_text
+            asked |= {"input": said.answer_calls(response), "previous_response_id": response.id}
         return said
 
 

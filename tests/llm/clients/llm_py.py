@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import llm
 
-from tests.llm.clients import QUESTION, ClientError, Forecast, PythonClient, Said, weather
+from tests.llm.clients import QUESTION, ClientError, Forecast, PythonClient, Said
 
 FOLDER = tempfile.TemporaryDirectory()
 os.environ["LLM_USER_PATH"] = FOLDER.name
@@ -64,12 +64,7 @@ class Llm(PythonClient):
 
     async def tools(self, url: str, model: str) -> Said:
         said = Said()
-
-        def recorded(city: str, days: int) -> str:
-            said.called.append({"city": city, "days": days})
-            return weather(city, days)
-
-        tool = llm.Tool.function(recorded, name="weather")
+        tool = llm.Tool.function(said.weather, name="weather")
         said.text = await self._model(url, model).chain(QUESTION, tools=[tool]).text()
         return said
 

@@ -1,6 +1,5 @@
 """OpenAI's Python SDK."""
 
-import json
 from typing import Any
 
 from openai import AsyncOpenAI, pydantic_function_tool
@@ -124,13 +123,8 @@ class Responses(PythonClient):
                 async with client.responses.stream(**asked) as stream:
                     response = await stream.get_final_response()
                 said.text = response.output_text
-                outputs = []
-                for item in response.output:
-                    if item.type == "function_call":
-                        said.called.append(json.loads(item.arguments))
-                        output = {"call_id": item.call_id, "output": weather(**said.called[-1])}
-                        outputs.append({"type": "function_call_output", **output})
-                asked |= {"input": outputs, "previous_response_id": response.id}
+                answers = said.answer_calls(response)
+                asked |= {"input": answers, "previous_response_id": response.id}
         return said
 
     async def schema(self, url: str, model: str) -> Said:
