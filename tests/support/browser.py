@@ -170,9 +170,11 @@ strict = CORSMiddleware(
 def chromium(*arguments: str) -> Iterator[Browser]:
     """Runs the system's Chromium or Chrome, otherwise Playwright's. Raises if there is none.
 
-    To emulate a GPU would take a fifth of the time.
+    Prefers Chromium's headless shell, which has no windows: it takes half the processor time. To
+    emulate a GPU would take a fifth of the time.
     """
-    names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
+    names = ["chromium-headless-shell", "chromium", "chromium-browser"]
+    names += ["google-chrome", "google-chrome-stable"]
     installed = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
