@@ -30,6 +30,9 @@ STATUSES = frozenset(get_args(Status))
 LOST = End.failed(ProducerLost("the log has lost events of this run; start a new run"))
 """How a damaged run ends."""
 
+NOT_FOLLOWED = "nothing can follow its newest event; the topic starts again, as a new run"
+"""What is wrong with a damaged topic that somebody publishes to."""
+
 REFUSAL_SECONDS = 10
 """For this long, the workers whose clients wait for the opening of a run learn of its refusal."""
 
@@ -275,6 +278,7 @@ class Store(Protocol):
         """Appends an event to a topic, with the next number. Any number of workers may do so.
 
         A call with `repeated` has no further effect if an earlier one with its token had one.
+        A topic whose newest event no other can follow is reported, discarded and made again.
         """
 
     async def close(self, run: str, end: End, *, frees_key: bool) -> bool:

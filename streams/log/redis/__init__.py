@@ -42,6 +42,7 @@ from streams.log.redis.scripts import (
     Script,
 )
 from streams.log.store import (
+    NOT_FOLLOWED,
     Append,
     Committed,
     Cursor,
@@ -184,7 +185,9 @@ class RedisStore:
         tail = b"" if event is None else _tail(info.run, event)
         key, start = _hash(info.unique_key), info.start_frame
         arguments = (self._worker, *made, key, keep, start, *call, tail)
-        run, last, ended = await self._publishes.call(*arguments)
+        run, last, ended, dropped = await self._publishes.call(*arguments)
+        if dropped:
+            report_damage(dropped.decode(), NOT_FOLLOWED)
         return Published(run.decode(), int(last), bool(ended))
 
     async def close(self, run: str, end: End, *, frees_key: bool) -> bool:

@@ -37,8 +37,9 @@ end
 
 -- The run that has a unique key, given as its hash or ''.
 local function find_by_key(unique)
-  local run = unique ~= '' and redis.call('GET', key('unique', unique))
-  return run and redis.call('EXISTS', key('run', run)) == 1 and run
+  local run = unique ~= '' and redis.pcall('GET', key('unique', unique))
+  -- An error is a table: what is no string was put there by hand.
+  return type(run) == 'string' and redis.call('EXISTS', key('run', run)) == 1 and run
 end
 
 -- Sets how a run has ended. Nobody needs its arguments any more.

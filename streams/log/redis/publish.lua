@@ -5,7 +5,8 @@
 --       the topic is kept at least, frame of the `start` event, token of the call, whether an
 --       earlier call with the token may have succeeded (0 or 1), status or '', the event's frame
 --       after its number, or '' for no event
--- Returns the run, the number of the event (or of the newest one), and 1 if the topic had ended.
+-- Returns the run, the number of the event (or of the newest one), 1 if the topic had ended, and the
+-- run that was dropped because no event can follow what is there, or ''.
 --
 -- With a status, the event is the `end`. The script drops the oldest events beyond the window, but
 -- looks at no more than EVICTED of them, so that no call takes long.
@@ -14,7 +15,40 @@ local EVICTED = 512
 
 local run, info, window, retain, unique, keep, start, token, repeated, status, tail =
   unpack(ARGV, 2)
-local log = find_by_key(unique)
+
+-- Whether the topic is as this script has left it: its fields, and its newest event. What a failing
+-- pcall returns, and what is no JSON, is a table without items, or no table.
+local function is_sound(found)
+  local fields = redis.pcall('HMGET', key('run', found), 'last', 'first', 'size', 'window',
+    'retain', 'status', 'info')
+  local newest = redis.pcall('XREVRANGE', key('log', found), '+', '-', 'COUNT', 1)
+  if not newest[1] then return false end
+  for i = 1, 5 do
+    local number = tonumber(fields[i])
+    if not number or number < 0 or number >= 2^53 or number % 1 ~= 0 then return false end
+  end
+  local _, stored = pcall(cjson.decode, fields[7])
+  if type(stored) ~= 'table' or stored.run ~= found then return false end
+  local last, entry_id, event = text(fields[1]), newest[1][1], newest[1][2]
+  local head = 'id: ' .. found .. '.' .. last .. '\n'
+  local ending = event[3] == 's' and event[4] or 'running'
+  return entry_id == text(fields[1] + 1) .. '-0' and event[2]:sub(1, #head) == head
+    and tonumber(fields[2]) <= tonumber(fields[1]) and ending == fields[6]
+end
+
+-- Deletes a topic, and notifies every worker that has readers of it.
+local function drop(found)
+  for _, worker in ipairs(redis.pcall('HKEYS', key('cursors', found))) do
+    notify(worker, 'kind', 'forgotten', 'run', found)
+  end
+  redis.call('DEL', key('run', found), key('log', found), key('cursors', found))
+end
+
+local log, dropped = find_by_key(unique), ''
+if log and not is_sound(log) then
+  drop(log)
+  log, dropped = false, log
+end
 if log then
   run = log
 else
@@ -28,14 +62,14 @@ log = key('log', run)
 if repeated == '1' then
   for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-')) do
     if entry[2][4] == token then
-      return {run, text(tonumber(string.match(entry[1], '^%d+')) - 1), 0}
+      return {run, text(tonumber(string.match(entry[1], '^%d+')) - 1), 0, dropped}
     end
   end
 end
 local fields = redis.call('HMGET', key('run', run), 'status', 'last', 'first', 'size', 'window',
   'retain')
 local last, first, size = tonumber(fields[2]), tonumber(fields[3]), tonumber(fields[4])
-if fields[1] ~= 'running' then return {run, text(last), 1} end
+if fields[1] ~= 'running' then return {run, text(last), 1, dropped} end
 if tail ~= '' then
   last = last + 1
   local frame = 'id: ' .. run .. '.' .. text(last) .. tail
@@ -60,4 +94,4 @@ if status ~= '' then
 elseif redis.call('PTTL', key('run', run)) < tonumber(keep) then
   expire(run, keep)
 end
-return {run, text(last), 0}
+return {run, text(last), 0, dropped}

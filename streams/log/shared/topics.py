@@ -78,8 +78,10 @@ class SharedTopics(ABC):
         while True:
             made = Publication(info=info, limits=limits, event=None, keep=keep)
             published = await self.store.publish(made)
-            with suppress(UnknownRun):  # It had ended, and has expired just now.
+            with suppress(UnknownRun):
                 return await self.find(published.run)
+            # It had ended, and has expired just now; or its state cannot be read.
+            await self.store.discard(published.run)
 
     async def publish(self, info: RunInfo, limits: Limits, event: Payload) -> EventId:
         publication = Publication(info=info, limits=limits, event=event, keep=limits.retain)

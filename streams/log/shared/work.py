@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -72,7 +72,10 @@ class Work:
     def end_damaged(self, run: "SharedRun", number: int) -> None:
         """Lets the store end a run whose event `number` is damaged."""
         report_damage(run.info.run, f"event {number} is none of its own")
-        self.in_background(until_answered(partial(run.close_in_store, run.lost)))
+        end: Callable[[], Awaitable[object]] = partial(run.close_in_store, run.lost)
+        if run.info.topic:  # The next publish starts it again.
+            end = partial(self.store.discard, run.info.run)
+        self.in_background(until_answered(end))
 
     def in_background(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(coroutine)

@@ -6,9 +6,14 @@ with readers of it sends its cursor. One that has expired never comes back: the 
 
 import sqlite3
 import time
+from typing import Any
+
+import msgspec
 
 from streams.event import frame
+from streams.log import RunInfo
 from streams.log.sqlite.rows import (
+    BATCH,
     LAST,
     can_follow,
     insert_batches,
@@ -16,8 +21,9 @@ from streams.log.sqlite.rows import (
     packed,
     raise_generation,
     read_generation,
+    unpacked,
 )
-from streams.log.store import Publication, Published, report_damage
+from streams.log.store import NOT_FOLLOWED, Publication, Published, is_sound, report_damage
 
 EVICTED = 512
 """A publish looks at no more than this many old events, so that none takes long."""
@@ -28,16 +34,16 @@ def publish(db: sqlite3.Connection, app: str, publication: Publication) -> Publi
     db.execute("BEGIN IMMEDIATE")
     now, key = time.time(), publication.info.unique_key
     query = (
-        f"SELECT id, name, status, {LAST}, size, window FROM run AS r "
+        f"SELECT id, name, status, {LAST}, size, window, info FROM run AS r "
         "WHERE app = ? AND unique_key = ? AND expires > ?"
     )
     row = db.execute(query, (app, key, now)).fetchone()
-    if row is not None and not can_follow(row[3]):
-        _drop_damaged(db, row)
+    if row is not None and not _is_sound(db, *row):
+        _drop_damaged(db, *row[:2])
         row = None
     if row is None:
         row = _make(db, app, publication)
-    number, run, status, last, size, window = row
+    number, run, status, last, size, window, _ = row
     if status != "running":
         return Published(run, last, ended=True)
     if publication.event is not None:
@@ -54,9 +60,31 @@ def publish(db: sqlite3.Connection, app: str, publication: Publication) -> Publi
     return Published(run, last)
 
 
-def _drop_damaged(db: sqlite3.Connection, row: tuple[int, str, str, object, int, int]) -> None:
-    number, run, _, last, *_ = row
-    report_damage(run, f"event {last} is none of its own")
+def _is_sound(
+    db: sqlite3.Connection,
+    number: int,
+    run: Any,
+    status: Any,
+    last: Any,
+    size: Any,
+    window: Any,
+    info: Any,
+) -> bool:
+    """Whether an event can follow what there is of a topic. The columns can have any types."""
+    if not (can_follow(last) and type(size) is type(window) is int):
+        return False
+    newest = f"SELECT {BATCH} FROM batch WHERE run = ? ORDER BY last DESC LIMIT 1"
+    (*batch,) = db.execute(newest, (number,)).fetchone() or (None,) * 4
+    try:
+        is_its_own = msgspec.json.decode(info, type=RunInfo).run == run
+    except (TypeError, ValueError):
+        return False
+    (entry,) = unpacked(*batch, after=last - 1)
+    return is_its_own and is_sound(run.encode(), entry) and (entry.status or "running") == status
+
+
+def _drop_damaged(db: sqlite3.Connection, number: int, run: str) -> None:
+    report_damage(run, NOT_FOLLOWED)
     drop = "UPDATE run SET name = NULL, expires = 0, status = 'cancelled' WHERE id = ?"
     db.execute(drop, (number,))
     raise_generation(db)
@@ -64,13 +92,13 @@ def _drop_damaged(db: sqlite3.Connection, row: tuple[int, str, str, object, int,
 
 def _make(
     db: sqlite3.Connection, app: str, publication: Publication
-) -> tuple[int, str, str, int, int, int]:
+) -> tuple[int, str, str, int, int, int, None]:
     """Makes a topic. Returns the same columns as the query of `publish`."""
     info, limits = publication.info, publication.limits
     number = insert_run(db, app, "", info, limits, expires=0)
     start = info.start_frame
     insert_batches(db, (number, 0, None, False, *packed([start])), read_generation(db))
-    return number, info.run, "running", 0, len(start), limits.window
+    return number, info.run, "running", 0, len(start), limits.window, None
 
 
 def _evict(db: sqlite3.Connection, run: int, newest: int, excess: int) -> int:
