@@ -16,24 +16,25 @@ local EVICTED = 512
 local run, info, window, retain, unique, keep, start, token, repeated, status, tail =
   unpack(ARGV, 2)
 
--- Whether the topic is as this script has left it: its fields, and its newest event. What a failing
--- pcall returns, and what is no JSON, is a table without items, or no table.
-local function is_sound(found)
+-- The last and the first number of the topic, its size, its window, its `retain`, and its status; or
+-- nothing, if it is not as this script has left it. What a failing pcall returns has no items.
+local function state_of(found)
   local fields = redis.pcall('HMGET', key('run', found), 'last', 'first', 'size', 'window',
     'retain', 'status', 'info')
-  local newest = redis.pcall('XREVRANGE', key('log', found), '+', '-', 'COUNT', 1)
-  if not newest[1] then return false end
+  local newest = redis.pcall('XREVRANGE', key('log', found), '+', '-', 'COUNT', 1)[1]
+  local named = '{"run":"' .. found .. '",'
+  if not newest or not fields[7] or fields[7]:sub(1, #named) ~= named then return end
   for i = 1, 5 do
     local number = tonumber(fields[i])
-    if not number or number < 0 or number >= 2^53 or number % 1 ~= 0 then return false end
+    if not number or number < 0 or number >= 2^53 or number % 1 ~= 0 then return end
+    fields[i] = number
   end
-  local _, stored = pcall(cjson.decode, fields[7])
-  if type(stored) ~= 'table' or stored.run ~= found then return false end
-  local last, entry_id, event = text(fields[1]), newest[1][1], newest[1][2]
-  local head = 'id: ' .. found .. '.' .. last .. '\n'
+  local last, first, _, _, _, status = unpack(fields)
+  local entry_id, event = unpack(newest)
+  local head = 'id: ' .. found .. '.' .. text(last) .. '\n'
   local ending = event[3] == 's' and event[4] or 'running'
-  return entry_id == text(fields[1] + 1) .. '-0' and event[2]:sub(1, #head) == head
-    and tonumber(fields[2]) <= tonumber(fields[1]) and ending == fields[6]
+  if entry_id == text(last + 1) .. '-0' and event[2]:sub(1, #head) == head and first <= last
+    and ending == status then return fields end
 end
 
 -- Deletes a topic, and notifies every worker that has readers of it.
@@ -44,21 +45,23 @@ local function drop(found)
   redis.call('DEL', key('run', found), key('log', found), key('cursors', found))
 end
 
-local log, dropped = find_by_key(unique), ''
-if log and not is_sound(log) then
-  drop(log)
-  log, dropped = false, log
+local found, dropped = find_by_key(unique), ''
+local state = found and state_of(found)
+if found and not state then
+  drop(found)
+  dropped = found
 end
-if log then
-  run = log
+if state then
+  run = found
 else
+  state = {0, 0, #start, tonumber(window), retain, 'running'}
   redis.call('HSET', key('run', run), 'info', info, 'status', 'running', 'producer', '',
     'last', 0, 'first', 0, 'window', window, 'retain', retain, 'drops_oldest', 1,
     'unique', unique, 'size', #start)
   redis.call('XADD', key('log', run), '1-0', 'f', start)
   redis.call('SET', key('unique', unique), run)
 end
-log = key('log', run)
+local log = key('log', run)
 if repeated == '1' then
   for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-')) do
     if entry[2][4] == token then
@@ -66,10 +69,8 @@ if repeated == '1' then
     end
   end
 end
-local fields = redis.call('HMGET', key('run', run), 'status', 'last', 'first', 'size', 'window',
-  'retain')
-local last, first, size = tonumber(fields[2]), tonumber(fields[3]), tonumber(fields[4])
-if fields[1] ~= 'running' then return {run, text(last), 1, dropped} end
+local last, first, size, held, retained, ending = unpack(state)
+if ending ~= 'running' then return {run, text(last), 1, dropped} end
 if tail ~= '' then
   last = last + 1
   local frame = 'id: ' .. run .. '.' .. text(last) .. tail
@@ -77,9 +78,9 @@ if tail ~= '' then
   if status ~= '' then mark, value = 's', status end
   redis.call('XADD', log, text(last + 1) .. '-0', 'f', frame, mark, value)
   size = size + #frame
-  if size > tonumber(fields[5]) then
+  if size > held then
     -- An eighth more than needed, so that it happens less often.
-    local goal = fields[5] * 7 / 8
+    local goal = held * 7 / 8
     for _, entry in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', EVICTED)) do
       if size <= goal or first == last then break end
       size, first = size - #entry[2][2], first + 1
@@ -90,7 +91,7 @@ if tail ~= '' then
 end
 if status ~= '' then
   redis.call('HSET', key('run', run), 'status', status)
-  expire(run, fields[6])
+  expire(run, retained)
 elseif redis.call('PTTL', key('run', run)) < tonumber(keep) then
   expire(run, keep)
 end
