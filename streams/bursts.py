@@ -23,19 +23,20 @@ class Bursts:
     """The sources of one event loop that have used up their burst."""
 
     def __init__(self) -> None:
-        self._is_taken = False  # whether one of them begins its burst in the next turn
+        self.is_taken = False
+        """Whether one of them begins its burst in the next turn."""
         self._waiting: deque[asyncio.Future[None]] = deque()  # the others, for the turns after it
 
     def begin(self) -> tuple[int, float]:
         """How many events a burst has had that begins with this one, and since when it counts."""
-        if self._is_taken:
+        if self.is_taken:
             return int(USED * BURST_EVENTS), time.monotonic() - USED * BURST_SECONDS
         return 1, time.monotonic()
 
     async def next(self) -> tuple[int, float]:
         """Waits for the next whole burst. Returns the same of it: it has had no event yet."""
-        if not self._is_taken:
-            self._is_taken = True
+        if not self.is_taken:
+            self.is_taken = True
             try:
                 await asyncio.sleep(0)
             finally:
@@ -57,7 +58,7 @@ class Bursts:
             if not turn.done():  # Its source has not been cancelled.
                 turn.set_result(None)
                 return
-        self._is_taken = False
+        self.is_taken = False
 
     def clear(self) -> None:
         """Forgets the sources that wait in a closed event loop, which can wake none of them."""

@@ -83,11 +83,21 @@ class Observer:
         """An event was published to a topic."""
 
 
+def _inherits(observer: Observer, name: str, method: object) -> bool:
+    return getattr(getattr(observer, name), "__func__", None) is method
+
+
 class Observers:
     """The observers of one Streams. The first error of each method of an observer is logged."""
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)
+        self._listening: dict[object, list[Observer]] = {
+            method: [o for o in self._observers if not _inherits(o, name, method)]
+            for name, method in vars(Observer).items()
+            if not name.startswith("_")
+        }
+        """Those that override a method, for each method."""
         self._failed: set[tuple[Observer, str]] = set()
 
     def __iter__(self) -> Iterator[Observer]:
@@ -97,12 +107,12 @@ class Observers:
         self, what: Callable[Concatenate[Observer, P], None], *args: P.args, **kwargs: P.kwargs
     ) -> None:
         """Calls a method of each observer: `tell(Observer.published, "news")`."""
-        for observer in self._observers:
+        for observer in self._listening[what]:
             self._call(observer, what.__name__, *args, **kwargs)
 
     def parent(self, scope: Scope) -> Any:
         """The trace to which a request belongs, if one of the observers knows it."""
-        for observer in self._observers:
+        for observer in self._listening[Observer.parent]:
             if (parent := self._call(observer, "parent", scope)) is not None:
                 return parent
         return None

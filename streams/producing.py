@@ -16,7 +16,7 @@ from streams.bursts import Bursts
 from streams.errors import TooManyRuns
 from streams.event import NO_READER, Encoder, Payload
 from streams.job import Job, Opener
-from streams.log import RunLog, Status
+from streams.log import RunLog
 from streams.observer import Observer, Observers, Production
 from streams.policy import Policy
 from streams.run import Run
@@ -136,16 +136,19 @@ class Producing:
         Until the store has the end, another worker may end or claim the run, and counts it then.
         Without a production, this worker has ended the run of another one.
         """
+        if log.ended_here is not None:
+            self._tell(log, production)
+            return
         self._uncertain[log] = production
         log.watch(partial(self._tell_if_certain, log))
-        self._tell_if_certain(log)
 
     def _tell_if_certain(self, log: RunLog) -> None:
-        if (ended_here := log.ended_here) is not None:
+        if log.ended_here is not None:
             log.watch(_ignore)
-            self._tell(log, self._uncertain.pop(log), log.status if ended_here else "running")
+            self._tell(log, self._uncertain.pop(log))
 
-    def _tell(self, log: RunLog, production: Production | None, status: Status) -> None:
+    def _tell(self, log: RunLog, production: Production | None) -> None:
+        status = "running" if log.ended_here is False else log.status
         if production is not None:
             self.observers.tell(Observer.run_ended, production, status)
         elif status != "running":
@@ -156,7 +159,7 @@ class Producing:
         while self._uncertain:
             log, production = self._uncertain.popitem()
             log.watch(_ignore)
-            self._tell(log, production, log.status)
+            self._tell(log, production)
 
     def abandon(self) -> list[Run]:
         """Forgets the runs of an event loop that is closed, and their tasks. Returns them."""

@@ -109,9 +109,10 @@ class Run:
         An event passes through every coroutine between the task and the source, so this is one.
         """
         log, clock, payload = self.log, time.monotonic, self._encoder.payload
+        bursts = self._bursts
         began = clock()
         _current.set(log.info)
-        burst, since = self._bursts.begin()
+        burst, since = bursts.begin()
         encode: Callable[[Any], tuple[bytes | None, bytes]] = functools.partial(
             self._encoder.first_payload, source=log.info.source
         )
@@ -135,9 +136,9 @@ class Run:
                                 )
                         burst += 1
                         if others_had_a_turn and burst > 1:
-                            burst, since = self._bursts.begin()
+                            burst, since = bursts.begin() if bursts.is_taken else (1, clock())
                         elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
-                            burst, since = await self._bursts.next()
+                            burst, since = await bursts.next()
                         if log.is_full():
                             await log.room()
                         break

@@ -21,6 +21,7 @@ from streams.log.run_table import RunTable
 
 # The most bytes of one piece, unless one event has more. A wire takes up to 5 ms for this much.
 CHUNK = 16 * 1024
+LARGE = CHUNK // 2
 
 NO_PIECE = (-1, -1, b"")
 
@@ -350,7 +351,7 @@ class MemoryReader:
             frames, self._given = await run.backing.load_evicted(self.after)
         else:
             frames, self._given = run.piece(self.after)
-        if len(frames) > CHUNK // 2:  # A reader that has to catch up lets others have their turns.
+        if len(frames) > LARGE:  # A reader that has to catch up lets others have their turns.
             await asyncio.sleep(0)
         return frames
 
