@@ -112,7 +112,7 @@ class Run:
         bursts = self._bursts
         began = clock()
         _current.set(log.info)
-        burst, since = bursts.begin()
+        burst, since, turns = bursts.begin()
         encode: Callable[[Any], tuple[bytes | None, bytes]] = functools.partial(
             self._encoder.first_payload, source=log.info.source
         )
@@ -136,9 +136,12 @@ class Run:
                                 )
                         burst += 1
                         if others_had_a_turn and burst > 1:
-                            burst, since = bursts.begin() if bursts.is_taken else (1, clock())
+                            if bursts.is_taken:
+                                burst, since, turns = bursts.begin()
+                            else:
+                                burst, since, turns = 1, clock(), bursts.turns
                         elif burst >= BURST_EVENTS or clock() - since > BURST_SECONDS:
-                            burst, since = await bursts.next()
+                            burst, since, turns = await bursts.next(turns)
                         if log.is_full():
                             await log.room()
                         break

@@ -126,6 +126,33 @@ async def test_a_source_that_waits_sends_a_few_events_at_once_though_others_neve
     assert (news[1] == news[0]) == (events == SOON)
 
 
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_a_source_that_waits_for_each_event_does_not_queue_with_those_that_never_wait(
+    is_read: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("run", "bursts"):  # Each event takes longer than a burst.
+        monkeypatch.setattr(f"streams.{module}.BURST_SECONDS", -1.0)
+    yielded = 0
+
+    async def waiting() -> AsyncIterator[int]:
+        nonlocal yielded
+        while True:
+            yielded += 1
+            yield yielded
+            await asyncio.sleep(0)
+
+    sources = Sources()
+    await asyncio.gather(*[sources.start(number) for number in range(BUSY)])
+    log = await sources.runs.start(Job(source="waiting", policy=policy, open=opener(waiting())))
+    reading = asyncio.create_task(read(log)) if is_read else None
+    for _ in range(10 * BUSY):
+        await asyncio.sleep(0)
+    await sources.runs.aclose()
+    if reading is not None:
+        await reading
+    assert yielded > BUSY, "an event does not take as many turns as there are other sources"
+
+
 @pytest.mark.parametrize("cancelled", range(4))
 @pytest.mark.parametrize("turns", [1, 2])
 async def test_a_cancelled_source_leaves_its_turn_to_one_other(cancelled: int, turns: int) -> None:
@@ -133,7 +160,7 @@ async def test_a_cancelled_source_leaves_its_turn_to_one_other(cancelled: int, t
     began: dict[int, int] = {}
 
     async def begin(number: int) -> None:
-        await bursts.next()
+        await bursts.next(0)
         began[number] = turn
 
     tasks = [asyncio.create_task(begin(number)) for number in range(4)]
@@ -143,7 +170,7 @@ async def test_a_cancelled_source_leaves_its_turn_to_one_other(cancelled: int, t
         await asyncio.sleep(0)
     assert set(began) >= {0, 1, 2, 3} - {cancelled}
     assert len(set(began.values())) == len(began), "two begin in one turn"
-    await asyncio.wait_for(bursts.next(), 5)
+    await asyncio.wait_for(bursts.next(bursts.begin()[2]), 5)
 
 
 def test_sources_of_a_closed_event_loop_hold_up_none_of_the_next_one() -> None:
