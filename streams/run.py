@@ -271,6 +271,7 @@ class Run:
     def abandon(self) -> None:
         """Forgets a run whose event loop is closed: nothing of it can be awaited."""
         self._over = True
+        self.task.remove_done_callback(self._finish)  # The loop may only have been stopped.
         self._ended(self)
         try:
             if (coroutine := self.task.get_coro()) is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import httpx
+import msgspec
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from streams import Source, StreamError, Streams, lifetime, run, source
+from streams.errors import TooManyRequests
 from streams.log import RunLog
 from streams.sources import counter
 from tests.support.servers import (
@@ -550,6 +552,32 @@ def test_readers_of_a_closed_event_loop_are_not_counted() -> None:
     del left.viewer
     gc.collect()
     assert left.streams.log.readers == 0
+
+
+def test_a_run_that_a_stopped_event_loop_has_left_gives_back_its_quota_once() -> None:
+    @source
+    async def ticks() -> AsyncIterator[int]:
+        while True:
+            await asyncio.sleep(0)
+            yield 1
+
+    async def start() -> None:
+        await streams._lifetime.serve()
+        job = await ticks.job({}, None, policy=streams._policies[ticks])
+        await streams.runs.start(msgspec.structs.replace(job, clients=["identity ann"]))
+
+    streams = Streams([ticks], max_per_client=1)
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    first.run_until_complete(start())
+    (left,) = streams.runs._producing
+    second.run_until_complete(start())
+    first.run_until_complete(asyncio.wait([left.task]))
+    assert isinstance(left.task.exception(), RuntimeError), "its coroutine was closed"
+    with pytest.raises(TooManyRequests):
+        second.run_until_complete(start())
+    second.run_until_complete(streams.runs.aclose())
+    first.close()
+    second.close()
 
 
 def test_a_streams_in_two_event_loops_at_once_is_a_runtime_error() -> None:
