@@ -188,11 +188,12 @@ def events_schema_of(function: Any) -> dict[str, Any] | None:
     types = [type_ for type_ in types if not (isinstance(type_, type) and type_ in BINARY)]
     try:
         schema = _outline(types, parts)
-    except RecursionError:  # A type that contains itself, without a class between.
+        schemas, definitions = _sent_schemas([type_ for type_, _ in parts])
+    except (RecursionError, KeyError):
+        # A type contains itself, without a class between; or two classes have the same name.
         return None
     if not parts:
         return None
-    schemas, definitions = _sent_schemas([type_ for type_, _ in parts])
     for (_, part), found in zip(parts, schemas, strict=True):
         part.update(found)
     definitions |= hoist_definitions([schema, *definitions.values()])

@@ -244,6 +244,20 @@ async def _binaries() -> AsyncIterator[bytearray | memoryview]:
     yield bytearray(b"a")
 
 
+def _made() -> Any:
+    class Made(msgspec.Struct):
+        x: int
+
+    return Made
+
+
+async def _namesakes() -> AsyncIterator[Any]:
+    yield _made()(1)
+
+
+_namesakes.__annotations__["return"] = AsyncIterator[_made() | _made()]  # type: ignore[misc]
+
+
 def _topic(user: str) -> None: ...
 
 
@@ -260,6 +274,7 @@ def _topic(user: str) -> None: ...
         _binary,
         _binaries,
         _tree,
+        _namesakes,
         _topic,
     ],
 )
