@@ -177,7 +177,8 @@ class Reader(Protocol):
     The iteration waits for further events, and ends after the `end` event. A piece counts as read
     when the next one is requested. A reader that catches up gives the event loop a turn for each
     32 KiB at least, so that it holds nobody up. The iteration raises LostHistory if the next events
-    were dropped and the log could not know that earlier; the reader cannot be used after that.
+    were dropped and the log could not know that earlier; the reader cannot be used after that. A
+    cancelled step gives nothing: the next one gives the same events.
     """
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...

@@ -348,11 +348,12 @@ class MemoryReader:
         if self.after < buffer.first - 1:
             if run.backing is None:  # The run has not waited for this reader.
                 raise LostHistory(buffer.first - 1 - self.after, buffer.first)
-            frames, self._given = await run.backing.load_evicted(self.after)
+            frames, given = await run.backing.load_evicted(self.after)
         else:
-            frames, self._given = run.piece(self.after)
+            frames, given = run.piece(self.after)
         if len(frames) > LARGE:  # A reader that has to catch up lets others have their turns.
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # If this is cancelled, nothing is given.
+        self._given = given
         return frames
 
     @property

@@ -127,6 +127,21 @@ async def test_a_reader_that_catches_up_lets_others_have_their_turns(make_log: M
     counting.cancel()
 
 
+async def test_a_reader_misses_nothing_after_a_cancelled_step(make_log: MakeLog) -> None:
+    store = make_log()
+    log = await new(store)
+    for _ in range(500):
+        log.append(None, DATA)
+    log.close(COMPLETED)
+    await settled(store)
+    with log.read(-1) as reader:
+        step = asyncio.ensure_future(anext(reader))
+        await asyncio.sleep(0)
+        assert step.cancel(), "others have their turn before the reader has its piece"
+        await asyncio.wait([step])
+        assert b"".join([frames async for frames in reader]) == await read_all(log)
+
+
 async def test_nothing_can_be_appended_to_a_closed_log(make_log: MakeLog) -> None:
     log = await new(make_log())
     log.close(End("failed"))

@@ -303,9 +303,9 @@ class ListReader:
             raise StopAsyncIteration
         if self.after < self.log.first - 1:
             raise LostHistory(self.log.first - 1 - self.after, self.log.first)
-        self.given = self.after + 1
-        frames = self.log.frames[self.given - self.log.first]
+        frames = self.log.frames[self.after + 1 - self.log.first]
         await asyncio.sleep(0)
+        self.given = self.after + 1
         return frames
 
     @property
