@@ -352,6 +352,23 @@ async def test_a_run_that_ends_while_another_worker_stops_it_is_counted_once(
     assert (one.ended, other.ended) == ({"handed_over": 1}, {"cancelled": 1})
 
 
+@pytest.mark.parametrize("is_paused", [False, True])
+async def test_a_run_that_another_worker_stops_and_discards_is_counted_once(
+    is_paused: bool, worker: Callable[..., Worker]
+) -> None:
+    """As DELETE /v1/responses/{response} does."""
+    one, other = worker(), worker()
+    log = await one.start(endless)
+    await one.log.written()
+    if is_paused:
+        await kill(one.log)
+    await other.runs.stop(log.info.run)
+    await other.log.discard(log.info.run)
+    await one.log.open()
+    await until(lambda: one.ended, "the run has ended there, too")
+    assert (one.ended, other.ended) == ({"handed_over": 1}, {"cancelled": 1})
+
+
 async def test_an_opening_that_another_worker_stops_is_counted_once(
     worker: Callable[..., Worker],
 ) -> None:

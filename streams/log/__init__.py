@@ -229,8 +229,8 @@ class RunLog(Protocol):
 
     @property
     def ended_here(self) -> bool | None:
-        """Whether this worker, as its producer, has ended the run; False: another one has ended or
-        claimed it. None: it has not ended, or the store may still refuse the end."""
+        """Whether this worker, as its producer, has ended the run; False: another one has ended,
+        discarded or claimed it. None: it has not ended, or the store may still refuse the end."""
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Calls `changed` when a reader attaches or detaches, when `producing` turns false, and

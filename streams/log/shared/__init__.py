@@ -298,7 +298,8 @@ class SharedLog(Leases):
                 run.on_lost()
                 self._work.end_damaged(run, last)
             case _:
-                if run.is_producer:
+                if run.is_producer:  # Another worker has discarded it.
+                    run.ended_here = bool(run.ended_here)
                     self._forget(run.info.run)
 
     def _on_fenced(self, run: SharedRun) -> None:
