@@ -10,6 +10,7 @@ Invariants:
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import Context
 from itertools import accumulate
 from typing import Any
 
@@ -59,12 +60,12 @@ class Metrics(Observer):
             self._sources.add(name)
         return name
 
-    def run_starts(self, run: Production, parent: Any) -> None:
+    def run_starts(self, run: Production, context: Context, parent: Any) -> None:
         source = self._source(run.info.source)
         self._started[source] += 1
         self._running[source] += 1
 
-    def run_continues(self, run: Production) -> None:
+    def run_continues(self, run: Production, context: Context) -> None:
         source = self._source(run.info.source)
         self._continued[source] += 1
         self._running[source] += 1

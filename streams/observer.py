@@ -32,8 +32,7 @@ class Production(msgspec.Struct, frozen=True, eq=False):
     """
 
     info: RunInfo
-    context: Context
-    """The context in which its source runs."""
+    """Without the arguments: this is kept until the end of the run is certain."""
 
 
 class Sending(Protocol):
@@ -49,10 +48,10 @@ class Observer:
     def parent(self, scope: Scope) -> Any:
         """The trace to which a request belongs, for `run_starts`; None if it is not traced."""
 
-    def run_starts(self, run: Production, parent: Any) -> None:
-        """This worker begins to produce a new run."""
+    def run_starts(self, run: Production, context: Context, parent: Any) -> None:
+        """This worker begins to produce a new run, whose source will run in `context`."""
 
-    def run_continues(self, run: Production) -> None:
+    def run_continues(self, run: Production, context: Context) -> None:
         """This worker begins to produce the run of a worker that died or was shut down."""
 
     def first_event(self, run: Production, seconds: float) -> None:

@@ -62,15 +62,15 @@ class Producing:
         else:
             clients, context = job.clients, copy_context()
             self.of_clients.take(clients)
-        production = Production(log.info, context)
-        self.observers.tell(Observer.run_starts, production, job.parent)
-        return self._produce(log, job.open, job.policy, production, clients, job.preface)
+        production = Production(log.info.without_arguments())
+        self.observers.tell(Observer.run_starts, production, context, job.parent)
+        return self._produce(log, job.open, job.policy, production, context, clients, job.preface)
 
     def go_on(self, log: RunLog, open_source: Opener, policy: Policy) -> None:
         """Produces the run of another worker that does not produce it any more."""
-        production = Production(log.info, Context())
-        self.observers.tell(Observer.run_continues, production)
-        self._produce(log, open_source, policy, production)
+        production, context = Production(log.info.without_arguments()), Context()
+        self.observers.tell(Observer.run_continues, production, context)
+        self._produce(log, open_source, policy, production, context)
 
     def _make_room(self, job: Job) -> None:
         """Ends the oldest run of a shared source that nobody watches, if it has too many."""
@@ -93,6 +93,7 @@ class Producing:
         open_source: Opener,
         policy: Policy,
         production: Production,
+        context: Context,
         clients: Sequence[str] = (),
         preface: Payload | None = None,
     ) -> Run:
@@ -108,6 +109,7 @@ class Producing:
             self.encoder,
             preface,
             production,
+            context,
             bursts=self._bursts,
             ended=ended,
             observers=self.observers,

@@ -69,6 +69,7 @@ class Run:
         encoder: Encoder,
         preface: Payload | None,
         production: Production,
+        context: contextvars.Context,
         *,
         bursts: Bursts,
         ended: Callable[["Run"], None],
@@ -98,9 +99,7 @@ class Run:
         self._timer: asyncio.TimerHandle | None = None
         log.watch(self._log_changed)
         name = f"run {log.info.run}"
-        self.task = self._loop.create_task(
-            self._produce(open_source), name=name, context=production.context
-        )
+        self.task = self._loop.create_task(self._produce(open_source), name=name, context=context)
         self.task.add_done_callback(self._finish)
 
     async def _produce(self, open_source: Callable[[], Awaitable[AsyncIterator[Any]]]) -> None:

@@ -11,6 +11,7 @@ https://www.w3.org/TR/trace-context/
 """
 
 from contextlib import suppress
+from contextvars import Context
 
 from opentelemetry import trace
 from opentelemetry.context import attach
@@ -58,15 +59,15 @@ class Tracing(Observer):
         provider = self._provider or trace.get_tracer_provider()
         return not isinstance(provider, trace.ProxyTracerProvider)
 
-    def run_starts(self, run: Production, parent: SpanContext | None) -> None:
+    def run_starts(self, run: Production, context: Context, parent: SpanContext | None) -> None:
         if self._records:
-            run.context.run(self._start, run, parent, {})
+            context.run(self._start, run, parent, {})
         elif parent is not None:  # The source may pass it on.
-            run.context.run(_make_current, trace.NonRecordingSpan(parent))
+            context.run(_make_current, trace.NonRecordingSpan(parent))
 
-    def run_continues(self, run: Production) -> None:
+    def run_continues(self, run: Production, context: Context) -> None:
         if self._records:
-            run.context.run(self._start, run, None, {"streams.run.taken_over": True})
+            context.run(self._start, run, None, {"streams.run.taken_over": True})
 
     def _start(
         self, run: Production, parent: SpanContext | None, attributes: dict[str, str | bool]

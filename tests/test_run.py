@@ -23,9 +23,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from streams import MemoryLog, StreamError, Streams, source
 from streams.job import Job
+from streams.log import RunLog
 from streams.policy import Policy
 from streams.runs import Runs
 from streams.wires import EventStream
+from tests.log.shared.workers import kill
 from tests.support.servers import (
     Connection,
     client_of,
@@ -37,6 +39,7 @@ from tests.support.servers import (
     serving,
     until,
 )
+from tests.support.stores import shared_log
 from tests.support.virtual_time import run_in_virtual_time
 
 
@@ -799,3 +802,38 @@ def test_a_run_whose_client_left_before_its_response_began_waits_five_seconds() 
         await asyncio.sleep(0)
 
     run_in_virtual_time(main())
+
+
+async def test_no_context_and_no_arguments_are_kept_until_the_store_has_the_end(
+    sqlite_url: str,
+) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    @source
+    async def movable(text: str = "", *, after: int = 0) -> AsyncIterator[int]:
+        yield 1
+        await gate.wait()
+
+    async def request() -> RunLog:
+        value = Big()
+        kept.append(weakref.ref(value))
+        request_variable.set(value)
+        return await streams.runs.start(await movable.job({}, None, policy=streams.policy))
+
+    gate = asyncio.Event()
+    store = shared_log(sqlite_url)
+    streams = Streams([movable], log=store)
+    async with streams:
+        with gc_disabled():
+            log = await asyncio.create_task(request())
+            assert log.info.arguments == "{}"
+            await store.written()
+            await kill(store)
+            gate.set()
+            await until(lambda: not streams.runs.health()["running"], "the run's task has ended")
+            await asyncio.sleep(0)
+            assert log.ended_here is None, "the end is not certain"
+            (production,) = streams.runs._producing._uncertain.values()
+            assert production is not None
+            assert production.info.arguments is None
+            assert [ref() for ref in kept] == [None]
