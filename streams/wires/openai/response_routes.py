@@ -295,6 +295,8 @@ async def _whole(request: Request, log: RunLog) -> Response:
 
     def feed(event: LoggedEvent) -> bool:
         response.feed(event)
+        if event.number == REQUEST_NUMBER:
+            response.drop_items()
         return response.over
 
     await read_until(request, log, feed)

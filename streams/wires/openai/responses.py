@@ -124,6 +124,13 @@ class Response:
         events, self._events = self._events, []
         return events
 
+    def drop_items(self) -> None:
+        """Drops the items of the request: for a reader that does not need them. They may be
+        megabytes.
+        """
+        if self.kept is not None:
+            self.kept = self.kept.without_items()
+
     def as_dict(self) -> dict[str, Any]:
         assert self.kept is not None
         reasons = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -300,8 +307,8 @@ class ResponsesWire(Wire):
 
     def event(self, event: LoggedEvent) -> bytes:
         events = self._response.feed(event)
-        if event.number == REQUEST_NUMBER and (kept := self._response.kept) is not None:
-            self._response.kept = kept.without_items()  # They may be megabytes.
+        if event.number == REQUEST_NUMBER:
+            self._response.drop_items()
         self.done = self._response.over
         sent = [e for e in events if e["sequence_number"] > self._starting_after]
         return b"".join([part for event in sent for part in _block(event)])
