@@ -105,7 +105,7 @@ def _converted(value: Any, type_: Any, *, strict: bool) -> Any:
     try:
         return msgspec.convert(value, type_, strict=strict, dec_hook=decode_model)
     except msgspec.ValidationError as error:
-        if not strict:
+        if not strict or "got `float`" not in str(error):
             raise
         fault = error
     try:
