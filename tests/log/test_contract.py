@@ -56,6 +56,16 @@ async def settled(store: EventLog) -> None:
         await store.written()
 
 
+async def long_run(store: EventLog) -> RunLog:
+    """A run that has ended, with 450 kB of events."""
+    log = await new(store)
+    for _ in range(500):
+        log.append(None, DATA)
+    log.close(COMPLETED)
+    await settled(store)
+    return log
+
+
 async def test_events_are_numbered_from_0_and_a_reader_gets_those_after_its_position(
     make_log: MakeLog,
 ) -> None:
@@ -108,12 +118,7 @@ async def test_a_reader_gets_each_event_once_from_replay_to_live(make_log: MakeL
 
 
 async def test_a_reader_that_catches_up_lets_others_have_their_turns(make_log: MakeLog) -> None:
-    store = make_log()
-    log = await new(store)
-    for _ in range(500):
-        log.append(None, DATA)
-    log.close(COMPLETED)
-    await settled(store)
+    log = await long_run(make_log())
     turns = 0
 
     async def count_turns() -> None:
@@ -128,12 +133,7 @@ async def test_a_reader_that_catches_up_lets_others_have_their_turns(make_log: M
 
 
 async def test_a_reader_misses_nothing_after_a_cancelled_step(make_log: MakeLog) -> None:
-    store = make_log()
-    log = await new(store)
-    for _ in range(500):
-        log.append(None, DATA)
-    log.close(COMPLETED)
-    await settled(store)
+    log = await long_run(make_log())
     with log.read(-1) as reader:
         step = asyncio.ensure_future(anext(reader))
         await asyncio.sleep(0)
