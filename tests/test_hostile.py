@@ -227,8 +227,9 @@ class Talkative(StreamRequestHandler):
     """A Redis that answers everything with an error in its own words."""
 
     def handle(self) -> None:
-        while self.rfile.readline():
-            self.wfile.write(b"-ERR secret words of \x1b[2J redis\r\n")
+        while line := self.rfile.readline():
+            if line.startswith(b"*"):  # A command begins. A second answer to it would be an error.
+                self.wfile.write(b"-ERR secret words of \x1b[2J redis\r\n")
 
 
 @contextmanager
