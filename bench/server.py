@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.support.servers import free_port
 
 ROOT = Path(__file__).parent.parent
 NODE = Path(__file__).parent / "node_modules" / "better-sse"
@@ -66,9 +67,7 @@ class Server:
     """
 
     def __init__(self, peer: str, under: Sequence[str] = (), **environ: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         if peer == "better-sse":
             command = [*under, "node", PEERS[peer], str(self.port)]
         else:

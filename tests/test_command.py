@@ -13,7 +13,7 @@ import pytest
 
 from streams import Streams, __version__, settings
 from streams.__main__ import main, max_connections, place, warning
-from tests.support.servers import ROOT, connection, process_group, serving, until
+from tests.support.servers import ROOT, connection, free_port, process_group, served, serving, until
 from tests.test_topics import ANN, begun, ids, notifications, shows
 
 TOPIC = "tests.test_topics:notifications"
@@ -140,15 +140,18 @@ async def test_it_says_how_it_is_used() -> None:
 # streams run
 
 
-async def test_run_serves_the_named_sources_and_says_where(
-    free_tcp_port: int, tmp_path: Path
-) -> None:
-    url = f"http://127.0.0.1:{free_tcp_port}"
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+async def test_run_serves_the_named_sources_and_says_where(port: int, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{port}"
     log = tmp_path / "log"
     command = [sys.executable, "-m", "streams", "run", "streams.sources:counter", TOPIC]
-    command += ["--port", str(free_tcp_port), "--log", "sqlite:runs.db?prefix=mine"]
+    command += ["--port", str(port), "--log", "sqlite:runs.db?prefix=mine"]
     with process_group(command, log, tmp_path, PYTHONPATH=str(ROOT)) as process:
-        await until(lambda: "Uvicorn running" in log.read_text(), "it serves", 30)
+        await served(process, log, port)
         async with httpx.AsyncClient(base_url=url) as client:
             sources = (await client.get("/streams")).json()["sources"]
             assert [each["name"] for each in sources] == ["counter", "notifications"]
@@ -163,28 +166,26 @@ async def test_run_serves_the_named_sources_and_says_where(
     assert (tmp_path / "runs.db").exists()
 
 
-async def test_run_starts_workers_with_the_same_sources(free_tcp_port: int, tmp_path: Path) -> None:
+async def test_run_starts_workers_with_the_same_sources(port: int, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-m", "streams", "run", "streams.sources:clock", "--workers", "2"]
-    command += ["--port", str(free_tcp_port)]
-    with process_group(command, log, tmp_path, PYTHONPATH=str(ROOT), STREAMS_LOG=None):
-        await until(lambda: log.read_text().count("startup complete") == 2, "both serve", 30)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_tcp_port}") as client:
+    command += ["--port", str(port)]
+    with process_group(command, log, tmp_path, PYTHONPATH=str(ROOT), STREAMS_LOG=None) as process:
+        await served(process, log, port, 2)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             (source,) = (await client.get("/streams")).json()["sources"]
     assert source["name"] == "clock"
 
 
-async def test_run_with_reload_serves_the_changed_source(
-    free_tcp_port: int, tmp_path: Path
-) -> None:
+async def test_run_with_reload_serves_the_changed_source(port: int, tmp_path: Path) -> None:
     log, module = tmp_path / "log", tmp_path / "mine.py"
     code = "from streams import source\n\n@source\nasync def words():\n    yield '{}'\n"
     module.write_text(code.format("before"))
     command = [sys.executable, "-m", "streams", "run", "mine:words", "--reload"]
-    command += ["--port", str(free_tcp_port), "--log", "memory"]
-    url = f"http://127.0.0.1:{free_tcp_port}/streams/words"
-    with process_group(command, log, tmp_path, PYTHONPATH=str(ROOT)):
-        await until(lambda: "startup complete" in log.read_text(), "it serves", 30)
+    command += ["--port", str(port), "--log", "memory"]
+    url = f"http://127.0.0.1:{port}/streams/words"
+    with process_group(command, log, tmp_path, PYTHONPATH=str(ROOT)) as process:
+        await served(process, log, port)
         async with httpx.AsyncClient() as client:
             assert '"before"' in (await client.get(url)).text
             module.write_text(code.format("after it has changed"))
@@ -215,7 +216,7 @@ FORMS = "a log is memory, sqlite:FILE, redis://HOST, rediss://HOST or redis+unix
 def test_what_is_wrong_with_run_is_one_line_and_status_2(
     arguments: list[str],
     message: str,
-    free_tcp_port: int,
+    port: int,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -223,7 +224,7 @@ def test_what_is_wrong_with_run_is_one_line_and_status_2(
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.delenv("STREAMS_SOURCES")
     with pytest.raises(SystemExit) as ended:
-        main(["run", "--port", str(free_tcp_port), *arguments])
+        main(["run", "--port", str(port), *arguments])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("streams")
@@ -247,13 +248,15 @@ PAID = {"LLM_MODEL": "gpt", "LLM_BASE_URL": "https://llm.example/v1", "LLM_API_K
 
 
 async def test_run_warns_once_that_strangers_can_spend_the_money_of_a_model(
-    free_tcp_port: int, tmp_path: Path
+    port: int, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-m", "streams", "run", "--host", "0.0.0.0", "--workers", "2"]
-    command += ["--port", str(free_tcp_port)]
-    with process_group(command, log, tmp_path, PYTHONPATH=str(ROOT), STREAMS_LOG=None, **PAID):
-        await until(lambda: log.read_text().count("startup complete") == 2, "both serve", 30)
+    command += ["--port", str(port)]
+    with process_group(
+        command, log, tmp_path, PYTHONPATH=str(ROOT), STREAMS_LOG=None, **PAID
+    ) as process:
+        await served(process, log, port, 2)
     (line,) = [line for line in log.read_text().splitlines() if "warning" in line]
     assert line == (
         "  warning: everybody who reaches 0.0.0.0 can ask gpt, and LLM_API_KEY pays; set "

@@ -19,8 +19,8 @@ from tests.support.servers import (
     exit_of,
     free_port,
     process_group,
+    served,
     serving,
-    until,
 )
 
 DOCUMENT = (ROOT / "docs/jobs.md").read_text()
@@ -45,9 +45,8 @@ async def server_of_jobs(folder: Path) -> AsyncIterator[str]:
     assert "uvicorn server:app --workers 2\n" in DOCUMENT
     command = ["uvicorn", "server:app", "--workers", "2", "--port", str(port)]
     log = folder / "server.log"
-    with process_group([sys.executable, "-m", *command], log, folder):
-        ready = "Application startup complete"
-        await until(lambda: log.read_text().count(ready) == 2, "both workers have started", 30)
+    with process_group([sys.executable, "-m", *command], log, folder) as process:
+        await served(process, log, port, 2)
         yield f"http://127.0.0.1:{port}"
 
 

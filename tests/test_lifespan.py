@@ -33,6 +33,7 @@ from tests.support.servers import (
     exit_of,
     free_port,
     process_group,
+    served,
     server_process,
     serving,
     until,
@@ -94,8 +95,8 @@ async def test_several_workers_without_a_shared_log_say_once_what_to_set(
     command = [sys.executable, "-m", "uvicorn", f"tests.support.stopping:{app}"]
     command += ["--port", str(port), *options]
     workers: set[str] = set()
-    with process_group(command, log, WEB_CONCURRENCY="2"):
-        await until(lambda: "startup complete" in log.read_text(), "a worker serves", 20)
+    with process_group(command, log, WEB_CONCURRENCY="2") as process:
+        await served(process, log, port)
         with anyio.fail_after(20):
             while len(workers) < (1 if "--reload" in options else 2):
                 async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:

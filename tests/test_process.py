@@ -22,6 +22,7 @@ from tests.support.servers import (
     free_port,
     kill_group,
     process_group,
+    served,
     server_process,
     until,
 )
@@ -143,13 +144,7 @@ async def made(
     command = [*MAKE, "run", f"WORKERS={workers}", *options]
     log = folder.parent / f"{port}.log"
     with process_group(command, log, folder, STREAMS_LOG=None, **environ) as process:
-
-        def all_serve() -> bool:
-            text = log.read_text()
-            assert process.poll() is None, text
-            return text.count("startup complete") == workers and "Uvicorn running" in text
-
-        await until(all_serve, "all workers serve", 30)
+        await served(process, log, port, workers)
         yield f"http://127.0.0.1:{port}", log, process
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from streams import __version__
 from tests.support.blocks import blocks
-from tests.support.servers import ROOT, free_port, process_group, until
+from tests.support.servers import ROOT, free_port, process_group, served
 
 DIST = ROOT / "dist"
 WHEEL = DIST / f"streams-{__version__}-py3-none-any.whl"
@@ -70,8 +70,8 @@ async def test_the_first_lines_of_the_readme_stream(readme: Environment) -> None
     run, curl = blocks("README.md", "sh")[1].splitlines()
     port, log = free_port(), readme.folder / "log"
     command = ["bash", "-c", f"exec {run} --port {port}"]
-    with process_group(command, log, readme.folder, **readme.variables):
-        await until(lambda: "startup complete" in log.read_text(), "it serves", 120)
+    with process_group(command, log, readme.folder, **readme.variables) as process:
+        await served(process, log, port, seconds=120)
         printed = readme.prints(curl.replace("8000", str(port)))
     data = re.findall(r"^data: (.*)$", printed, re.MULTILINE)
     assert data[1:] == ['{"left":3}', '{"left":2}', '{"left":1}', '{"status":"completed"}']
@@ -81,8 +81,8 @@ async def test_the_first_lines_of_the_readme_stream(readme: Environment) -> None
 async def test_the_built_in_sources_and_the_page_are_served(readme: Environment) -> None:
     port, log = free_port(), readme.folder / "log-of-all"
     command = ["bash", "-c", f"exec streams run --port {port} --workers 2"]
-    with process_group(command, log, readme.folder, **readme.variables):
-        await until(lambda: log.read_text().count("startup complete") == 2, "both serve", 120)
+    with process_group(command, log, readme.folder, **readme.variables) as process:
+        await served(process, log, port, 2, 120)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             page = await client.get("/")
             assert "<title>" in page.text

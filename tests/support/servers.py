@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import re
 import signal
 import socket
@@ -209,10 +210,18 @@ def retry_of(response: httpx.Response) -> int:
 
 
 def free_port() -> int:
-    """A TCP port that nothing on this machine listens to."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port for a server that starts later.
+
+    Nothing else gets it until then: systems give clients higher ports, and each worker of pytest
+    has a range of its own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + 1000 * (worker % 12)
+    for port in random.sample(range(first, first + 1000), 1000):
+        with suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no port from {first} to {first + 999} is free")
 
 
 @contextmanager
@@ -289,6 +298,25 @@ def process_group(
         yield process
     finally:
         kill_group(process)
+
+
+async def served(
+    process: subprocess.Popen[bytes], log: Path, port: int, workers: int = 1, seconds: float = 30
+) -> None:
+    """Waits until all workers of uvicorn have started, by their log, and one of them listens.
+
+    A worker says that it has started before it listens. Raises AssertionError if the process ends.
+    """
+
+    def serves() -> bool:
+        text = log.read_text()
+        assert process.poll() is None, text
+        if text.count("Application startup complete") < workers:
+            return False
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", port)) == 0
+
+    await until(serves, f"{workers} workers serve", seconds)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
