@@ -2,8 +2,9 @@
 
 Invariants:
 
-1. All operations run in the event loop, in transactions of microseconds. Nothing waits for a lock
-   inside SQLite: an operation that finds the file locked is repeated, at first after a millisecond.
+1. All operations run in the event loop, in transactions of microseconds; large values go to the
+   writer. Nothing waits for a lock inside SQLite: an operation that finds the file locked is
+   repeated, at first after a millisecond.
 2. A commit of events is one statement, which compares the generation. Whoever takes a run from its
    producer raises the generation in the same transaction.
 3. A worker is dead when the kernel has released its lock, or when it has not renewed its lease for
@@ -15,6 +16,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 
 from streams.errors import Unavailable
 from streams.event import End
@@ -23,7 +25,7 @@ from streams.log.sqlite.database import Database
 from streams.log.sqlite.follower import Follower
 from streams.log.sqlite.link import Link
 from streams.log.sqlite.locks import Deaths
-from streams.log.sqlite.produced import Produced, ProducedRun
+from streams.log.sqlite.produced import LargeCommit, Produced, ProducedRun
 from streams.log.sqlite.rows import (
     close_run,
     find_by_key,
@@ -36,6 +38,7 @@ from streams.log.sqlite.rows import (
     select_runs,
 )
 from streams.log.sqlite.topics import keep, publish
+from streams.log.sqlite.writer import LARGE_BYTES
 from streams.log.store import (
     Append,
     Cursor,
@@ -115,6 +118,9 @@ class SQLiteStore:
     # Runs.
 
     async def create(self, info: RunInfo, limits: Limits) -> str:
+        is_large = len(info.arguments or "") > LARGE_BYTES
+        stored = info.without_arguments() if is_large else info
+
         def create(db: sqlite3.Connection) -> tuple[str, int]:
             db.execute("BEGIN IMMEDIATE")
             if (number := find_run(db, self._app, info.run)) is not None:
@@ -122,11 +128,14 @@ class SQLiteStore:
             key = info.unique_key
             if key is not None and (other := find_by_key(db, self._app, key)) is not None:
                 return other, 0
-            return info.run, insert_run(db, self._app, self._worker, info, limits)
+            return info.run, insert_run(db, self._app, self._worker, stored, limits)
 
         run, number = await self._link.do(create)
         if number:
             self._produced.runs[run] = ProducedRun(number, -1, 0)
+            if is_large:  # Without arguments, nobody can go on with the run.
+                update = "UPDATE run SET arguments = ? WHERE id = ? AND status = 'running'"
+                await self._link.write(update, (info.arguments, number))
         return run
 
     async def find_by_key(self, unique_key: str) -> str | None:
@@ -191,7 +200,19 @@ class SQLiteStore:
         self._produced.runs.pop(run, None)
 
     async def append(self, appends: Sequence[Append]) -> list[Outcome | Unavailable]:
+        if (large := self._produced.large_commit(appends)) is not None and await self._write(large):
+            return [
+                *await self._link.do(
+                    lambda db: self._produced.after_commit(db, appends, large.outcomes)
+                )
+            ]
         return [*await self._link.do(lambda db: self._produced.append(db, appends))]
+
+    async def _write(self, commit: LargeCommit) -> bool:
+        """Returns False, and stores nothing, if another worker may have taken a run over."""
+        with suppress(sqlite3.IntegrityError):
+            return await self._link.write(commit.statement, commit.values) > 0
+        return False
 
     # News.
 

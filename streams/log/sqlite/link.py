@@ -1,4 +1,4 @@
-"""Link: the connection of one worker to the database, its lock, and its keeper.
+"""Link: the connection of one worker to the database, its lock, its keeper and its writer.
 
 Invariants:
 
@@ -12,17 +12,15 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from streams.errors import StoreDown, StoreFull, Unavailable
 from streams.log.sqlite.database import BUSY_PAUSE, Database, errorname, is_busy, patiently
 from streams.log.sqlite.keeper import Keeper
+from streams.log.sqlite.writer import BUSY_SECONDS, Writer
 
 logger = logging.getLogger("streams")
-
-BUSY_SECONDS = 5.0
-"""An operation that finds the file locked for longer has failed. The caller repeats it."""
 
 MAX_BUSY_PAUSE = 0.02
 """The pause between two attempts grows up to this: hundreds of operations may wait."""
@@ -35,8 +33,8 @@ REPORT_SECONDS = 60.0
 
 T = TypeVar("T")
 
-_inherited: list[sqlite3.Connection] = []
-"""Connections of the parent of this process. They are never used, nor closed."""
+_inherited: list[object] = []
+"""What holds connections of the parent of this process. They are never used, nor closed."""
 
 
 class Link:
@@ -52,6 +50,7 @@ class Link:
         self._pid = 0
         self._opening = asyncio.Lock()
         self._keeper: Keeper | None = None
+        self._writer = Writer(database)
         self._next_check = 0.0
         self._report = ("", 0.0)
 
@@ -65,7 +64,7 @@ class Link:
     async def _connection(self) -> sqlite3.Connection:
         async with self._opening:
             if self._db is not None and self._pid != os.getpid():
-                _inherited.append(self._db)
+                _inherited.extend((self._db, self._writer))
                 self._db = None
             if self._db is None:
                 try:
@@ -76,6 +75,7 @@ class Link:
                 self._pid = os.getpid()
                 self._keeper = Keeper(self.database)
                 self._keeper.start()
+                self._writer = Writer(self.database)
             return self._db
 
     def _open(self) -> sqlite3.Connection:
@@ -117,6 +117,20 @@ class Link:
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_BUSY_PAUSE)
 
+    async def write(self, statement: str, values: Sequence[object]) -> int:
+        """Executes a statement with large values in a thread. Returns how many rows it changed.
+
+        Raises sqlite3.IntegrityError.
+        """
+        await self._connection()
+        try:
+            self.database.check_files()
+            return await self._writer.execute(statement, values)
+        except sqlite3.IntegrityError:
+            raise
+        except (sqlite3.Error, StoreDown) as error:
+            raise self.failed(error) from error
+
     def failed(self, error: Exception) -> Unavailable:
         """Logs what the operator should know. Returns the error for clients, without the path."""
         text = str(error) if isinstance(error, StoreDown) else self.database.explain(error)
@@ -136,5 +150,6 @@ class Link:
             if keeper is not None:
                 await asyncio.to_thread(keeper.stop)
             # The last one to close writes everything into the database, which takes a while.
+            await asyncio.to_thread(self._writer.close)
             await asyncio.to_thread(db.close)
             self.database.locks.release_all()

@@ -20,9 +20,11 @@ from streams.log.sqlite.rows import (
     find_run,
     find_state,
     insert_batches,
+    insertion,
     packed,
     read_generation,
 )
+from streams.log.sqlite.writer import LARGE_BYTES
 from streams.log.store import (
     LOST,
     Append,
@@ -48,6 +50,14 @@ class ProducedRun(msgspec.Struct):
     """The newest event up to which this worker has tried to evict."""
 
 
+class LargeCommit(msgspec.Struct):
+    """A commit for the writer: its outcomes if it succeeds, the statement, and its values."""
+
+    outcomes: list[Outcome]
+    statement: str
+    values: Sequence[object]
+
+
 class Produced:
     """The runs that `worker` produces, by their ids, and `notices` of those that it has lost."""
 
@@ -57,6 +67,24 @@ class Produced:
         self._generation = -1
         self.runs: dict[str, ProducedRun] = {}
         self.notices: list[Notice] = []
+
+    def large_commit(self, appends: Sequence[Append]) -> LargeCommit | None:
+        """The commit of appends that have many bytes, for the writer.
+
+        None if they have few, or if the database may have something else than this worker
+        remembers.
+        """
+        size = sum(sum(map(len, append.frames)) for append in appends)
+        if size <= LARGE_BYTES or self._generation < 0:
+            return None
+        outcomes: list[Outcome] = []
+        batches: list[object] = []
+        for append in appends:
+            run = self.runs.get(append.run)
+            if run is None or append.number > run.last + 1:
+                return None
+            outcomes.append(_extend(batches, run, append))
+        return LargeCommit(outcomes, *insertion(batches, self._generation))
 
     def append(self, db: sqlite3.Connection, appends: Sequence[Append]) -> list[Outcome]:
         has_looked = False
@@ -69,12 +97,7 @@ class Produced:
             for append in appends:
                 run = self.runs.get(append.run)
                 if run is not None and append.number <= run.last + 1:
-                    frames = append.frames[run.last + 1 - append.number :]
-                    last = run.last + len(frames)
-                    if frames:
-                        ending = (append.status, append.frees_key)
-                        batches += (run.id, last, *ending, *packed(frames))
-                    outcomes.append(Committed(last, run.first))
+                    outcomes.append(_extend(batches, run, append))
                 elif has_looked:
                     outcomes.append(self._refusal(db, append.run, run))
                 else:  # The database may have something else than this worker remembers.
@@ -87,13 +110,17 @@ class Produced:
                         return self._append_one_by_one(db, appends, error)
                     committed = False
                 if committed:
-                    return [
-                        self._after_commit(db, append, outcome)
-                        if isinstance(outcome, Committed)
-                        else outcome
-                        for append, outcome in zip(appends, outcomes, strict=True)
-                    ]
+                    return self.after_commit(db, appends, outcomes)
             self._generation = -1
+
+    def after_commit(
+        self, db: sqlite3.Connection, appends: Sequence[Append], outcomes: Sequence[Outcome]
+    ) -> list[Outcome]:
+        """Evicts what the committed appends ask for. Returns their final outcomes."""
+        return [
+            self._after_commit(db, append, outcome) if isinstance(outcome, Committed) else outcome
+            for append, outcome in zip(appends, outcomes, strict=True)
+        ]
 
     def _append_one_by_one(
         self, db: sqlite3.Connection, appends: Sequence[Append], error: sqlite3.IntegrityError
@@ -123,7 +150,8 @@ class Produced:
         return Forgotten() if find_run(db, self._app, name) is None else Fenced()
 
     def _after_commit(self, db: sqlite3.Connection, append: Append, outcome: Committed) -> Outcome:
-        run = self.runs[append.run]
+        if (run := self.runs.get(append.run)) is None:  # It was claimed after a large commit.
+            return outcome
         run.last = outcome.last
         if append.status is not None:
             del self.runs[append.run]
@@ -177,3 +205,12 @@ class Produced:
         query = "SELECT count(*) FROM run WHERE producer = ? AND status = 'running'"
         if db.execute(query, (self._worker,)).fetchone()[0] != len(self.runs):
             self._generation = -1
+
+
+def _extend(batches: list[object], run: ProducedRun, append: Append) -> Committed:
+    """Adds the batch of an append, unless all of it is committed. Returns its outcome."""
+    frames = append.frames[run.last + 1 - append.number :]
+    last = run.last + len(frames)
+    if frames:
+        batches += (run.id, last, append.status, append.frees_key, *packed(frames))
+    return Committed(last, run.first)

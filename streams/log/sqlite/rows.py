@@ -191,8 +191,12 @@ def insert_batches(db: sqlite3.Connection, batches: Sequence[object], generation
 
     Returns False, and stores none, if another worker has raised the generation.
     """
-    cursor = db.execute(_insert(len(batches) // 6), (*batches, generation))
-    return cursor.rowcount > 0
+    return db.execute(*insertion(batches, generation)).rowcount > 0
+
+
+def insertion(batches: Sequence[object], generation: int) -> tuple[str, Sequence[object]]:
+    """The statement of `insert_batches`, and its values."""
+    return _insert(len(batches) // 6), (*batches, generation)
 
 
 @cache

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from streams.log.sqlite import SQLiteStore
+from streams.log.sqlite.writer import LARGE_BYTES
 from streams.log.store import Append, Committed
 from tests.log.shared.workers import until_async
 from tests.log.sqlite.writers import Writer, event, writers
@@ -186,17 +187,18 @@ FORKS_WITH_AN_OPEN_STORE = """
 import asyncio, os, sys
 from streams.log import Limits
 from streams.log.sqlite import SQLiteStore
+from streams.log.sqlite.writer import LARGE_BYTES
 from streams.log.store import Append, Committed
 from tests.log.sqlite.writers import event
 from tests.support.event_logs import info
 
-store = SQLiteStore(sys.argv[1])
+store, size = SQLiteStore(sys.argv[1]), int(sys.argv[2])
 
 async def write(worker, count):
     await store.open(worker)
     await store.create(info(worker), Limits(2**20, 300))
     for number in range(count):
-        append = Append(worker, number, [event(worker, number, worker)])
+        append = Append(worker, number, [event(worker, number, worker) + b"x" * size])
         assert await store.append([append]) == [Committed(number, 0)]
 
 asyncio.run(write("parent", 10))
@@ -218,8 +220,9 @@ asyncio.run(go_on())
 """
 
 
-async def test_a_forked_child_opens_a_connection_of_its_own(sqlite_url: str) -> None:
-    command = [sys.executable, "-c", FORKS_WITH_AN_OPEN_STORE, sqlite_url]
+@pytest.mark.parametrize("size", [0, LARGE_BYTES])
+async def test_a_forked_child_opens_connections_of_its_own(sqlite_url: str, size: int) -> None:
+    command = [sys.executable, "-c", FORKS_WITH_AN_OPEN_STORE, sqlite_url, str(size)]
     subprocess.run(command, check=True, timeout=50)  # noqa: ASYNC221
     async with opened(sqlite_url) as store:
         assert len(await frames_of(store, "child")) == 10
