@@ -11,6 +11,7 @@ from contextvars import Context
 
 from starlette.types import Message, Receive, Scope
 
+from streams.encoding import give_turn
 from streams.errors import BodyIncomplete, BodyTooLarge, BodyTooSlow, InvalidBody, StoreFull
 
 MAX_DEPTH = 64
@@ -22,7 +23,13 @@ MAX_CONTAINERS = 10_000
 MAX_VALUES = 50_000
 """It has at most this many values: a megabyte of `1,` costs a tenth of a second, too."""
 
-_NO_MARKS = bytes(set(range(256)) - set(b'[]{},"'))
+MAX_DIGITS = 100
+"""Its numbers have fewer digits in a row: the time to read or write one grows with the square."""
+
+_NOT_MARKS = bytes(set(range(256)) - set(b'[]{},"'))
+_NOT_OPENERS_OR_COMMAS = bytes(set(range(256)) - set(b"[{,"))
+_DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_DIGITS = b"0" * MAX_DIGITS
 
 
 class Bodies:
@@ -120,23 +127,40 @@ class Body:
         self._size = 0
 
 
-def check_structure(json: bytes | bytearray) -> None:
-    """Raises InvalidBody for JSON that is nested too deep, or of too many values.
+async def check_structure(json: bytes) -> None:
+    """Raises InvalidBody for JSON that is nested too deep, has too many values or too long numbers.
 
-    Each step is one pass in C. What is not JSON may pass: the decoder says what is wrong with it.
+    Each step is a pass or two in C, and has a turn of the event loop if the JSON is large. What is
+    not JSON may pass: the decoder says what is wrong with it.
     """
-    openers = json.count(b"[") + json.count(b"{")
-    if openers <= MAX_DEPTH and openers + json.count(b",") <= MAX_VALUES:
+    size = len(json)
+    outline = json.translate(None, _NOT_OPENERS_OR_COMMAS)
+    openers = len(outline) - outline.count(b",", 0, MAX_VALUES)
+    await give_turn(size)
+    has_digits = _DIGITS in json.translate(_DIGITS_AS_ZEROS)
+    if openers <= MAX_DEPTH and len(outline) <= MAX_VALUES and not has_digits:
         return
-    marks = json.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NO_MARKS)
-    if marks.count(b'"') > 4 * MAX_VALUES:  # A value has two strings at most: a name, itself.
+    await give_turn(size)
+    json = json.replace(rb"\\", b"")
+    await give_turn(size)
+    json = json.replace(rb"\"", b"")
+    await give_turn(size)
+    marks = json.translate(None, _NOT_MARKS)
+    if _count(marks, b'"') > 4 * MAX_VALUES:  # A value has two strings at most: a name, itself.
         raise _too_many("values", f"more than {MAX_VALUES}", MAX_VALUES)
-    structure = b"".join(marks.split(b'"')[::2])  # what is outside of strings
-    containers = structure.count(b"[") + structure.count(b"{")
+    await give_turn(size)
+    if has_digits and _DIGITS in _outside_strings(json).translate(_DIGITS_AS_ZEROS):
+        raise InvalidBody(
+            f"the body has a number of {MAX_DIGITS} digits or more; send it as a string"
+        )
+    await give_turn(size)
+    structure = _outside_strings(marks)
+    containers = _count(structure, b"[{")
     if containers > MAX_CONTAINERS:
         raise _too_many("arrays and objects", f"{containers}", MAX_CONTAINERS)
-    if (values := containers + structure.count(b",")) > MAX_VALUES:
+    if (values := containers + _count(structure, b",")) > MAX_VALUES:
         raise _too_many("values", f"{values}", MAX_VALUES)
+    await give_turn(size)
     brackets = structure.translate(None, b",")
     if len(brackets) > 2 * containers:  # It is not JSON, and could be long.
         return
@@ -152,6 +176,17 @@ def check_structure(json: bytes | bytearray) -> None:
         raise InvalidBody(
             f"the body is nested deeper than {MAX_DEPTH} arrays and objects; flatten it"
         )
+
+
+def _outside_strings(json: bytes) -> bytes:
+    """What is outside of the strings of JSON that has no escaped quotes."""
+    # Without two quotes side by side, the others still separate the same.
+    return b"".join(json.replace(b'""', b"").split(b'"')[::2])
+
+
+def _count(text: bytes, characters: bytes) -> int:
+    """How many characters of a text are among those given. `bytes.count` is slower for many."""
+    return len(text) - len(text.translate(None, characters))
 
 
 def _too_many(what: str, count: str, limit: int) -> InvalidBody:

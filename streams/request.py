@@ -253,7 +253,7 @@ async def read_json(request: Request) -> bytes:
             f"the body's Content-Type is {abbreviated(kind)}; send JSON, as {JSON}"
         )
     await give_turn(len(body))
-    check_structure(body)
+    await check_structure(body)
     await give_turn(len(body))
     return body
 

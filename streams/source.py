@@ -200,14 +200,12 @@ class Source(Generic[P, T]):
         }
         return {} if resumes and not given else self._arguments(given, strict=False)
 
-    def from_json(self, body: bytes, *, resumes: bool = False) -> dict[str, Any]:
+    def from_json(self, body: bytes) -> dict[str, Any]:
         """The arguments in a JSON object.
 
-        A client that resumes a run may give none. Raises InvalidBody if it is not an object,
-        InvalidParameters with all faults.
+        Raises InvalidBody if it is not an object, InvalidParameters with all faults.
         """
-        given = decode_object(body)
-        return {} if resumes and not given else self._arguments(given, strict=True)
+        return self.from_values(decode_object(body))
 
     def check_query_of_post(self, query: QueryParams) -> None:
         """Raises InvalidParameters for a parameter in the query: a guard might take it for the one
