@@ -310,5 +310,5 @@ def parse_frames(frames: bytes) -> Iterator[LoggedEvent]:
         yield LoggedEvent(
             int(id_.rpartition(b".")[2]),
             "message" if name is None else name.decode(),
-            data.replace(NEXT_LINE, b"\n"),
+            data.replace(NEXT_LINE, b"\n") if LF in data else data,
         )

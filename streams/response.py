@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from streams.encoding import LARGE
 from streams.errors import (
     NOT_A_PAGE,
     LostHistory,
@@ -235,7 +236,11 @@ class RunResponse(EventSourceResponse):
                         head = b""
                     pieces = 0
                     async for frames in reader:
-                        body, head, feed = head + feed(frames), b"", wire_feed
+                        if len(frames) > LARGE and feed is wire_feed:
+                            body = head + await wire.feed_large(frames)
+                        else:
+                            body = head + feed(frames)
+                        head, feed = b"", wire_feed
                         if body:
                             self.sending = body
                             await send(

@@ -68,6 +68,11 @@ class Wire:
                 body += became
         return body
 
+    async def feed_large(self, frames: bytes) -> bytes:
+        """`feed` for more than LARGE bytes. A wire that has more work with them than to copy them
+        gives the event loop a turn between its steps."""
+        return self.feed(frames)
+
     def event(self, event: LoggedEvent) -> bytes:
         """What one event becomes."""
         raise NotImplementedError

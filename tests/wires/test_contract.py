@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import httpx_sse
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,13 +22,14 @@ from streams.log import RunInfo
 from streams.wires import EventStream
 from streams.wires.jsonlines import JSONLines
 from streams.wires.openai.chat import ChatAnswer, ChatWire, parse
-from streams.wires.openai.kept import REQUEST, Kept, encoded
+from streams.wires.openai.kept import REQUEST, Kept
 from streams.wires.openai.responses import ResponsesWire
 from streams.wires.ui_stream import UIStream
+from tests.support.turns import at_once
 from tests.support.ui_messages import chunks_of, ui_message
 
 INFO = RunInfo(run="A" * 22, source="s", started=datetime.now(UTC))
-KEPT = Kept(response={"model": encoded("m")})
+KEPT = Kept(response={"model": msgspec.Raw(b'"m"')})
 
 
 class Read(NamedTuple):
@@ -83,7 +85,7 @@ def by_ui(body: bytes) -> Read:
 
 
 def chat() -> Wire:
-    request, _ = parse(b'{"model":"m","messages":[{"role":"user","content":"?"}]}')
+    request, _ = at_once(parse(b'{"model":"m","messages":[{"role":"user","content":"?"}]}'))
     return ChatWire(INFO, ChatAnswer(INFO, request, None))
 
 
@@ -143,6 +145,20 @@ def test_the_bytes_do_not_depend_on_the_pieces_in_which_the_log_gives_them(
     bounds = [0, *sorted(cuts), len(frames)]
     pieces = [b"".join(frames[a:b]) for a, b in pairwise(bounds)]
     assert sent(case.wire(), pieces) == sent(case.wire(), [b"".join(frames)])
+
+
+@every_wire
+@given(TEXTS, st.data())
+def test_many_bytes_become_the_same_as_few(
+    case: Case, texts: list[str], data: st.DataObject
+) -> None:
+    frames = frames_of(texts)
+    cut = data.draw(st.integers(1, len(frames)))
+    wire = case.wire()
+    body = wire.begin() + wire.start(b"".join(frames[:1]), "/runs/x")
+    for piece in (frames[1:cut], frames[cut:]):
+        body += at_once(wire.feed_large(b"".join(piece)))
+    assert body + wire.finish() == sent(case.wire(), frames)
 
 
 @pytest.mark.parametrize("case", [case for case in WIRES.values() if case.wire().stateful])

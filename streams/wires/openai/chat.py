@@ -69,10 +69,10 @@ class ChatRequest(msgspec.Struct, kw_only=True):
         return arguments_for(source, self.messages, others, handled)
 
 
-def parse(body: bytes) -> tuple[ChatRequest, dict[str, Any]]:
+async def parse(body: bytes) -> tuple[ChatRequest, dict[str, Any]]:
     """The request, and all of its fields. Raises StreamError naming a wrong one."""
     try:
-        fields = fields_of(body)
+        fields = await fields_of(body)
         return msgspec.convert(fields, ChatRequest), fields
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         detail = without_long_quotes(str(error))

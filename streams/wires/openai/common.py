@@ -6,7 +6,7 @@ Invariants:
 2. An error repeats at most 80 characters of anything that a client sent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streams import Source, StreamError, Streams
+from streams.encoding import give_turn
 from streams.errors import LostHistory, abbreviated, as_json_value, retry_after
 from streams.event import (
     LoggedEvent,
@@ -121,9 +122,10 @@ class Models:
         return {"id": name, "object": "model", "created": created, "owned_by": "streams"}
 
 
-def fields_of(body: bytes) -> dict[str, Any]:
+async def fields_of(body: bytes) -> dict[str, Any]:
     """The fields of a request. Raises StreamError for too many, and what decode_json raises."""
     fields = decode_json_object(body)
+    await give_turn(len(body))
     if len(fields) > MAX_FIELDS:
         detail = f"the request has {len(fields)} fields; send at most {MAX_FIELDS}"
         raise StreamError(detail, status=400)
@@ -206,7 +208,7 @@ async def read_whole(
 ) -> None:
     """Gives the pieces of a run's answer to `add`. The answer is over afterwards."""
 
-    def feed(event: LoggedEvent) -> bool:
+    async def feed(event: LoggedEvent) -> bool:
         if piece := answer.feed(event):
             add(piece)
         return answer.over
@@ -216,7 +218,9 @@ async def read_whole(
     answer.interrupt()
 
 
-async def read_until(request: Request, log: RunLog, feed: Callable[[LoggedEvent], bool]) -> bool:
+async def read_until(
+    request: Request, log: RunLog, feed: Callable[[LoggedEvent], Awaitable[bool]]
+) -> bool:
     """Gives the events of a run to `feed` until it returns True. Returns False if some are lost.
 
     Reading ends early, and with it a run that does not linger, if the client disconnects.
@@ -231,8 +235,11 @@ async def read_until(request: Request, log: RunLog, feed: Callable[[LoggedEvent]
         group.start_soon(watch)
         try:
             with log.read(-1) as reader:
+                over = False
                 async for frames in reader:
-                    if any(feed(event) for event in parse_frames(frames)):
+                    for event in parse_frames(frames):
+                        over = over or await feed(event)
+                    if over:
                         break
         except LostHistory:
             complete = False

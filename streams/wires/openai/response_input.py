@@ -100,10 +100,10 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
         ]
 
 
-def parse(body: bytes) -> tuple[ResponsesRequest, dict[str, Any]]:
+async def parse(body: bytes) -> tuple[ResponsesRequest, dict[str, Any]]:
     """The request, and all of its fields. Raises StreamError naming a wrong one."""
     try:
-        fields = fields_of(body)
+        fields = await fields_of(body)
         request = msgspec.convert(fields, ResponsesRequest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         detail = without_long_quotes(str(error))

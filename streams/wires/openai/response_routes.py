@@ -25,6 +25,7 @@ from streams.response import head_response, json_response
 from streams.wires.openai.common import Models, arguments_for, estimated_tokens, read_until
 from streams.wires.openai.kept import REQUEST, REQUEST_NUMBER, Kept, encoded
 from streams.wires.openai.response_input import (
+    ITEMS_PER_TURN,
     ResponsesRequest,
     chat_fields,
     listed,
@@ -73,7 +74,7 @@ class Responses:
         return Route(path, self._streams.endpoint(answer), methods=[*methods])
 
     async def _create(self, request: Request) -> HTTPResponse:
-        asked, fields = parse(await self._streams.read_json(request))
+        asked, fields = await parse(await self._streams.read_json(request))
         await asyncio.sleep(0)
         source = self._models.find(asked.model)
         earlier = await self._earlier(request, asked.previous_response_id)
@@ -89,15 +90,15 @@ class Responses:
         # Each of these may be megabytes, and to encode one takes milliseconds.
         await asyncio.sleep(0)
         kept = Kept(
-            response={name: encoded(value) for name, value in repeated(asked, fields).items()},
+            response={n: await encoded(value) for n, value in repeated(asked, fields).items()},
             input_tokens=estimated_tokens(messages),
             limit=None if "max_tokens" in arguments else limit,
         )
         await asyncio.sleep(0)
         if asked.stored:
-            kept.input = encoded(items)
+            kept.input = await encoded(items)
             await asyncio.sleep(0)
-            kept.earlier = encoded(earlier)
+            kept.earlier = await encoded(earlier)
             await asyncio.sleep(0)
         log = await self._start(request, asked, source, arguments, kept)
         if asked.stream:
@@ -163,7 +164,7 @@ class Responses:
     async def _input_items(self, request: Request) -> HTTPResponse:
         log, response = await self._stored(request, REQUEST_NUMBER)
         assert response.kept is not None
-        items = listed(log.info.run, response.kept.items)
+        items = listed(log.info.run, await response.kept.items())
         if request.query_params.get("order") != "asc":
             items.reverse()
         after, limit = request.query_params.get("after"), _whole_number(request, "limit", LISTED)
@@ -216,8 +217,8 @@ class Responses:
                 param=param,
             )
         assert response.kept is not None
-        items = [*response.kept.items, *_usable(response)]
-        if (size := len(encode_json(items))) > CONVERSATION_BYTES:
+        output = _usable(response)
+        if (size := response.kept.size + len(encode_json(output))) > CONVERSATION_BYTES:
             raise StreamError(
                 f"the conversation before this response has {size} bytes, and at most "
                 f"{CONVERSATION_BYTES} are kept; send what matters of it as input, without {param}",
@@ -225,14 +226,19 @@ class Responses:
                 param=param,
                 code="context_length_exceeded",
             )
-        return items
+        return [*await response.kept.items(), *output]
 
     async def _resolved(
         self, request: Request, items: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """The items, in which each reference is replaced by the item of another response."""
         found: dict[str, dict[str, Any]] = {}
-        runs = {m[1] for name in references(items) if (m := _ITEM_ID.fullmatch(name))}
+        runs = set[str]()
+        for number, name in enumerate(references(items), 1):
+            if number % ITEMS_PER_TURN == 0:
+                await asyncio.sleep(0)
+            if match := _ITEM_ID.fullmatch(name):
+                runs.add(match[1])
         if len(runs) > REFERENCES:
             raise StreamError(
                 f"input refers to items of {len(runs)} responses, and {REFERENCES} is the limit; "
@@ -280,7 +286,7 @@ async def _read(log: RunLog, up_to: int) -> Response:
             async for frames in reader:
                 number = -1
                 for event in parse_frames(frames):
-                    response.feed(event)
+                    await response.take(event)
                     number = event.number
                 if response.over or number >= up_to:
                     return response
@@ -293,8 +299,8 @@ async def _whole(request: Request, log: RunLog) -> Response:
     """A whole response. Raises StreamError if a part of it is lost."""
     response = Response(log.info)
 
-    def feed(event: LoggedEvent) -> bool:
-        response.feed(event)
+    async def feed(event: LoggedEvent) -> bool:
+        await response.take(event)
         if event.number == REQUEST_NUMBER:
             response.drop_items()
         return response.over

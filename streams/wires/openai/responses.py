@@ -11,13 +11,15 @@ Invariants:
 Source: https://platform.openai.com/docs/api-reference/responses-streaming
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from streams import StreamError
-from streams.event import End, EventId, LoggedEvent, payload
+from streams.encoding import LARGE
+from streams.event import End, EventId, LoggedEvent, parse_frames, payload
 from streams.log import RunInfo
 from streams.wires import Wire
 from streams.wires.answer import Answer, Piece, ToolCall
@@ -92,6 +94,7 @@ class Response:
         self.last = -1
         self.output: list[Item] = []
         self.error: dict[str, str] | None = None
+        self._request: Kept | None = None
         self._info = info
         self._answer = Answer()
         self._pieces = 0
@@ -108,11 +111,24 @@ class Response:
     def over(self) -> bool:
         return self.status != "in_progress"
 
+    async def take(self, event: LoggedEvent) -> list[dict[str, Any]]:
+        """`feed`. To parse and to decode a request of megabytes are two steps."""
+        if len(event.data) > LARGE:
+            await asyncio.sleep(0)
+            self._decode(event)
+            await asyncio.sleep(0)
+        return self.feed(event)
+
+    def _decode(self, event: LoggedEvent) -> None:
+        if self._request is None and (event.number, event.name) == (REQUEST_NUMBER, REQUEST):
+            self._request = msgspec.json.decode(event.data, type=Kept)
+
     def feed(self, event: LoggedEvent) -> list[dict[str, Any]]:
         """The events of the API that an event of the run makes."""
         if self.kept is None:
-            if event.number == REQUEST_NUMBER and event.name == REQUEST:
-                self.kept = msgspec.json.decode(event.data, type=Kept)
+            self._decode(event)
+            if self._request is not None:
+                self.kept = self._request
                 self._emit("response.created", response=self.as_dict())
                 self._emit("response.in_progress", response=self.as_dict())
         elif not self.over:
@@ -129,7 +145,7 @@ class Response:
         megabytes.
         """
         if self.kept is not None:
-            self.kept = self.kept.without_items()
+            self.kept = self._request = self.kept.without_items()
 
     def as_dict(self) -> dict[str, Any]:
         assert self.kept is not None
@@ -306,12 +322,23 @@ class ResponsesWire(Wire):
         return {"X-Request-Id": self._run}
 
     def event(self, event: LoggedEvent) -> bytes:
-        events = self._response.feed(event)
+        events = self._new(event, self._response.feed(event))
+        return b"".join([part for made in events for part in _block(made)])
+
+    async def feed_large(self, frames: bytes) -> bytes:
+        parts: list[bytes] = []
+        for event in parse_frames(frames):
+            for made in self._new(event, await self._response.take(event)):
+                parts += _block(made)
+                await asyncio.sleep(0)
+        return b"".join(parts)
+
+    def _new(self, event: LoggedEvent, made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those that the client does not have of what an event of the run has made."""
         if event.number == REQUEST_NUMBER:
             self._response.drop_items()
         self.done = self._response.over
-        sent = [e for e in events if e["sequence_number"] > self._starting_after]
-        return b"".join([part for event in sent for part in _block(event)])
+        return [each for each in made if each["sequence_number"] > self._starting_after]
 
     def gap(self, missed: int | None, last: EventId | None) -> bytes:
         self._error = "gone", "a part of the response is no longer retained"

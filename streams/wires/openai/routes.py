@@ -62,7 +62,7 @@ class Endpoints:
         raise error
 
     async def _complete(self, request: Request) -> Response:
-        chat, fields = parse(await self._streams.read_json(request))
+        chat, fields = await parse(await self._streams.read_json(request))
         await asyncio.sleep(0)  # To parse a megabyte takes milliseconds.
         source = self._models.find(chat.model)
         arguments = chat.arguments(source, fields)

@@ -26,6 +26,7 @@ from streams.wires.openai.chat import ChatAnswer, ChatWire, Completion, parse
 from tests.support.mock import HELLO, PATH, QUICK, mock
 from tests.support.sdk import sdk_of
 from tests.support.servers import Connection, client_of, connection, serving, until
+from tests.support.turns import at_once
 
 
 async def text_of(stream: Any, pieces: list[str] | None = None) -> str:
@@ -525,7 +526,7 @@ def test_a_whole_answer_holds_its_text_and_not_its_pieces() -> None:
 
 def test_a_gap_ends_an_answer_with_an_error() -> None:
     info = RunInfo(run="r", source="tokens", started=datetime.now(UTC))
-    request, _ = parse(json.dumps(HELLO).encode())
+    request, _ = at_once(parse(json.dumps(HELLO).encode()))
     wire = ChatWire(info, ChatAnswer(info, request, None))
     assert wire.gap(3, EventId("r", 3)) == b""
     assert wire.done

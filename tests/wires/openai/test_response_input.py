@@ -14,6 +14,7 @@ from streams.wires.openai.response_input import (
     parse,
     references,
 )
+from tests.support.turns import at_once
 
 CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
 OTHER_CALL = {"type": "function_call", "call_id": "c2", "name": "g", "arguments": "[]"}
@@ -32,7 +33,7 @@ def said(role: str, content: Any, **members: Any) -> dict[str, Any]:
 
 
 async def messages(input_: Any, instructions: str | None = None, earlier: Any = ()) -> list[Any]:
-    request, _ = parse(encode_json({"model": "m", "input": input_}))
+    request, _ = at_once(parse(encode_json({"model": "m", "input": input_})))
     return await messages_of(instructions, earlier, request.items)
 
 
@@ -139,7 +140,7 @@ async def test_the_place_of_an_item_does_not_count_the_earlier_conversation() ->
 
 
 def fields(**given: Any) -> dict[str, Any]:
-    request, all_ = parse(encode_json({"model": "m", "input": "Hi", **given}))
+    request, all_ = at_once(parse(encode_json({"model": "m", "input": "Hi", **given})))
     return chat_fields(request, all_)
 
 
@@ -250,7 +251,7 @@ def test_a_field_that_cannot_be_is_named(given: Any, param: str, detail: str) ->
 
 
 def test_a_continued_conversation_needs_no_input() -> None:
-    request, _ = parse(b'{"model": "m", "previous_response_id": "resp_x"}')
+    request, _ = at_once(parse(b'{"model": "m", "previous_response_id": "resp_x"}'))
     assert request.items == []
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import httpx_sse
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +15,14 @@ from openai.types.responses import Response as SDKResponse
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from streams.encoding import LARGE
 from streams.event import COMPLETED, NO_READER, SHUTDOWN, End, Payload, encode_json, frame
-from streams.wires.openai.kept import REQUEST, Kept, encoded
+from streams.wires.openai.kept import REQUEST, Kept
 from streams.wires.openai.response_input import parse, repeated
 from streams.wires.openai.responses import Response, ResponsesWire
 from tests.support.agent import call, done, piece
 from tests.support.event_logs import info
+from tests.support.turns import at_once, turns_and_result
 
 RUN = "A" * 22
 INFO = info(RUN)
@@ -27,9 +30,13 @@ EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def kept(limit: int | None = None, **fields: Any) -> Kept:
-    request, given = parse(encode_json({"model": "m", "input": "Hello?", **fields}))
-    response = {name: encoded(value) for name, value in repeated(request, given).items()}
-    return Kept(response=response, input=encoded(request.items), input_tokens=7, limit=limit)
+    request, given = at_once(parse(encode_json({"model": "m", "input": "Hello?", **fields})))
+    response = {name: raw(value) for name, value in repeated(request, given).items()}
+    return Kept(response=response, input=raw(request.items), input_tokens=7, limit=limit)
+
+
+def raw(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(encode_json(value))
 
 
 def frames_of(
@@ -81,6 +88,17 @@ def final(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 def types_of(events: list[dict[str, Any]]) -> list[str]:
     return [event["type"].removeprefix("response.") for event in events]
+
+
+def test_each_step_of_work_on_a_large_request_has_a_turn() -> None:
+    start, request = frames_of(request=kept(instructions="x" * LARGE), end=None)
+    wire = ResponsesWire(INFO)
+    wire.start(start, None)
+    turns, body = turns_and_result(wire.feed_large(request))
+    assert turns == 4, "it is parsed, decoded, and sent in two events"
+    small = ResponsesWire(INFO)
+    small.start(start, None)
+    assert body == small.feed(request)
 
 
 def test_a_text_is_a_message_with_one_part() -> None:
