@@ -20,12 +20,14 @@ from sse_starlette import ServerSentEvent
 
 from streams.encoding import (
     BINARY,
+    LARGE,
     HookFailed,
     decode_json,
     decode_json_object,
     encode_json,
     find_binary,
     find_unencodable,
+    give_turn,
     hook,
 )
 from streams.errors import (
@@ -38,6 +40,7 @@ from streams.errors import (
 
 __all__ = [
     "COMPLETED",
+    "LARGE",
     "RESERVED_NAMES",
     "Encoder",
     "End",
@@ -50,6 +53,7 @@ __all__ = [
     "encode_json",
     "escape_separators",
     "frame",
+    "give_turn",
     "parse_frames",
     "payload",
     "run_id",

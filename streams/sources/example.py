@@ -95,7 +95,8 @@ class _Maker(SchemaReader):
         more = {"enum": flat["enum"]} if "const" in flat and "enum" in flat else {}
         for given in _given(flat, self._nth):
             if await self.fits(given, rest | more, 0):
-                self.budget.count(len(msgspec.json.encode(given)))
+                is_text = isinstance(given, str)
+                self.budget.count(len(given if is_text else msgspec.json.encode(given)))
                 return given
         if "const" in flat or keyword_list(flat, "enum") is not None:
             raise NoExample("none of the values in enum or const fits the rest of the schema")

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from streams.errors import InvalidParameters, abbreviated
 from streams.sources.example import example
-from streams.sources.pieces import Turns, characters, count_tokens, pieces
+from streams.sources.pieces import TEXT, Turns, characters, count_tokens, pieces
 from streams.sources.schema import Budget, NoExample
 
 REPLY = (
@@ -113,7 +113,7 @@ class Conversation:
         self.messages = len(messages)
         asked: dict[str, Any] = {}
         for message in messages:
-            await turns.after(1)
+            await turns.after(TEXT)
             role = message.get("role", "user")
             if role == "tool":
                 self.results += 1

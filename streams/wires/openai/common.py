@@ -15,13 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streams import Source, StreamError, Streams
-from streams.encoding import give_turn
 from streams.errors import LostHistory, abbreviated, as_json_value, retry_after
 from streams.event import (
     LoggedEvent,
     decode_json_object,
     encode_json,
     escape_separators,
+    give_turn,
     parse_frames,
 )
 from streams.log import RunLog

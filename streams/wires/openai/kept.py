@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 
-from streams.encoding import LARGE
-from streams.event import decode_json, encode_json, escape_separators
+from streams.event import LARGE, decode_json, encode_json, escape_separators
 
 REQUEST = "request"
 """The name of the event with the request, and its number."""

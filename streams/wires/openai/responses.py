@@ -18,8 +18,7 @@ from typing import Any
 import msgspec
 
 from streams import StreamError
-from streams.encoding import LARGE
-from streams.event import End, EventId, LoggedEvent, parse_frames, payload
+from streams.event import LARGE, End, EventId, LoggedEvent, parse_frames, payload
 from streams.log import RunInfo
 from streams.wires import Wire
 from streams.wires.answer import Answer, Piece, ToolCall
