@@ -30,10 +30,6 @@ from streams.log.store import Committed, Fenced, Missing, Notice, Outcome, State
 
 logger = logging.getLogger("streams")
 
-APPEND_RUNS = 32
-"""One operation appends to this many runs at most. More events of the other runs gather meanwhile,
-and one operation appends them together."""
-
 LAST_WRITE_SECONDS = 5.0
 """aclose() waits this long for the store to take what the runs here have appended."""
 
@@ -236,9 +232,7 @@ class SharedLog(Leases):
             await asyncio.sleep(self._next_append - loop.time())
             self._next_append = loop.time() + interval
         work.queued.clear()
-        runs, moved = list(work.appending)[:APPEND_RUNS], list(work.moved)
-        for run in runs:
-            del work.appending[run]
+        runs, moved = work.next_appends(), list(work.moved)
         if work.appending:
             work.queued.set()
         work.moved.clear()

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 APPEND_BYTES = 256 * 1024
 APPEND_EVENTS = 512
-"""One operation appends about this many bytes and events of a run at most."""
+"""One operation appends about this many bytes and events of a run at most, and twice as many bytes
+in all: a longer one would hold up all others."""
+
+APPEND_RUNS = 32
+"""One operation appends to this many runs at most. More events of the other runs gather meanwhile,
+and one operation appends them together."""
 
 CLOCK_SECONDS = 0.1
 """This worker keeps a finished run for this much longer than the store: their clocks differ."""
@@ -87,6 +92,20 @@ class Work:
         self.appending[run] = None
         self.done.clear()
         self.queued.set()
+
+    def next_appends(self) -> list["SharedRun"]:
+        """Takes the runs from the queue to which the next operation appends."""
+        runs: list[SharedRun] = []
+        size = 0
+        for run in self.appending:
+            buffer = run.memory.buffer
+            runs.append(run)
+            size += buffer.size(run.committed, buffer.last)
+            if len(runs) == APPEND_RUNS or size >= APPEND_BYTES:
+                break
+        for run in runs:
+            del self.appending[run]
+        return runs
 
     def queue_cursor(self, run: "SharedRun") -> None:
         """Queues the cursor of a run for the store."""

@@ -27,6 +27,7 @@ from streams.log.sqlite.link import Link
 from streams.log.sqlite.locks import Deaths
 from streams.log.sqlite.produced import LargeCommit, Produced, ProducedRun
 from streams.log.sqlite.rows import (
+    NO_ARGUMENTS,
     close_run,
     find_by_key,
     find_run,
@@ -145,7 +146,8 @@ class SQLiteStore:
         def select(db: sqlite3.Connection) -> list[State]:
             db.execute("BEGIN")  # The runs are those of one moment.
             states = [
-                find_state(db, self._app, run) for run in select_runs(db, self._app, selection)
+                find_state(db, self._app, run, NO_ARGUMENTS)
+                for run in select_runs(db, self._app, selection)
             ]
             return [state for state in states if state is not None]
 
@@ -179,18 +181,18 @@ class SQLiteStore:
     async def discard(self, run: str) -> None:
         def discard(db: sqlite3.Connection) -> None:
             db.execute("BEGIN IMMEDIATE")
-            query = "SELECT id, producer, status FROM run WHERE app = ? AND name = ?"
+            query = "SELECT id, status FROM run WHERE app = ? AND name = ?"
             found = db.execute(query, (self._app, run)).fetchone()
             if found is None:
                 return
-            number, producer, status = found
+            number, status = found
             readers = "SELECT count(*) FROM cursor WHERE run = ? AND after IS NOT NULL"
-            produced_elsewhere = status == "running" and producer != self._worker
-            if produced_elsewhere or db.execute(readers, (number,)).fetchone()[0]:
+            # The writer may have a commit of it, even if this worker is its producer.
+            if status == "running" or db.execute(readers, (number,)).fetchone()[0]:
                 raise_generation(db)
             # The keeper deletes the rows, which may be many.
             db.execute(
-                "UPDATE run SET name = NULL, expires = 0, "
+                "UPDATE run SET name = NULL, expires = 0, arguments = NULL, "
                 "status = CASE status WHEN 'running' THEN 'cancelled' ELSE status END "
                 "WHERE id = ?",
                 (number,),
@@ -200,19 +202,28 @@ class SQLiteStore:
         self._produced.runs.pop(run, None)
 
     async def append(self, appends: Sequence[Append]) -> list[Outcome | Unavailable]:
-        if (large := self._produced.large_commit(appends)) is not None and await self._write(large):
-            return [
-                *await self._link.do(
-                    lambda db: self._produced.after_commit(db, appends, large.outcomes)
-                )
-            ]
+        if _size(appends) > LARGE_BYTES:
+            commit = await self._link.do(lambda db: self._produced.large_commit(db, appends))
+            if commit is not None:
+                if await self._write(commit):
+                    return [*await self._after_write(appends, commit)]
+                self._produced.look_again()
         return [*await self._link.do(lambda db: self._produced.append(db, appends))]
 
     async def _write(self, commit: LargeCommit) -> bool:
-        """Returns False, and stores nothing, if another worker may have taken a run over."""
+        """Returns False, and stores nothing, if the database has something else than this worker
+        remembers: it has to look again."""
         with suppress(sqlite3.IntegrityError):
             return await self._link.write(commit.statement, commit.values) > 0
         return False
+
+    async def _after_write(self, appends: Sequence[Append], commit: LargeCommit) -> list[Outcome]:
+        self._produced.on_large_commit(appends, commit)
+        with suppress(Unavailable):  # The events are committed. The next append tries again.
+            return await self._link.do(
+                lambda db: self._produced.after_large_commit(db, appends, commit)
+            )
+        return commit.outcomes
 
     # News.
 
@@ -327,6 +338,14 @@ class SQLiteStore:
 
         if await self._link.do(remove) and self._database.locks.is_free(worker):
             self._database.locks.delete(worker)
+
+
+def _size(appends: Sequence[Append]) -> int:
+    size = 0
+    for append in appends:  # A third of what it takes with sum().
+        for frame in append.frames:
+            size += len(frame)
+    return size
 
 
 def _runs_of(db: sqlite3.Connection, worker: str) -> list[str]:

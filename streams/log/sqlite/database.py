@@ -33,6 +33,8 @@ _SCHEMA = (files(__package__) / "schema.sql").read_text("utf-8")
 OPENING_SECONDS = 5.0
 """A process that opens the file waits this long for another one that does, or that writes."""
 
+CACHED_STATEMENTS = 256
+
 BUSY_PAUSE = 0.001
 """The pause before an operation that found the file locked is repeated."""
 
@@ -128,6 +130,7 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        self._inodes = None
         connection = self.connect()
         try:
             patiently(lambda: self._set_up(connection), OPENING_SECONDS)
@@ -137,18 +140,24 @@ class Database:
             raise
         return connection
 
-    def connect(self, busy_seconds: float = 0) -> sqlite3.Connection:
+    def connect(
+        self, busy_seconds: float = 0, cached_statements: int = CACHED_STATEMENTS
+    ) -> sqlite3.Connection:
         """A connection to the existing file, which may be used in any thread.
 
-        SQLite itself waits `busy_seconds` for a lock.
+        SQLite itself waits `busy_seconds` for a lock. A cached statement keeps its values. Raises
+        StoreDown if the file is another one than before: SQLite would move the write-ahead log of
+        the first into it.
         """
+        if self._inodes is not None:
+            self.check_files()
         connection = sqlite3.connect(
             f"file:{quote(self.path)}?mode=rw",
             uri=True,
             timeout=busy_seconds,
             isolation_level=None,
             check_same_thread=False,
-            cached_statements=256,
+            cached_statements=cached_statements,
         )
         # secure_delete zeroes what was deleted, except in a page that becomes free. Those that an
         # eviction frees take the next events; the keeper zeroes those of an expired run.

@@ -12,7 +12,7 @@ import threading
 import time
 from contextlib import closing
 
-from streams.errors import for_log
+from streams.errors import StoreDown, for_log
 from streams.log.sqlite.database import Database, patiently
 from streams.log.sqlite.rows import raise_generation
 
@@ -61,7 +61,7 @@ class Keeper(threading.Thread):
                     with closing(self._database.connect(BUSY_SECONDS)) as connection:
                         self._keep(connection)
                     locks.release("keeper")
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, StoreDown) as error:
                 # The workers get the same error, and report it.
                 logger.debug("the keeper of %s: %s", self._database.path, for_log(error))
                 self._stopping.wait(1)

@@ -146,10 +146,11 @@ class Link:
 
     async def aclose(self) -> None:
         if self._db is not None and self._pid == os.getpid():
-            keeper, db, self._keeper, self._db = self._keeper, self._db, None, None
+            keeper, writer, db = self._keeper, self._writer, self._db
+            self._keeper, self._db = None, None
             if keeper is not None:
                 await asyncio.to_thread(keeper.stop)
             # The last one to close writes everything into the database, which takes a while.
-            await asyncio.to_thread(self._writer.close)
+            await asyncio.to_thread(writer.close)
             await asyncio.to_thread(db.close)
             self.database.locks.release_all()

@@ -24,7 +24,6 @@ from streams.log.sqlite.rows import (
     packed,
     read_generation,
 )
-from streams.log.sqlite.writer import LARGE_BYTES
 from streams.log.store import (
     LOST,
     Append,
@@ -56,6 +55,8 @@ class LargeCommit(msgspec.Struct):
     outcomes: list[Outcome]
     statement: str
     values: Sequence[object]
+    runs: list[ProducedRun | None] = []
+    """After it: the run of each append, unless it was lost meanwhile."""
 
 
 class Produced:
@@ -68,25 +69,60 @@ class Produced:
         self.runs: dict[str, ProducedRun] = {}
         self.notices: list[Notice] = []
 
-    def large_commit(self, appends: Sequence[Append]) -> LargeCommit | None:
-        """The commit of appends that have many bytes, for the writer.
-
-        None if they have few, or if the database may have something else than this worker
-        remembers.
-        """
-        size = sum(sum(map(len, append.frames)) for append in appends)
-        if size <= LARGE_BYTES or self._generation < 0:
+    def large_commit(self, db: sqlite3.Connection, appends: Sequence[Append]) -> LargeCommit | None:
+        """The commit of appends for the writer; None if there is nothing to store."""
+        outcomes, batches, _ = self._plan(db, appends)
+        if not batches:
             return None
-        outcomes: list[Outcome] = []
-        batches: list[object] = []
-        for append in appends:
-            run = self.runs.get(append.run)
-            if run is None or append.number > run.last + 1:
-                return None
-            outcomes.append(_extend(batches, run, append))
         return LargeCommit(outcomes, *insertion(batches, self._generation))
 
+    def on_large_commit(self, appends: Sequence[Append], commit: LargeCommit) -> None:
+        """Remembers a commit of the writer. Meanwhile, other workers may have claimed runs."""
+        commit.runs = [
+            self._on_committed(append, outcome)
+            if isinstance(outcome, Committed) and append.run in self.runs
+            else None
+            for append, outcome in zip(appends, commit.outcomes, strict=True)
+        ]
+
+    def after_large_commit(
+        self, db: sqlite3.Connection, appends: Sequence[Append], commit: LargeCommit
+    ) -> list[Outcome]:
+        """Evicts what the committed appends ask for. Returns their final outcomes."""
+        return [
+            outcome if run is None else self._evict_after(db, append, run, outcome)
+            for append, run, outcome in zip(appends, commit.runs, commit.outcomes, strict=True)
+        ]
+
+    def look_again(self) -> None:
+        """Before the next commit: the database has something else than this worker remembers."""
+        self._generation = -1
+
     def append(self, db: sqlite3.Connection, appends: Sequence[Append]) -> list[Outcome]:
+        while True:
+            outcomes, batches, has_looked = self._plan(db, appends)
+            try:
+                committed = self._commit(db, batches)
+            except sqlite3.IntegrityError as error:  # A row that no worker has written.
+                if has_looked:
+                    return self._append_one_by_one(db, appends, error)
+                committed = False
+            if committed:
+                return [
+                    self._evict_after(db, append, self._on_committed(append, outcome), outcome)
+                    if isinstance(outcome, Committed)
+                    else outcome
+                    for append, outcome in zip(appends, outcomes, strict=True)
+                ]
+            self.look_again()
+
+    def _plan(
+        self, db: sqlite3.Connection, appends: Sequence[Append]
+    ) -> tuple[list[Outcome], list[object], bool]:
+        """The outcomes of appends if their batches are committed, and these.
+
+        Returns also whether this worker has looked for it which runs it produces.
+        """
         has_looked = False
         while True:
             if self._generation < 0:
@@ -103,24 +139,8 @@ class Produced:
                 else:  # The database may have something else than this worker remembers.
                     break
             else:
-                try:
-                    committed = self._commit(db, batches)
-                except sqlite3.IntegrityError as error:  # A row that no worker has written.
-                    if has_looked:
-                        return self._append_one_by_one(db, appends, error)
-                    committed = False
-                if committed:
-                    return self.after_commit(db, appends, outcomes)
-            self._generation = -1
-
-    def after_commit(
-        self, db: sqlite3.Connection, appends: Sequence[Append], outcomes: Sequence[Outcome]
-    ) -> list[Outcome]:
-        """Evicts what the committed appends ask for. Returns their final outcomes."""
-        return [
-            self._after_commit(db, append, outcome) if isinstance(outcome, Committed) else outcome
-            for append, outcome in zip(appends, outcomes, strict=True)
-        ]
+                return outcomes, batches, has_looked
+            self.look_again()
 
     def _append_one_by_one(
         self, db: sqlite3.Connection, appends: Sequence[Append], error: sqlite3.IntegrityError
@@ -149,12 +169,16 @@ class Produced:
             return Missing(run.last)
         return Forgotten() if find_run(db, self._app, name) is None else Fenced()
 
-    def _after_commit(self, db: sqlite3.Connection, append: Append, outcome: Committed) -> Outcome:
-        if (run := self.runs.get(append.run)) is None:  # It was claimed after a large commit.
-            return outcome
-        run.last = outcome.last
+    def _on_committed(self, append: Append, outcome: Committed) -> ProducedRun:
+        run = self.runs[append.run]
+        run.last = max(run.last, outcome.last)
         if append.status is not None:
             del self.runs[append.run]
+        return run
+
+    def _evict_after(
+        self, db: sqlite3.Connection, append: Append, run: ProducedRun, outcome: Outcome
+    ) -> Outcome:
         if append.evict is None or append.evict <= max(run.evicted, run.first - 1):
             return outcome
         try:

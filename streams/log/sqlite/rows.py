@@ -22,6 +22,8 @@ BATCHES_PER_QUERY = 16
 _END = Struct("I")
 
 IS_HELD = "(expires IS NULL OR expires > ?)"
+NO_ARGUMENTS = "CASE typeof(arguments) WHEN 'text' THEN NULL ELSE arguments END"
+"""For `load_state`: arguments, which may have a megabyte, are not read unless they are damaged."""
 BATCH = "last, status, ends, frames"
 LAST = "coalesce((SELECT max(last) FROM batch WHERE run = r.id), -1)"
 FIRST = (
@@ -68,12 +70,17 @@ def select_runs(db: sqlite3.Connection, app: str, selection: Selection) -> list[
     return [name for (name,) in db.execute(query, (*values, selection.limit)).fetchall()]
 
 
-def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
-    """The state of a run; None if there is no such run, or it has expired. Raises Damaged."""
+def load_state(
+    db: sqlite3.Connection, app: str, run: str, arguments: str = "arguments"
+) -> State | None:
+    """The state of a run; None if there is no such run, or it has expired. Raises Damaged.
+
+    `arguments` is the expression for them.
+    """
     if (number := find_run(db, app, run)) is None:
         return None
-    columns = "info, arguments, status, producer, window, retain, drops_oldest"
-    info, arguments, status, producer, window, retain, drops_oldest, last, first = db.execute(
+    columns = f"info, {arguments}, status, producer, window, retain, drops_oldest"
+    info, given, status, producer, window, retain, drops_oldest, last, first = db.execute(
         f"SELECT {columns}, {LAST}, {FIRST} FROM run AS r WHERE id = ?", (number,)
     ).fetchone()
     cursors = db.execute(
@@ -81,7 +88,7 @@ def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
     )
     return state_of(
         info,
-        arguments,
+        given,
         status=status,
         producer=producer,
         last=last,
@@ -91,10 +98,12 @@ def load_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
     )
 
 
-def find_state(db: sqlite3.Connection, app: str, run: str) -> State | None:
+def find_state(
+    db: sqlite3.Connection, app: str, run: str, arguments: str = "arguments"
+) -> State | None:
     """Like `load_state`; None also for a state that cannot be read, which is logged."""
     try:
-        return load_state(db, app, run)
+        return load_state(db, app, run, arguments)
     except Damaged as damaged:
         report_damage(run, damaged)
         return None

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from streams.log.sqlite.database import Database, patiently
 
-LARGE_BYTES = 128 * 1024
-"""Statements with more than this are for the writer. With less, they take under a millisecond."""
+LARGE_BYTES = 512 * 1024
+"""Statements with more than this are for the writer. With less, they take some 2 ms at most."""
 
 BUSY_SECONDS = 5.0
 """A statement that finds the file locked for longer has failed. The caller repeats it."""
@@ -29,15 +29,17 @@ class Writer:
     async def execute(self, statement: str, values: Sequence[object]) -> int:
         """Executes a statement that changes rows, and returns how many.
 
-        It goes on if the task that waits for it is cancelled. Raises sqlite3.Error.
+        It goes on if the task that waits for it is cancelled. Raises sqlite3.Error or
+        StoreDown.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._execute, statement, values)
 
     def _execute(self, statement: str, values: Sequence[object]) -> int:
         if self._db is None:
-            self._db = self._database.connect()
+            self._db = self._database.connect(cached_statements=0)
         db = self._db
+        self._database.check_files()
         return patiently(lambda: db.execute(statement, values), BUSY_SECONDS).rowcount
 
     def close(self) -> None:

@@ -13,7 +13,8 @@ import pytest
 from streams.errors import StoreDown, Unavailable, UnknownRun
 from streams.event import COMPLETED, End, frame
 from streams.log import Limits, RunInfo, Selection
-from streams.log.shared import APPEND_RUNS, SharedLog
+from streams.log.shared import SharedLog
+from streams.log.shared.work import APPEND_RUNS
 from streams.log.store import Append, Missing, Notice, Outcome
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import until_async

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from streams.errors import StoreDown
 from streams.event import COMPLETED
 from streams.log import Limits
 from streams.log.sqlite import SQLiteStore, keeper
@@ -245,3 +247,18 @@ async def test_a_backup_that_is_taken_under_load_is_whole(sqlite_url: str, tmp_p
             await backup.aclose()
             with closing(sqlite3.connect(tmp_path / f"{number}.db")) as db:
                 assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_a_keeper_does_not_open_a_file_that_replaced_the_first(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite would move the write-ahead log of the first into it."""
+    path = sqlite_url.removeprefix("sqlite:")
+    monkeypatch.setattr(keeper, "TICK_SECONDS", 10**6)
+    store = SQLiteStore(sqlite_url)
+    await store.open("one")
+    os.rename(path, f"{path}.old")
+    shutil.copyfile(f"{path}.old", path)
+    with pytest.raises(StoreDown, match="was deleted or replaced"):
+        store._database.connect()
+    await store.aclose()
