@@ -11,7 +11,7 @@ from contextvars import Context
 
 from starlette.types import Message, Receive, Scope
 
-from streams.encoding import give_turn
+from streams.encoding import LARGE, give_turn
 from streams.errors import BodyIncomplete, BodyTooLarge, BodyTooSlow, InvalidBody, StoreFull
 
 MAX_DEPTH = 64
@@ -149,12 +149,12 @@ async def check_structure(json: bytes) -> None:
     if _count(marks, b'"') > 4 * MAX_VALUES:  # A value has two strings at most: a name, itself.
         raise _too_many("values", f"more than {MAX_VALUES}", MAX_VALUES)
     await give_turn(size)
-    if has_digits and _DIGITS in _outside_strings(json).translate(_DIGITS_AS_ZEROS):
+    if has_digits and _DIGITS in (await _outside_strings(json)).translate(_DIGITS_AS_ZEROS):
         raise InvalidBody(
             f"the body has a number of {MAX_DIGITS} digits or more; send it as a string"
         )
     await give_turn(size)
-    structure = _outside_strings(marks)
+    structure = await _outside_strings(marks)
     containers = _count(structure, b"[{")
     if containers > MAX_CONTAINERS:
         raise _too_many("arrays and objects", f"{containers}", MAX_CONTAINERS)
@@ -178,10 +178,16 @@ async def check_structure(json: bytes) -> None:
         )
 
 
-def _outside_strings(json: bytes) -> bytes:
+async def _outside_strings(json: bytes) -> bytes:
     """What is outside of the strings of JSON that has no escaped quotes."""
-    # Without two quotes side by side, the others still separate the same.
-    return b"".join(json.replace(b'""', b"").split(b'"')[::2])
+    outside, in_string = [], False
+    for start in range(0, len(json), LARGE):
+        # Without two quotes side by side, the others still separate the same.
+        pieces = json[start : start + LARGE].replace(b'""', b"").split(b'"')
+        outside += pieces[in_string::2]
+        in_string ^= len(pieces) % 2 == 0
+        await give_turn(len(json))
+    return b"".join(outside)
 
 
 def _count(text: bytes, characters: bytes) -> int:

@@ -133,6 +133,14 @@ def test_a_text_may_have_any_number_of_digits(form: str) -> None:
     assert refusal(content.encode()) == ""
 
 
+@pytest.mark.parametrize("before", [0, LARGE - 50, 2 * LARGE])
+def test_a_text_is_found_wherever_it_is_in_a_large_body(before: int) -> None:
+    content = f'[{" " * before}"{"1" * LARGE}"]'
+    assert json.loads(content)
+    assert refusal(content.encode()) == ""
+    assert "100 digits or more" in refusal(f"[{content},{'1' * 100}]".encode())
+
+
 def test_the_check_of_a_large_body_has_turns() -> None:
     for size, turns in ((100, 0), (LARGE, 7)):
         content = b'["' + b"x" * size + b'",%b]' % (b"[]," * MAX_DEPTH + b"[]")

@@ -210,8 +210,12 @@ class _Maker(SchemaReader):
     async def _object(self, schema: dict[str, Any], refs: Refs, depth: int) -> dict[str, Any]:
         properties = keyword_dict(schema, "properties")
         names = keyword_list(schema, "required") or ()
-        await self.budget.spend(len(properties) + len(names))
-        required = dict.fromkeys(name for name in names if isinstance(name, str))
+        await self.budget.spend(len(properties))
+        required = dict[str, None]()
+        for name in names:
+            await self.budget.spend()
+            if isinstance(name, str):
+                required[name] = None
         further = additional(schema)
         least = keyword_size(schema, "minProperties") or 0
         most = keyword_size(schema, "maxProperties")

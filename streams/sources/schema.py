@@ -204,7 +204,7 @@ class SchemaReader:
             size = "Properties"
         await self.budget.spend(len(parts))
         for part, each in parts:
-            if not await self.fits(part, each, depth + 1):
+            if each is not True and not await self.fits(part, each, depth + 1):
                 return False
         return fits_size(len(parts), schema, size)
 

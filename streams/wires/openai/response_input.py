@@ -8,7 +8,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -119,13 +119,13 @@ async def parse(body: bytes) -> tuple[ResponsesRequest, dict[str, Any]]:
     return request, fields
 
 
-def chat_fields(request: ResponsesRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
+async def chat_fields(request: ResponsesRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the chat completion that asks for the same, apart from its messages."""
     kept = {n for n in fields if n not in request.__struct_fields__ and n not in _IGNORED}
     chat: dict[str, Any] = {name: fields[name] for name in sorted(kept | {"metadata"} & {*fields})}
     text, reasoning = request.text or Text(), request.reasoning or Reasoning()
     chat |= {
-        "tools": [_tool(number, tool) for number, tool in enumerate(request.tools or ())],
+        "tools": [await _tool(number, tool) for number, tool in enumerate(request.tools or ())],
         "tool_choice": _tool_choice(request.tool_choice),
         "response_format": _response_format(text.format),
         "verbosity": text.verbosity,
@@ -224,8 +224,7 @@ async def messages_of(
     if instructions:
         messages.append({"role": "system", "content": instructions})
     for number, item in enumerate((*earlier, *items), -len(earlier)):
-        if number % ITEMS_PER_TURN == 0:
-            await asyncio.sleep(0)
+        await _give_turn(number)
         kind = item.get("type")
         place = f"input[{number}]"
         if kind == "reasoning":
@@ -236,7 +235,7 @@ async def messages_of(
             detail = f"{place}: an item has a type of {known}, not {abbreviated(kind)}"
             raise _invalid(place, detail)
         try:
-            add(messages, item, place)
+            await add(messages, item, place)
         except KeyError as missing:
             raise _invalid(place, f"{place}: this {kind} has no {missing.args[0]}") from None
     if not messages:
@@ -244,8 +243,8 @@ async def messages_of(
     return messages
 
 
-def _add_message(messages: list[dict[str, Any]], item: dict[str, Any], place: str) -> None:
-    role, content = item["role"], _content(item["content"], f"{place}.content")
+async def _add_message(messages: list[dict[str, Any]], item: dict[str, Any], place: str) -> None:
+    role, content = item["role"], await _content(item["content"], f"{place}.content")
     if role not in ("user", "assistant", "system", "developer"):
         known = "user, assistant, system and developer"
         raise _invalid(place, f"{place}: there are the roles {known}, not {abbreviated(role)}")
@@ -257,7 +256,7 @@ def _add_message(messages: list[dict[str, Any]], item: dict[str, Any], place: st
     messages.append({"role": "system" if role == "developer" else role, "content": content})
 
 
-def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], place: str) -> None:
+async def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], place: str) -> None:
     function = {"name": item["name"], "arguments": item["arguments"]}
     call = {"id": item["call_id"], "type": "function", "function": function}
     if not messages or messages[-1]["role"] != "assistant":
@@ -265,12 +264,12 @@ def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], place: str) 
     messages[-1].setdefault("tool_calls", []).append(call)
 
 
-def _add_output(messages: list[dict[str, Any]], item: dict[str, Any], place: str) -> None:
-    output = _content(item["output"], f"{place}.output")
+async def _add_output(messages: list[dict[str, Any]], item: dict[str, Any], place: str) -> None:
+    output = await _content(item["output"], f"{place}.output")
     messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": output})
 
 
-def _refer(messages: list[dict[str, Any]], item: dict[str, Any], place: str) -> None:
+async def _refer(messages: list[dict[str, Any]], item: dict[str, Any], place: str) -> None:
     raise _invalid(
         place,
         f"{place}: there is no item {abbreviated(item.get('id'))} in a response that is retained; "
@@ -278,7 +277,7 @@ def _refer(messages: list[dict[str, Any]], item: dict[str, Any], place: str) -> 
     )
 
 
-_ADDING: dict[str, Callable[[list[dict[str, Any]], dict[str, Any], str], None]] = {
+_ADDING: dict[str, Callable[[list[dict[str, Any]], dict[str, Any], str], Awaitable[None]]] = {
     "message": _add_message,
     "function_call": _add_call,
     "function_call_output": _add_output,
@@ -286,13 +285,16 @@ _ADDING: dict[str, Callable[[list[dict[str, Any]], dict[str, Any], str], None]] 
 }
 
 
-def _content(content: Any, place: str) -> str | list[dict[str, Any]]:
+async def _content(content: Any, place: str) -> str | list[dict[str, Any]]:
     """The content of a message: one text, unless it has other parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise _invalid(place, f"{place} is a text or a list of parts")
-    parts = [_part(part, f"{place}[{number}]") for number, part in enumerate(content)]
+    parts = []
+    for number, part in enumerate(content):
+        parts.append(_part(part, f"{place}[{number}]"))
+        await _give_turn(number + 1)
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)
     return parts
@@ -318,11 +320,18 @@ def _part(part: dict[str, Any], place: str) -> dict[str, Any]:
     )
 
 
+async def _give_turn(number: int) -> None:
+    """Gives the event loop a turn, before the first and after each ITEMS_PER_TURN of many."""
+    if number % ITEMS_PER_TURN == 0:
+        await asyncio.sleep(0)
+
+
 def _given(part: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {name: part[name]} if part.get(name) is not None else {}
 
 
-def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
+async def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
+    await _give_turn(number)
     place = f"tools[{number}]"
     if (kind := tool.get("type")) != "function":
         raise _invalid(

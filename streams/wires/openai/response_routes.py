@@ -82,7 +82,7 @@ class Responses:
         messages = await messages_of(asked.instructions, earlier, items)
         await asyncio.sleep(0)
         try:
-            chat = chat_fields(asked, fields)
+            chat = await chat_fields(asked, fields)
             limit = chat.pop("max_tokens", None)
             arguments = arguments_for(source, messages, chat, {"max_tokens": limit})
         except InvalidParameters as error:
@@ -232,6 +232,7 @@ class Responses:
         self, request: Request, items: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """The items, in which each reference is replaced by the item of another response."""
+        await asyncio.sleep(0)
         found: dict[str, dict[str, Any]] = {}
         runs = set[str]()
         for number, name in enumerate(references(items), 1):

@@ -8,13 +8,14 @@ from openai.types.responses.response_item_list import ResponseItemList
 from streams import StreamError
 from streams.event import encode_json
 from streams.wires.openai.response_input import (
+    ITEMS_PER_TURN,
     chat_fields,
     listed,
     messages_of,
     parse,
     references,
 )
-from tests.support.turns import at_once
+from tests.support.turns import at_once, turns_and_result
 
 CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
 OTHER_CALL = {"type": "function_call", "call_id": "c2", "name": "g", "arguments": "[]"}
@@ -141,7 +142,7 @@ async def test_the_place_of_an_item_does_not_count_the_earlier_conversation() ->
 
 def fields(**given: Any) -> dict[str, Any]:
     request, all_ = at_once(parse(encode_json({"model": "m", "input": "Hi", **given})))
-    return chat_fields(request, all_)
+    return at_once(chat_fields(request, all_))
 
 
 TOOL = {"type": "function", "name": "f", "description": "d", "parameters": {}, "strict": True}
@@ -278,3 +279,18 @@ def test_listed_items_are_what_the_client_expects() -> None:
     ResponseItemList.model_validate({"data": listed_, **about})
     assert len({item["id"] for item in listed_}) == len(items)
     assert listed_[-1]["id"] == "r"
+
+
+def test_many_parts_of_one_message_and_many_tools_are_converted_in_several_turns() -> None:
+    count = 3 * ITEMS_PER_TURN
+    part = {"type": "input_text", "text": "a"}
+    turns, result = turns_and_result(
+        messages_of(None, [], [{"type": "message", **said("user", [part] * count)}])
+    )
+    assert result == [{"role": "user", "content": "a" * count}]
+    assert turns >= 3
+    tools = [{"type": "function", "name": "f"}] * count
+    request, all_ = at_once(parse(encode_json({"model": "m", "input": "Hi", "tools": tools})))
+    turns, chat = turns_and_result(chat_fields(request, all_))
+    assert len(chat["tools"]) == count
+    assert turns >= 3
