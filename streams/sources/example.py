@@ -157,10 +157,10 @@ class _Maker(SchemaReader):
     async def _text(self, schema: dict[str, Any], name: str) -> str:
         shortest = keyword_size(schema, "minLength") or 0
         longest = keyword_size(schema, "maxLength")
+        _check_least("minLength", shortest)
         if longest is not None and longest < shortest:
             raise NoExample(f"minLength {shortest} is more than maxLength {longest}")
         longest = MOST_CHARACTERS if longest is None else longest
-        _check_least("minLength", shortest)
         if isinstance(pattern := schema.get("pattern"), str):
             await self.budget.spend(MOST_STEPS // 5)
             if (text := matching(pattern, shortest, longest)) is not None:
@@ -239,7 +239,7 @@ class _Maker(SchemaReader):
         wanted = wanted if most is None else min(wanted, most)
         await self._fill(made, schema, wanted, refs, depth)
         if not fits_size(len(made), schema, "Properties"):
-            sizes = f"{least} to {'any number' if most is None else most}"
+            sizes = f"{least} to {'any number' if most is None else abbreviated(most)}"
             raise NoExample(f"{len(made)} properties can be made, and it must have {sizes}")
         return made
 

@@ -204,6 +204,11 @@ def test_an_example_says_what_the_schema_says(schema: Any, value: Any) -> None:
         ({"$ref": "#/$defs/x"}, "'#/$defs/x' leads to nothing"),
         ({"$ref": "https://example.com/"}, "leads to nothing"),
         ({"type": "string", "minLength": 2, "maxLength": 1}, "minLength 2 is more than maxLength"),
+        ({"minLength": 10**400, "maxLength": 1, "type": "string"}, "… is more than the mock makes"),
+        (
+            {"additionalProperties": False, "minProperties": 1, "maxProperties": 10**400},
+            "0 properties can be made, and it must have 1 to 1000",
+        ),
         ({"type": "array", "minItems": 2, "maxItems": 1}, "minItems 2 is more than maxItems 1"),
         ({"type": "integer", "minimum": 2, "maximum": 1}, "no number is within its bounds"),
         ({"items": {"type": "null"}, "minItems": 2, "uniqueItems": True}, "not enough different"),
