@@ -85,7 +85,9 @@ class Follower:
         for _, number, *batch in rows:
             run = self._runs.get(number)
             if run is not None and run not in self._due:
-                entries.setdefault(run, []).extend(unpacked(*batch, after=self._after[run]))
+                known = entries.setdefault(run, [])
+                after = known[-1].number if known else self._after[run]
+                known += unpacked(*batch, after=after)
         newest = rows[-1][0] if rows else self._batch
         return {run: new for run, new in entries.items() if new}, newest, len(rows) == BATCHES
 

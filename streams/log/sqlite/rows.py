@@ -121,7 +121,7 @@ def read_entries(db: sqlite3.Connection, run: int, after: int, count: int) -> li
         rows = db.execute(query, (run, after)).fetchall()
         for batch in rows:
             entries += unpacked(*batch, after=after)
-            after = batch[0]
+            after = entries[-1].number if entries else after
         if len(rows) < BATCHES_PER_QUERY:
             break
     return entries[:count]

@@ -14,7 +14,7 @@ import redis
 from streams import Streams, source
 from streams.event import COMPLETED, frame
 from streams.log import Limits, Status
-from streams.log.shared import SharedLog, leases
+from streams.log.shared import SharedLog
 from streams.log.store import Append, Committed, Fenced
 from streams.sources import counter
 from tests.log.shared.workers import kill, numbers, workers
@@ -195,15 +195,8 @@ def by_hand(kind: str, url: str) -> Any:
 
 @pytest.mark.parametrize(("kind", "damage"), CASES)
 async def test_a_damaged_run_ends_and_its_neighbours_go_on(
-    damage: Callable[[Any, str], Any],
-    url: str,
-    by_hand: Any,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Any, str], Any], url: str, by_hand: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # A worker that loads the state just then takes the run for forgotten, and ends only its own
-    # streams of it.
-    monkeypatch.setattr(leases, "RENEWALS_PER_REFRESH", 10**6)
     async with workers(2, url, [steady, counter]) as (one, other):
         async with (
             connection(one, "/streams/steady", headers=CLOSE) as started,
