@@ -119,7 +119,7 @@ class SQLiteStore:
     # Runs.
 
     async def create(self, info: RunInfo, limits: Limits) -> str:
-        is_large = len(info.arguments or "") > LARGE_BYTES
+        is_large = len((info.arguments or "").encode()) > LARGE_BYTES
         stored = info.without_arguments() if is_large else info
 
         def create(db: sqlite3.Connection) -> tuple[str, int]:

@@ -271,14 +271,14 @@ async def test_large_arguments_are_stored_with_the_run(store: SQLiteStore, gate:
 
 async def test_only_what_is_large_is_for_the_writer(store: SQLiteStore, gate: Gate) -> None:
     for size, written in ((LARGE_BYTES, 0), (LARGE_BYTES + 1, 1)):
-        run = f"of {size}"
-        await store.create(info(run, arguments="a" * size), LIMITS)
+        run, arguments = f"of {size}", "é" * (LARGE_BYTES // 2) + "a" * (size - LARGE_BYTES)
+        await store.create(info(run, arguments=arguments), LIMITS)
         assert gate.executed == written
         assert await store.append([Append(run, 0, [b"x" * size])]) == [Committed(0, 0)]
         assert gate.executed == 2 * written
         (state,) = await store.load([run])
         assert state is not None
-        assert state.info.arguments == "a" * size
+        assert state.info.arguments == arguments
         await store.append([Append(run, 1, [b"1"], status="completed")])
         (state,) = await store.load([run])
         assert state is not None
