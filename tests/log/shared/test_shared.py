@@ -14,7 +14,7 @@ from streams.errors import StoreDown, Unavailable, UnknownRun
 from streams.event import COMPLETED, End, frame
 from streams.log import Limits, RunInfo, Selection
 from streams.log.shared import SharedLog
-from streams.log.shared.work import APPEND_RUNS
+from streams.log.shared.work import APPEND_BYTES, APPEND_RUNS
 from streams.log.store import Append, Missing, Notice, Outcome
 from tests.log.conftest import NewWorker
 from tests.log.shared.workers import until_async
@@ -39,6 +39,28 @@ async def test_more_runs_than_one_append_takes_are_all_written(new_worker: NewWo
     await asyncio.wait_for(one.written(), 5)
     for log in logs:
         assert (await other.find(log.info.run)).last == log.last
+
+
+@pytest.mark.parametrize(("more", "runs"), [(-1, [2]), (0, [1, 1])])
+async def test_one_append_takes_no_further_run_after_256_kib(
+    more: int, runs: list[int], new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = new_worker()
+    logs = [await new(one, run) for run in ("a", "b")]
+    await one.written()
+    appended: list[int] = []
+    append = one.store.append
+
+    async def noted(appends: Sequence[Append]) -> list[Outcome | Unavailable]:
+        appended.append(len(appends))
+        return await append(appends)
+
+    monkeypatch.setattr(one.store, "append", noted)
+    around = len(frame(b"a", logs[0].last + 1, None, b""))
+    logs[0].append(None, b"x" * (APPEND_BYTES + more - around))
+    logs[1].append(None, b"1")
+    await asyncio.wait_for(one.written(), 5)
+    assert appended == runs
 
 
 async def test_events_gather_for_the_stores_interval_between_two_appends(
