@@ -124,7 +124,6 @@ class Link:
         """
         await self._connection()
         try:
-            self.database.check_files()
             return await self._writer.execute(statement, values)
         except sqlite3.IntegrityError:
             raise

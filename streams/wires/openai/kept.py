@@ -14,9 +14,6 @@ REQUEST = "request"
 """The name of the event with the request, and its number."""
 REQUEST_NUMBER = 1
 
-_CONTINUATION = frozenset(bytes([byte]) for byte in range(0x80, 0xC0))
-"""What a character of UTF-8 continues with: JSON is not split there."""
-
 EMPTY = msgspec.Raw(b"[]")
 
 
@@ -72,7 +69,7 @@ async def encoded(value: Any) -> msgspec.Raw:
     while start < len(json):
         await asyncio.sleep(0)
         end = start + LARGE
-        while json[end : end + 1] in _CONTINUATION:
+        while end < len(json) and 0x80 <= json[end] < 0xC0:  # In the middle of a character.
             end += 1
         pieces.append(escape_separators(json[start:end]))
         start = end
